@@ -1,0 +1,108 @@
+"""Seconds a picture by stage, precision and batch size, side by side in one run.
+
+    python -m inference.benchmark icons
+    python -m inference.benchmark MODEL --batch-sizes 1 8 64 --device cuda
+
+Every stage runs with the model's own defaults. The last column is the speed as a multiple of the
+first row's: within one run of one machine it means something, seconds alone do not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+import torch
+from torch.utils.benchmark import Timer
+
+from unclip import cli, load
+from unclip.diffusion.noise import Noise
+from unclip.hardware import autocast
+from unclip.pipeline import Pipeline
+from unclip.stages import Decoder
+
+PRECISIONS = {"fp32": False, "bf16": True}
+PROMPT = "a tropical fish on a yellow background"
+
+
+def works(pipeline: Pipeline, n: int) -> dict[str, Callable[[], object]]:
+    """What each stage does for ``n`` pictures, by its name."""
+    made: dict[str, Callable[[], object]] = {}
+    text = embed = picture = None
+    if pipeline.takes_prompt:
+        text = pipeline.encode_text([PROMPT] * n)
+        made["text"] = lambda: pipeline.encode_text([PROMPT] * n)
+    if pipeline.prior is not None:
+        many = text.repeat(pipeline.prior.config.sampling.candidates)
+        conditions = pipeline.prior.conditions(many.embed, many.tokens, many.mask)
+        made["prior"] = lambda: pipeline.prior.sample(conditions, Noise(range(len(many)), pipeline.device))
+        embed = text.embed
+    tokens, mask = (None, None) if text is None else (text.tokens, text.mask)
+    for stage in (pipeline.decoder, *pipeline.upsamplers):
+        told = stage.conditions(n, embed, tokens, mask, low_res=picture)
+        made["decoder" if picture is None else f"upsampler {stage.size}"] = _sampling(stage, told, n)
+        picture = torch.zeros(n, 3, stage.size, stage.size, device=pipeline.device)
+    return made
+
+
+def _sampling(stage: Decoder, conditions: dict, n: int) -> Callable[[], object]:
+    def work() -> None:
+        for _ in stage.sample(conditions, Noise(range(n), stage.embed_mean.device)):
+            pass
+    return work
+
+
+@torch.no_grad()
+def measure(pipeline: Pipeline, batch_size: int, bf16: bool, seconds: float = 1.0) -> dict[str, float]:
+    """Median seconds a picture of each stage, timed for at least ``seconds`` each."""
+    with autocast(pipeline.device, bf16):
+        return {name: Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
+                .blocked_autorange(min_run_time=seconds).median / batch_size
+                for name, work in works(pipeline, batch_size).items()}
+
+
+def table(rows: list[tuple[str, int, dict[str, float]]]) -> str:
+    """(precision, batch size, seconds a picture by stage) as Markdown, with the speed-up."""
+    stages = list(rows[0][2])
+    first = sum(rows[0][2].values())
+    lines = ["| precision | batch | " + " | ".join(f"{stage} (ms)" for stage in stages)
+             + " | a picture (ms) | speed |", "|---|--:|" + "--:|" * (len(stages) + 2)]
+    for precision, batch, times in rows:
+        total = sum(times.values())
+        cells = [f"{1000 * times[stage]:.1f}" for stage in stages]
+        lines.append(f"| {precision} | {batch} | {' | '.join(cells)} | {1000 * total:.1f} | "
+                     f"{first / total:.2f}x |")
+    return "\n".join(lines)
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="python -m inference.benchmark", description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = made.add_argument
+    add("model", help="a model's name or folder")
+    add("--batch-sizes", nargs="+", type=int, default=[1, 4, 16], metavar="B", help="default 1 4 16")
+    add("--seconds", type=float, default=1.0, help="least time for each measurement (default 1)")
+    cli.add_device(made)
+    return made
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    args = parser().parse_args(argv)
+
+    def work() -> None:
+        if min(args.batch_sizes) < 1:
+            raise ValueError("batch sizes must be at least 1")
+        pipeline = load(args.model, args.device)
+        rows = [(name, batch, measure(pipeline, batch, bf16, args.seconds))
+                for batch in args.batch_sizes for name, bf16 in PRECISIONS.items()]
+        where = torch.cuda.get_device_name() if pipeline.device.type == "cuda" else \
+            f"{pipeline.device}, {torch.get_num_threads()} threads"
+        print(f"{pipeline.name} on {where}\n\n{table(rows)}")
+
+    return cli.run("inference.benchmark", work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

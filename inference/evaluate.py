@@ -1,0 +1,289 @@
+"""Measure a model on held-out pictures: distances, likeness to the caption, and retrieval by name.
+
+    python -m inference.evaluate icons data/icons/64
+    python -m inference.evaluate MODEL 'SHARDS/heldout-*.tar' --train-shards 'SHARDS/train-*.tar' \\
+        --judge runs/icons/judge --json report.json
+
+SHARDS as ``training.icons`` writes them. One picture is drawn for each held-out pair of family and
+name, from the caption "a tropical fish, flat style". It is compared in the image embeddings of the
+model's own CLIP, which flatters, and of each --judge, a CLIP trained apart:
+
+- Frechet and kernel distance to the real held-out pictures; floor: that of as many training pictures.
+- CLIP similarity: cosine of a picture and its caption; ceiling: that of the real held-out pictures.
+- R@1, R@5: how often a picture's own name is among the nearest 1 or 5 of all names, a name being the
+  mean of its real training pictures; ceiling: the real held-out pictures.
+
+--decoder-only gives the decoder the embeddings of the real held-out pictures: what is still lost is
+lost by the decoder and the upsamplers, not by the prior.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from training.icons.captions import styled
+from unclip import cli, load
+from unclip.checkpoint import write_json
+from unclip.clip import Clip, load_clip
+from unclip.config import parse_config
+from unclip.data.images import to_tensor
+from unclip.data.shards import expand, read_shards
+from unclip.diffusion.noise import fold
+from unclip.pipeline import Options, Pipeline
+
+from . import metrics
+
+Judges = Mapping[str, Clip]
+
+
+@dataclass
+class Seen:
+    """Pictures as the judges see them: ``embed`` [N,D] by judge and kind, float64 on the CPU."""
+
+    names: list[str] = field(default_factory=list)
+    captions: list[str] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    parts: dict[tuple[str, str], list[Tensor]] = field(default_factory=dict)
+
+    def look(self, judges: Judges, kind: str, pictures: Tensor) -> None:
+        """Add ``pictures`` [N,3,H,W] in [-1,1], which are of ``kind``."""
+        for name, clip in judges.items():
+            embed = clip.encode_image(pictures).double().cpu()
+            self.parts.setdefault((name, kind), []).append(embed)
+
+    def describe(self, samples: Sequence[dict]) -> None:
+        """Add what the shards say of the pictures."""
+        self.names += [sample["record"]["name"] for sample in samples]
+        self.captions += [styled(sample["record"]) for sample in samples]
+        self.keys += [sample["key"] for sample in samples]
+
+    def embed(self, judge: str, kind: str) -> Tensor:
+        return torch.cat(self.parts[judge, kind])
+
+
+def draw(
+    pipeline: Pipeline,
+    captions: list[str],
+    seeds: list[int],
+    options: Options,
+    pictures: Tensor | None = None,
+) -> Tensor:
+    """One picture a caption, [N,3,S,S] in [-1,1].
+
+    pictures: real pictures whose embeddings the decoder is given; None = the prior's embeddings.
+    """
+    text, embed = pipeline.encode_text(captions), None
+    if pictures is not None:
+        embed = pipeline.clip.encode_image(pictures)
+    elif pipeline.prior is not None:
+        embed = pipeline.sample_prior(text, seeds, options)
+    drawn = pipeline.decode(seeds, embed, text, options)
+    return pipeline.upsample(drawn, seeds, embed, text, options)
+
+
+@torch.no_grad()
+def look_at_heldout(pipeline: Pipeline, judges: Judges, samples: Sequence[dict], seed: int, batch_size: int,
+                    options: Options, decoder_only: bool) -> Seen:
+    """Draw a picture for every sample, and show the judges both (kinds "real" and "made")."""
+    seen = Seen()
+    with tqdm(total=len(samples), desc="drawing", unit="pic") as bar:
+        for batch in _batches(samples, batch_size):
+            seeds = [fold(seed, number) for number in range(bar.n, bar.n + len(batch))]
+            real = _pictures(batch, pipeline.device)
+            made = draw(pipeline, [styled(sample["record"]) for sample in batch], seeds, options,
+                        real if decoder_only else None)
+            seen.describe(batch)
+            seen.look(judges, "real", real)
+            seen.look(judges, "made", made.float())
+            bar.update(len(batch))
+    return seen
+
+
+@torch.no_grad()
+def look_at(judges: Judges, samples: Iterable[dict], device: torch.device, batch_size: int = 64) -> Seen:
+    """Show the judges real pictures."""
+    seen = Seen()
+    with tqdm(desc="reading", unit="pic") as bar:
+        for batch in _batches(samples, batch_size):
+            seen.describe(batch)
+            seen.look(judges, "real", _pictures(batch, device))
+            bar.update(len(batch))
+    return seen
+
+
+def _batches(samples: Iterable[dict], n: int) -> Iterator[list[dict]]:
+    samples = iter(samples)
+    while batch := list(itertools.islice(samples, n)):
+        yield batch
+
+
+def _pictures(samples: Sequence[dict], device: torch.device) -> Tensor:
+    return torch.stack([to_tensor(sample["image"]) for sample in samples]).to(device)
+
+
+@torch.no_grad()
+def judge(name: str, clip: Clip, heldout: Seen, train: Seen, seed: int = 0) -> dict:
+    """Everything that one judge has to say: a row of numbers for each kind of picture."""
+    real, made, known = heldout.embed(name, "real"), heldout.embed(name, "made"), train.embed(name, "real")
+    count = min(len(real), len(known))
+    chosen = torch.randperm(len(known), generator=torch.Generator().manual_seed(fold(seed)))[:count]
+    text = torch.cat([clip.encode_text(part).embed.double().cpu() for part in _parts(heldout.captions)])
+    gallery = metrics.name_means(known, train.names)
+    ranks = {kind: metrics.ranks(embed, heldout.names, gallery)
+             for kind, embed in (("made", made), ("real", real))}
+
+    def row(kind: str, embed: Tensor) -> dict[str, float]:
+        return {"similarity": (embed * text).sum(1).mean().item(),
+                "r1": metrics.recall(ranks[kind], 1), "r5": metrics.recall(ranks[kind], 5)}
+
+    def distances(embed: Tensor) -> dict[str, float]:
+        return {"frechet": metrics.frechet_distance(real[:count], embed),
+                "kernel": metrics.kernel_distance(real[:count], embed)}
+
+    rows = {
+        "generated": row("made", made) | distances(made[:count]),
+        "real held-out": row("real", real),
+        "real training": distances(known[chosen]),
+        "chance": {"similarity": (real.mean(0) @ text.mean(0)).item(),
+                   "r1": 1 / len(gallery), "r5": min(1.0, 5 / len(gallery))},
+    }
+    ceiling = rows["real held-out"]["r1"]
+    return {"clip": clip.identity, "names": len(gallery), "rows": rows,
+            "r1_of_ceiling": rows["generated"]["r1"] / ceiling if ceiling else float("nan"),
+            "ranks": ranks}
+
+
+def _parts(texts: list[str], n: int = 256) -> Iterator[list[str]]:
+    return (texts[start:start + n] for start in range(0, len(texts), n))
+
+
+def evaluate(
+    pipeline: Pipeline,
+    heldout: Sequence[str],
+    train: Sequence[str],
+    *,
+    options: Options,
+    judges: Judges | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    batch_size: int = 32,
+    decoder_only: bool = False,
+) -> dict:
+    """Measure ``pipeline``; returns a report, JSON-able, that ``table`` shows.
+
+    heldout, train: shards of icons.
+    options:        how pictures are drawn; its negative prompt is not used.
+    judges:         CLIPs by name, besides the model's own.
+    limit:          held-out pictures to use, chosen at random by ``seed``; None = all.
+
+    Raises ``ValueError`` if there is nothing to compare or the model does not fit the question.
+    """
+    metrics.check_installed()
+    if not pipeline.takes_prompt or (decoder_only and not pipeline.decoder.takes_image):
+        what = "image embeddings" if decoder_only else "prompts"
+        raise ValueError(f"the model {pipeline.name} takes no {what}, which this measures")
+    judges = {"its own CLIP": pipeline.clip, **(judges or {})}
+    samples = list(itertools.islice(read_shards(heldout, shuffle=10_000, seed=fold(seed)), limit))
+    if len(samples) < 2:
+        raise ValueError("there must be at least two held-out pictures to measure a model on")
+    start = time.perf_counter()
+    seen = look_at_heldout(pipeline, judges, samples, seed, batch_size, options, decoder_only)
+    seconds = time.perf_counter() - start
+    learnt = look_at(judges, read_shards(train), pipeline.device)
+    if len(learnt.names) < 2:
+        raise ValueError("there must be at least two training pictures to compare with")
+    found = {name: judge(name, clip, seen, learnt, seed) for name, clip in judges.items()}
+    pictures = [{"key": key, "caption": caption,
+                 **{f"{kind} rank, {name}": one["ranks"][kind][i]
+                    for name, one in found.items() for kind in ("made", "real")}}
+                for i, (key, caption) in enumerate(zip(seen.keys, seen.captions, strict=True))]
+    return {"model": pipeline.name, "seed": seed, "decoder_only": decoder_only,
+            "options": options.model_dump(exclude_none=True), "heldout": len(seen.names),
+            "known_names": sum(name in set(learnt.names) for name in seen.names),
+            "training": len(learnt.names), "seconds_per_picture": seconds / len(samples),
+            "judges": {name: {k: v for k, v in one.items() if k != "ranks"} for name, one in found.items()},
+            "pictures": pictures}
+
+
+def table(report: dict) -> str:
+    """A report as Markdown."""
+    columns = (("frechet", "Fréchet distance", "{:.4f}"), ("kernel", "kernel distance", "{:.4f}"),
+               ("similarity", "CLIP similarity", "{:.3f}"), ("r1", "R@1", "{:.1%}"), ("r5", "R@5", "{:.1%}"))
+    lines = ["| judge | pictures | " + " | ".join(title for _, title, _ in columns) + " |",
+             "|---|---|" + "--:|" * len(columns)]
+    for name, found in report["judges"].items():
+        for kind, row in found["rows"].items():
+            cells = [form.format(row[key]) if key in row else "" for key, _, form in columns]
+            lines.append(f"| {name} | {kind} | " + " | ".join(cells) + " |")
+    shares = ", ".join(f"{found['r1_of_ceiling']:.0%} by {name}" for name, found in report["judges"].items())
+    names = next(iter(report["judges"].values()))["names"]
+    return "\n".join(lines) + (
+        f"\n\n{report['heldout']} held-out pictures"
+        f"{' (decoder alone, from their real embeddings)' if report['decoder_only'] else ''}, "
+        f"{report['known_names']} of whose names are among the {names} of {report['training']} training "
+        f"pictures; R@1 as a share of the real pictures': {shares}.")
+
+
+def shard_sets(shards: str, train: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """(held-out, training) shards: of a folder by their names, else as given."""
+    folder = Path(shards)
+    if folder.is_dir():
+        shards, train = str(folder / "heldout-*.tar"), train or [str(folder / "train-*.tar")]
+    if not train:
+        raise ValueError("name the training shards too (--train-shards): they are what a name looks like")
+    return expand([shards]), expand(train)
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="python -m inference.evaluate", description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = made.add_argument
+    add("model", help="a model's name or folder")
+    add("shards", help="folder with heldout-*.tar and train-*.tar, or the held-out shards")
+    add("--train-shards", nargs="+", metavar="TAR", help="training shards, if not in that folder")
+    add("--judge", action="append", default=[], metavar="CLIP", help="a CLIP to judge with (may repeat)")
+    add("--limit", type=int, metavar="N", help="held-out pictures to use (default: all)")
+    add("--batch-size", type=int, default=32, metavar="B", help="pictures drawn at a time (default 32)")
+    add("--decoder-only", action="store_true", help="give the decoder real embeddings, not the prior's")
+    add("--json", type=Path, metavar="FILE", help="write the report there too, with every picture's rank")
+    cli.add_options(made)
+    return made
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    args = parser().parse_args(argv)
+
+    def work() -> None:
+        metrics.check_installed()
+        if args.json:
+            cli.check_writable(args.json)
+        if args.negative_prompt:
+            raise ValueError("--negative-prompt has no use here")
+        if args.batch_size < 1 or (args.limit is not None and args.limit < 2):
+            raise ValueError("--batch-size must be at least 1, and --limit at least 2")
+        options = parse_config(Options, cli.options_from(args), source="the command line")
+        heldout, train = shard_sets(args.shards, args.train_shards)
+        pipeline = load(args.model, args.device)
+        judges = {Path(path).name: load_clip(path).to(pipeline.device).eval() for path in args.judge}
+        report = evaluate(pipeline, heldout, train, judges=judges, limit=args.limit, seed=args.seed,
+                          batch_size=args.batch_size, decoder_only=args.decoder_only, options=options)
+        if args.json:
+            write_json(args.json, report)
+        print(table(report))
+
+    return cli.run("inference.evaluate", work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

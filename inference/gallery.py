@@ -1,0 +1,96 @@
+"""A sheet of pictures: a row a prompt, with its words at the left.
+
+    python -m inference.gallery icons sheet.png --prompts "a goldfish" "a red car" -n 8
+    python -m inference.gallery MODEL sheet.png --prompts prompts.txt -n 8 --seed 0 --side 96
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from unclip import cli, load
+from unclip.data.images import save_png
+from unclip.pipeline import Pipeline
+
+from .batch import read_prompts
+
+GAP = 4  # white pixels around every picture
+
+
+def draw(pipeline: Pipeline, prompts: Sequence[str], side: int, *, n: int = 8, batch_size: int = 16,
+         **options: object) -> list[list[Image.Image]]:
+    """``n`` pictures of each prompt, ``side`` pixels high; ``options`` are those of ``generate``."""
+    rows, size = [], max(1, batch_size // n)
+    for start in range(0, len(prompts), size):
+        made = pipeline.generate(prompts[start:start + size], n=n, batch_size=batch_size, **options)
+        small = [picture.resize((side, side), Image.Resampling.LANCZOS) for picture in made]
+        rows += [small[k:k + n] for k in range(0, len(small), n)]
+    return rows
+
+
+def sheet(captions: Sequence[str], rows: Sequence[Sequence[Image.Image]], margin: int = 160) -> Image.Image:
+    """Rows of square pictures of one size, each with its caption in a margin of that many pixels."""
+    side = rows[0][0].width
+    step, font = side + GAP, ImageFont.load_default(14)
+    made = Image.new("RGB", (margin + max(map(len, rows)) * step, len(rows) * step), "white")
+    pen = ImageDraw.Draw(made)
+    for y, (caption, row) in enumerate(zip(captions, rows, strict=True)):
+        lines = "\n".join(wrapped(caption, font, margin - 2 * GAP))
+        pen.multiline_text((GAP, (y + 0.5) * step), lines, "black", font, anchor="lm")
+        for x, picture in enumerate(row):
+            made.paste(picture, (margin + x * step, y * step + GAP // 2))
+    return made
+
+
+def wrapped(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
+    """``text`` in lines of at most ``width`` pixels, broken between words."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="python -m inference.gallery", description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = made.add_argument
+    add("model", help="a model's name or folder")
+    add("output", type=Path, help="PNG file to write")
+    add("--prompts", nargs="+", required=True, metavar="PROMPT", help="prompts, or a file with one a line")
+    add("-n", type=int, default=8, metavar="N", help="pictures a prompt (default 8)")
+    add("--side", type=int, default=96, metavar="PIXELS", help="of a picture on the sheet (default 96)")
+    add("--batch-size", type=int, default=16, metavar="B", help="pictures drawn at a time (default 16)")
+    cli.add_options(made)
+    return made
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    args = parser().parse_args(argv)
+
+    def work() -> None:
+        cli.check_writable(args.output)
+        if min(args.n, args.side, args.batch_size) < 1:
+            raise ValueError("-n, --side and --batch-size must be at least 1")
+        prompts = args.prompts
+        if len(prompts) == 1 and Path(prompts[0]).is_file():
+            prompts = list(read_prompts(prompts[0]).values())
+        rows = draw(load(args.model, args.device), prompts, args.side, n=args.n, seed=args.seed,
+                    batch_size=args.batch_size, **cli.options_from(args))
+        save_png(sheet(prompts, rows), args.output)
+        print(args.output)
+
+    return cli.run("inference.gallery", work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

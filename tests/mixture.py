@@ -1,0 +1,37 @@
+"""A mixture of two Gaussians, whose denoiser is known exactly: something to hold samplers to."""
+
+import torch
+
+from unclip.diffusion import Schedule
+
+WEIGHTS = torch.tensor([0.3, 0.7], dtype=torch.float64)
+MEANS = torch.tensor([[-1.0, 0.5], [0.8, -0.4]], dtype=torch.float64)
+STDS = torch.tensor([[0.5, 0.3], [0.4, 0.6]], dtype=torch.float64)
+
+MEAN = WEIGHTS @ MEANS
+COVARIANCE = torch.einsum("k,ki,kj->ij", WEIGHTS, MEANS - MEAN, MEANS - MEAN) + torch.diag(
+    WEIGHTS @ STDS**2
+)
+
+
+def exact_x0(schedule: Schedule):
+    """The network E[x0 | x_t] for x [N, 2], fed t - 1 as every network is."""
+
+    def network(x, t):
+        level = schedule.at(t.long() + 1).like(x)
+        alpha, sigma = level.alpha[:, None], level.sigma[:, None]
+        means, variances = MEANS.to(x), (STDS**2).to(x)
+        total = alpha**2 * variances + sigma**2  # [N, K, 2], of x_t in each component
+        away = x[:, None] - alpha * means
+        log_p = WEIGHTS.to(x).log() - 0.5 * (away**2 / total + total.log()).sum(-1)
+        x0 = means + alpha * variances / total * away
+        return (log_p.softmax(1)[..., None] * x0).sum(1)
+
+    return network
+
+
+def sample_mixture(n: int, generator: torch.Generator) -> torch.Tensor:
+    """n draws [n, 2] from the mixture itself."""
+    k = torch.multinomial(WEIGHTS, n, replacement=True, generator=generator)
+    noise = torch.randn(n, 2, dtype=torch.float64, generator=generator)
+    return MEANS[k] + STDS[k] * noise

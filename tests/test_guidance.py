@@ -1,0 +1,186 @@
+"""What a network's output means, and the parts that change it."""
+
+import pytest
+import torch
+from mixture import exact_x0, sample_mixture
+
+from unclip.diffusion import (
+    SAMPLERS,
+    Denoiser,
+    Noise,
+    Prediction,
+    bind,
+    clamp_x0,
+    classifier_free,
+    evenly_spaced,
+    gradient,
+    gradient_on_x0,
+    make_schedule,
+)
+from unclip.diffusion.gaussian import diffuse
+
+SCHEDULE = make_schedule("cosine")
+T = torch.tensor([1, 40, 500, 990])
+
+
+def truth(generator=torch.Generator().manual_seed(0)):
+    x0, noise = torch.randn(2, 4, 3, 5, 5, dtype=torch.float64, generator=generator)
+    return x0, noise, diffuse(x0, noise, SCHEDULE.at(T))
+
+
+@pytest.mark.parametrize("predicts", ["eps", "x0", "v"])
+def test_a_perfect_network_gives_back_picture_and_noise(predicts):
+    x0, noise, x = truth()
+    true = Prediction(x0, noise)
+    answer = {"eps": noise, "x0": x0, "v": true.v(SCHEDULE.at(T))}[predicts]
+    out = Denoiser(lambda x, t: answer, SCHEDULE, predicts)(x, T)
+    torch.testing.assert_close(out.x0, x0)
+    torch.testing.assert_close(out.eps, noise)
+    torch.testing.assert_close(out.v(SCHEDULE.at(T)), true.v(SCHEDULE.at(T)))
+
+
+def test_a_network_is_fed_t_minus_1_and_may_answer_in_half_precision():
+    seen = []
+
+    def network(x, t, cond):
+        seen.append((t, cond))
+        return torch.cat([x, torch.ones_like(x)], 1).bfloat16()
+
+    out = Denoiser(network, SCHEDULE, "v", "learned")(torch.randn(4, 3, 2, 2), T, cond="c")
+    assert torch.equal(seen[0][0], (T - 1).float()) and seen[0][1] == "c"
+    assert out.x0.dtype == out.eps.dtype == torch.float32
+    assert (out.frac == 1).all() and out.frac.shape == out.x0.shape
+
+
+def test_fixed_variances_are_two_numbers():
+    for variance, frac in (("small", 0.0), ("large", 1.0)):
+        assert Denoiser(lambda x, t: x, SCHEDULE, "v", variance)(torch.randn(4, 3), T).frac == frac
+
+
+@pytest.mark.parametrize("variance, channels", [("small", 6), ("learned", 3)])
+def test_a_network_with_wrong_channels_is_named(variance, channels):
+    model = Denoiser(lambda x, t: torch.zeros(4, channels, 2, 2), SCHEDULE, "eps", variance)
+    with pytest.raises(ValueError, match=rf"made \(4, {channels}, 2, 2\).*{variance} variance"):
+        model(torch.randn(4, 3, 2, 2), T)
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="unknown prediction 'noise'; known: eps, x0, v"):
+        Denoiser(None, SCHEDULE, predicts="noise")
+    with pytest.raises(ValueError, match="unknown variance 'big'; known: small, large, learned"):
+        Denoiser(None, SCHEDULE, variance="big")
+
+
+def network_of(predicts):
+    """One and the same model, told in eps, x0 or v."""
+
+    def network(x, t, c):
+        out = Prediction.from_v(x, x.sin() + c.view(-1, 1, 1, 1), SCHEDULE.at(t.long() + 1))
+        return out.v(SCHEDULE.at(t.long() + 1)) if predicts == "v" else getattr(out, predicts)
+
+    return network
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, 4.0])
+def test_classifier_free_guidance_is_the_same_in_eps_x0_and_v(scale):
+    _, _, x = truth()
+    cond, null = dict(c=torch.tensor([0.5, -0.3, 0.2, 0.9])), dict(c=torch.zeros(4))
+    outs = []
+    for predicts in ("eps", "x0", "v"):
+        model = Denoiser(network_of(predicts), SCHEDULE, predicts)
+        outs.append(classifier_free(model, cond, null, scale)(x, T))
+        back = diffuse(outs[-1].x0, outs[-1].eps, SCHEDULE.at(T))
+        torch.testing.assert_close(back, x)
+    for out in outs[1:]:
+        torch.testing.assert_close(out.x0, outs[0].x0)
+        torch.testing.assert_close(out.eps, outs[0].eps)
+    sides = [model(x, T, **side).v(SCHEDULE.at(T)) for side in (null, cond)]
+    expected = sides[0] + scale * (sides[1] - sides[0])
+    torch.testing.assert_close(outs[0].v(SCHEDULE.at(T)), expected)
+
+
+def test_classifier_free_guidance_is_one_doubled_batch_with_conds_variance():
+    sizes = []
+
+    def network(x, t, c, flag):
+        sizes.append(len(x))
+        return torch.cat([x, c.view(-1, 1, 1, 1).expand_as(x)], 1)
+
+    model, x = Denoiser(network, SCHEDULE, "v", "learned"), torch.randn(4, 3, 2, 2)
+    sides = dict(c=torch.ones(4), flag=None), dict(c=-torch.ones(4), flag=None)
+    assert (classifier_free(model, *sides, scale=2.0)(x, T).frac == 1).all() and sizes == [8]
+    assert (classifier_free(model, *sides, scale=1.0)(x, T).frac == 1).all() and sizes == [8, 4]
+    with pytest.raises(ValueError, match=r"cond has \['c', 'flag'\], but null has \['c'\]"):
+        classifier_free(model, sides[0], dict(c=torch.zeros(4)), scale=2.0)
+
+
+@pytest.mark.parametrize("limit", [0.7, torch.tanh])
+def test_clamped_predictions_still_make_x(limit):
+    _, _, x = truth()
+    model = Denoiser(lambda x, t: 3 * x, SCHEDULE, "v")
+    out = clamp_x0(bind(model), SCHEDULE, limit)(x, T)
+    assert out.x0.abs().max() <= (1 if callable(limit) else limit)
+    torch.testing.assert_close(diffuse(out.x0, out.eps, SCHEDULE.at(T)), x)
+
+
+def test_a_limit_is_positive():
+    with pytest.raises(ValueError, match="must be positive"):
+        clamp_x0(lambda x, t: None, SCHEDULE, 0)
+
+
+@pytest.mark.parametrize("through_network", [True, False])
+def test_gradient_guidance_of_a_gaussian_is_exact(through_network):
+    """For x0 ~ N(0, 1) and log p(y | x0) = -(x0 - y)^2 / 2, and a likelihood linear in x0."""
+    _, _, x = truth()
+    level = SCHEDULE.at(T).like(x)
+    model = bind(Denoiser(lambda x, t: level.alpha * x, SCHEDULE, "x0"))
+    direction = torch.randn(3, 5, 5, dtype=torch.float64)
+
+    def objective(x0):
+        return (x0 * direction).flatten(1).sum(1)
+
+    push = gradient_on_x0(model, SCHEDULE, objective, through_network)
+    out = gradient(model, SCHEDULE, push, scale=2.0)(x, T)
+    # exp(2 direction . x0) tilts N(0, 1) to N(2 direction, 1), whose denoiser is:
+    tilted = level.alpha * x + level.sigma**2 * 2 * direction
+    torch.testing.assert_close(out.x0, tilted)
+    torch.testing.assert_close(diffuse(out.x0, out.eps, SCHEDULE.at(T)), x)
+
+
+def test_the_gradient_through_the_network_is_the_derivative():
+    x = sample_mixture(4, torch.Generator().manual_seed(3))
+    model = bind(Denoiser(exact_x0(SCHEDULE), SCHEDULE, "x0"))
+
+    def objective(x0):
+        return x0.sin().sum(1)
+
+    with torch.no_grad():
+        ours = gradient(model, SCHEDULE, gradient_on_x0(model, SCHEDULE, objective, True))(x, T)
+        h, eps = 1e-5, model(x, T).eps
+        for i in range(2):
+            step = torch.zeros(2, dtype=torch.float64)
+            step[i] = h
+            up, down = (objective(model(x + sign * step, T).x0) for sign in (1, -1))
+            slope = (up - down) / (2 * h)
+            pushed = eps[:, i] - SCHEDULE.at(T).sigma * slope
+            torch.testing.assert_close(ours.eps[:, i], pushed, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("through_network", [True, False])
+def test_gradients_guide_every_sampler(name, through_network):
+    model = bind(Denoiser(exact_x0(SCHEDULE), SCHEDULE, "x0"))
+    target = torch.tensor([1.5, -1.0])
+
+    def objective(x0):
+        return -2 * ((x0 - target) ** 2).sum(1)
+
+    def distance(scale):
+        push = gradient_on_x0(model, SCHEDULE, objective, through_network)
+        guided, noise = gradient(model, SCHEDULE, push, scale), Noise(range(64))
+        steps = SAMPLERS[name](guided, SCHEDULE, noise((2,)), evenly_spaced(1000, 30), noise)
+        *_, step = steps
+        assert not step.x.requires_grad
+        return (step.x - target).norm(dim=1).mean()
+
+    assert distance(1.0) < 0.7 * distance(0.0)

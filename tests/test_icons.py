@@ -1,0 +1,381 @@
+"""training.icons, on packages made up here; no npm and no network."""
+
+import hashlib
+import io
+import json
+import tarfile
+from collections import Counter
+
+import pytest
+from PIL import Image
+
+from training.icons import __main__ as command
+from training.icons.build import BuildError, build
+from training.icons.collect import collect_all, is_held_out
+from training.icons.fetch import FAMILIES, KEYWORDS, FetchError, Package, fetch
+from training.icons.names import STYLES, fxemoji_table, has_skin_tone, plain, slug
+from training.icons.render import Drawing, RenderError, encode, render
+from unclip.data.shards import expand, read_shards
+
+RED = '<path fill="#f00" d="M0 0h8v16H0z"/>'  # the left half of 16 x 16
+LABELS = {
+    "1F420": ("tropical fish", 3, ["fish"]),
+    "1F436": ("dog face", 3, ["pet"]),
+    "1F408": ("cat", 3, []),
+    "1F431": ("cat face", 3, []),
+    "1F44D": ("thumbs up", 1, ["yes"]),
+    "1F448": ("backhand index pointing left", 1, []),
+    "1F449": ("backhand index pointing right", 1, []),
+    "1F45E": ("man’s shoe", 7, []),
+    "1F1F3-1F1F4": ("flag: Norway", 9, []),
+    "1F1E7-1F1FB": ("flag: Bouvet Island", 9, []),
+}
+FXEMOJI = ("tropicalfish", "cat", "catside", "notepad")
+
+
+def body(number):
+    """A drawing like no other."""
+    return f'<circle fill="#0{number % 10}8" cx="8" cy="8" r="{3 + number / 10}"/>'
+
+
+def package(folder, icons, **more):
+    """An unpacked iconify package; ``icons`` maps names to entries or, for short, to nothing."""
+    folder.mkdir(parents=True)
+    entries = {name: {"body": body(n)} | entry for n, (name, entry) in enumerate(icons.items())}
+    icons = {"icons": entries, "width": 16, "height": 16, "aliases": more.get("aliases", {})}
+    (folder / "icons.json").write_text(json.dumps(icons))
+    for name in ("metadata", "chars"):
+        (folder / f"{name}.json").write_text(json.dumps(more.get(name, {})))
+    return folder
+
+
+@pytest.fixture
+def packages(tmp_path):
+    """Two families and the keyword packages, as ``collect_all`` takes them."""
+    root = tmp_path / "packages"
+    noto = {
+        "tropical-fish": {},
+        "dog-face": {},
+        "thumbs-up": {},
+        "thumbs-up-dark-skin-tone": {},
+        "backhand-index-pointing-left": {"body": RED},
+        "retired": {"hidden": True},
+        "flag-bouvet-island": {"body": body(77)},
+        "flag-norway": {"body": body(77)},
+        "odd-sign": {},
+        "mans-shoe": {},
+    }
+    aliases = {
+        "angel-fish": {"parent": "tropical-fish"},
+        "backhand-index-pointing-right": {"parent": "backhand-index-pointing-left", "hFlip": True},
+        "hound": {"parent": "dog-face"},
+    }
+    metadata = {"categories": {"Symbols": ["odd-sign"]}}
+    chars = {"1f420": "tropical-fish"}
+    folders = {
+        "noto": package(root / "a", noto, aliases=aliases, metadata=metadata, chars=chars),
+        "fxemoji": package(root / "b", dict.fromkeys(FXEMOJI, {})),
+        "twemoji": package(root / "c", {"hound": {}}),
+    }
+    entries = [
+        {
+            "label": label,
+            "hexcode": code,
+            "emoji": "".join(chr(int(part, 16)) for part in code.split("-")),
+            "group": group,
+            "tags": tags,
+        }
+        for code, (label, group, tags) in LABELS.items()
+    ]
+    groups = {"1": "people-body", "3": "animals-nature", "7": "objects", "9": "flags"}
+    for name, content in {
+        "base/en/data.json": entries,
+        "base/meta/groups.json": {"groups": groups, "subgroups": {}},
+        "lib/dist/emoji-en-US.json": {"🐠": ["tropical_fish", "nemo", ":D", "swim_well", "fish"]},
+    }.items():
+        (root / name).parent.mkdir(parents=True)
+        (root / name).write_text(json.dumps(content))
+    return folders, root / "base", root / "lib"
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    "label, name",
+    {
+        "tropical fish": "tropical fish",
+        "man’s shoe": "man's shoe",
+        "flag: Côte d’Ivoire": "flag of cote d'ivoire",
+        "flag: St. Lucia": "flag of st lucia",
+        "flag: Cocos (Keeling) Islands": "flag of cocos islands",
+        "keycap: #": "keycap hash",
+        "regional indicator A": "letter a",
+        "Japanese “here” button": "japanese here button",
+        "man: red hair": "man with red hair",
+        "woman: bald": "bald woman",
+        "woman running: facing right": "woman running facing right",
+        "family: man, woman, boy": "family of man, woman and boy",
+        "couple with heart: woman, man": "woman and man with heart",
+        "smiling face with heart-eyes": "smiling face with heart-eyes",
+        "UP! button": "up button",
+    }.items(),
+)
+def test_labels_become_plain_words(label, name):
+    assert plain(label) == name
+    assert slug(name).replace("-", "").isalnum()
+
+
+def test_skin_tones_are_told_from_other_light_and_dark_things():
+    icons = {"boy", "boy-light", "boy-medium-dark", "police-car", "police-car-light"}
+    icons |= {"white-small-square", "white-medium-small-square"}
+    toned = {icon for icon in icons if has_skin_tone(icon, icons)}
+    assert toned == {"boy-light", "boy-medium-dark"}
+    assert has_skin_tone("man-medium-skin-tone-beard", set()) and has_skin_tone("elf-tone3", set())
+
+
+def test_fxemoji_table_is_well_formed():
+    table = fxemoji_table()
+    names = [name for name in table.values() if name]
+    assert len(names) > 400 and None in table.values()
+    assert all(name == plain(name) for name in names)
+    assert table["catside"] == "cat" and table["cat"] == "cat face"
+
+
+# Collecting
+
+
+def test_collect_finds_one_name_for_one_thing_and_no_thing_twice(packages):
+    icons = collect_all(*packages)
+    names = {family: {i.thing.name for i in icons if i.family == family} for family in STYLES}
+    assert names["noto"] == {
+        "tropical fish", "dog face", "thumbs up", "backhand index pointing left",
+        "backhand index pointing right", "flag of norway", "odd sign", "man's shoe",
+    }  # fmt: skip
+    assert names["fxemoji"] == {"tropical fish", "cat", "cat face"}  # not the empty notepad
+    assert names["twemoji"] == {"dog face"}  # by noto's list of old names
+    assert Counter(icon.key for icon in icons).most_common(1)[0][1] == 1
+    assert icons == collect_all(*packages)
+
+
+def test_records_say_what_is_known(packages):
+    records = {icon.key: icon.record() for icon in collect_all(*packages)}
+    assert records["noto--tropical-fish"] == {
+        "name": "tropical fish",
+        "category": "animals and nature",
+        "subcategory": "",
+        "family": "noto",
+        "style": "noto",
+        "keywords": ["nemo", "swim well", "fish"],
+        "icon": "tropical-fish",
+        "emoji": "🐠",
+    }
+    assert records["fxemoji--tropical-fish"]["icon"] == "tropicalfish"
+    assert records["noto--odd-sign"]["category"] == "symbols"
+    assert records["noto--mans-shoe"]["name"] == "man's shoe"
+
+
+def test_held_out_is_the_rule_of_the_issue():
+    pairs = [("noto", f"thing {number}") for number in range(2000)]
+    rule = [int(hashlib.sha256("/".join(p).encode()).hexdigest(), 16) % 20 == 0 for p in pairs]
+    assert [is_held_out(*pair) for pair in pairs] == rule
+    assert 60 < sum(rule) < 140
+
+
+# Rendering
+
+
+def test_rendering_keeps_shape_place_and_transparency():
+    image = render(Drawing(RED), 8)
+    assert image.mode == "RGBA" and image.size == (8, 8)
+    assert image.getpixel((1, 4)) == (255, 0, 0, 255) and image.getpixel((6, 4))[3] == 0
+    assert render(Drawing(RED, flipped=True), 8).getpixel((6, 4)) == (255, 0, 0, 255)
+    wide = render(Drawing(RED, left=-8, width=32), 8)  # centred, and square all the same
+    assert wide.size == (8, 8)
+    assert [wide.getpixel((x, 4))[3] for x in (1, 2, 3, 4)] == [0, 255, 255, 0]
+    assert wide.getpixel((2, 1))[3] == 0
+    again = Image.open(io.BytesIO(encode(image)))
+    assert again.format == "WEBP" and again.tobytes() == image.tobytes()
+
+
+@pytest.mark.parametrize("body", ["", "<path", '<path fill="none" d="M0 0h8"/>'])
+def test_what_cannot_be_rendered_is_an_error(body):
+    with pytest.raises(RenderError):
+        render(Drawing(body), 8)
+
+
+# Building
+
+
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_build_is_deterministic_splits_and_counts(packages, tmp_path):
+    icons = collect_all(*packages)
+    manifest = build(tmp_path / "one", icons, [16, 24], {"x": "1"}, workers=1, per_shard=4)
+    build(tmp_path / "two", icons, [24, 16], {"x": "1"}, workers=2, per_shard=4)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    for size in (16, 24):
+        entry = manifest["sizes"][str(size)]
+        assert sum(entry["samples"].values()) == len(icons) and not entry["left out"]
+        for name, file in entry["files"].items():
+            data = (tmp_path / "one" / str(size) / name).read_bytes()
+            assert hashlib.sha256(data).hexdigest() == file["sha256"] and len(data) == file["bytes"]
+        samples = list(read_shards(expand(tmp_path / "one" / str(size) / "train-*.tar")))
+        assert all(sample["image"].size == (size, size) for sample in samples)
+        assert not any(is_held_out(s["record"]["family"], s["record"]["name"]) for s in samples)
+        assert len(samples) == entry["samples"]["train"]
+
+
+def test_build_keeps_what_is_there_and_replaces_what_is_not_right(packages, tmp_path):
+    icons = collect_all(*packages)
+    out = tmp_path / "out"
+    build(out, icons, [16], {}, workers=1)
+    tar = out / "16" / "train-000000.tar"
+    first = contents(out)
+    tar.touch()
+    stamp = tar.stat().st_mtime_ns
+    both = build(out, icons, [24], {}, workers=1)
+    assert set(both["sizes"]) == {"16", "24"} and tar.stat().st_mtime_ns == stamp
+    tar.write_bytes(b"cut short")
+    build(out, icons, [16], {}, workers=1)
+    assert tar.read_bytes() == first[tar.relative_to(out)]
+    fewer = build(out, icons[:3], [16], {}, workers=1)
+    assert set(fewer["sizes"]) == {"16"} and sum(fewer["sizes"]["16"]["samples"].values()) == 3
+
+
+def test_an_interrupted_build_leaves_no_shards(packages, tmp_path, monkeypatch):
+    icons = collect_all(*packages)
+
+    def interrupt(job):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("training.icons.build._render", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            build(tmp_path / "out", icons, [16], {}, workers=1)
+    assert not contents(tmp_path / "out")
+    build(tmp_path / "out", icons, [16], {}, workers=1)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"16", "manifest.json"}
+
+
+def test_a_drawing_that_fails_is_left_out_and_listed(packages, tmp_path):
+    folders, *keywords = packages
+    package(tmp_path / "bad", {"dog-face": {"body": "<path"}, "cat": {}})
+    icons = collect_all(folders | {"noto-v1": tmp_path / "bad"}, *keywords)
+    entry = build(tmp_path / "out", icons, [16], {}, workers=1)["sizes"]["16"]
+    assert [line.split(":")[0] for line in entry["left out"]] == ["noto-v1/dog-face"]
+    assert sum(entry["samples"].values()) == len(icons) - 1
+
+
+def test_an_unwritable_folder_is_an_error(packages, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BuildError, match="cannot write"):
+        build(tmp_path / "file" / "out", collect_all(*packages), [16], {}, workers=1)
+
+
+# Fetching, by a stand-in for npm
+
+
+NPM = """#!/bin/sh
+# npm pack NAME@VERSION --silent --pack-destination FOLDER
+echo "$2" >> "{log}"
+cp "{archive}" "$5/package.tgz" && exit {status}
+"""
+
+
+@pytest.fixture
+def npm(tmp_path, monkeypatch):
+    """Puts a stand-in for npm on the PATH; returns the package that it serves."""
+    archive, log = tmp_path / "served.tgz", tmp_path / "log"
+    with tarfile.open(archive, "w:gz") as tar:
+        info = tarfile.TarInfo("package/icons.json")
+        info.size = 2
+        tar.addfile(info, io.BytesIO(b"{}"))
+
+    def serve(status=0):
+        script = tmp_path / "bin" / "npm"
+        script.parent.mkdir(exist_ok=True)
+        script.write_text(NPM.format(archive=archive, log=log, status=status))
+        script.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{script.parent}:/usr/bin:/bin")
+        return Package("@scope/icons", "1.2.3", hashlib.sha256(archive.read_bytes()).hexdigest())
+
+    serve.log = log
+    return serve
+
+
+def test_fetch_asks_npm_once_for_the_pinned_version(npm, tmp_path):
+    wanted = npm()
+    folder = fetch(wanted, tmp_path / "cache")
+    assert (folder / "icons.json").read_text() == "{}"
+    assert fetch(wanted, tmp_path / "cache") == folder
+    assert npm.log.read_text().split() == ["@scope/icons@1.2.3"]
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [folder.name]
+
+
+def test_fetch_says_what_went_wrong(npm, tmp_path, monkeypatch):
+    wanted = npm()
+    other = Package(wanted.name, wanted.version, "0" * 64)
+    with pytest.raises(FetchError, match="SHA-256"):
+        fetch(other, tmp_path / "cache")
+    with pytest.raises(FetchError, match=r"cannot keep @scope/icons"):
+        fetch(wanted, npm.log / "below-a-file")
+    npm(status=7)
+    with pytest.raises(FetchError, match=r"npm pack @scope/icons@1.2.3 failed: npm exited with 7"):
+        fetch(wanted, tmp_path / "cache")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(FetchError, match="npm is not on the PATH"):
+        fetch(wanted, tmp_path / "cache")
+    assert not contents(tmp_path / "cache")
+
+
+def test_packages_are_pinned_and_have_a_style():
+    assert {package.family for package in FAMILIES} == set(STYLES)
+    assert all(len(package.sha256) == 64 and package.version for package in FAMILIES + KEYWORDS)
+
+
+# The command
+
+
+@pytest.fixture
+def offline(packages, monkeypatch):
+    """The command with the made-up packages in place of fetched ones."""
+    folders, base, lib = packages
+    places = folders | {"emojibase-data": base, "emojilib": lib}
+    monkeypatch.setattr(command, "FAMILIES", [p for p in FAMILIES if p.family in places])
+    monkeypatch.setattr(command, "fetch", lambda package, cache: places[package.family])
+
+
+def test_command_writes_the_chosen_names(offline, tmp_path, capsys):
+    (tmp_path / "names.txt").write_text("# some\ntropical fish\ncat\n\n")
+    arguments = ["--size", "16", "--names", str(tmp_path / "names.txt"), "--workers", "1"]
+    assert command.main([str(tmp_path / "out"), *arguments]) == 0
+    assert "16: 3 train, 0 heldout" in capsys.readouterr().out
+    samples = read_shards(tmp_path / "out" / "16" / "train-000000.tar")
+    captions = sorted(sample["caption"] for sample in samples)
+    assert captions == ["cat", "tropical fish", "tropical fish"]
+
+
+def test_command_fails_with_one_line(offline, npm, tmp_path, monkeypatch, capsys):
+    def message(*arguments):
+        assert command.main([str(argument) for argument in arguments]) == 1
+        return capsys.readouterr().err.splitlines()[-1]
+
+    (tmp_path / "names.txt").write_text("unicorn\n")
+    (tmp_path / "file").write_text("")
+    names = ["--names", tmp_path / "names.txt"]
+    assert "no icon is called 'unicorn'" in message(tmp_path / "out", *names)
+    assert "cannot read the names" in message(tmp_path / "out", "--names", tmp_path / "none.txt")
+    assert "cannot write" in message(tmp_path / "file")
+    monkeypatch.setattr(command, "fetch", fetch)
+    monkeypatch.setenv("PATH", "")
+    assert "npm is not on the PATH" in message(tmp_path / "out", "--cache", tmp_path / "cache")
+
+
+@pytest.mark.parametrize("wrong", [["--size", "0"], ["--size", "x"], ["--workers", "0"], []])
+def test_command_refuses_bad_options(wrong, capsys):
+    with pytest.raises(SystemExit) as stop:
+        command.main(["out", *wrong] if wrong else [])
+    assert stop.value.code == 2 and "error:" in capsys.readouterr().err

@@ -1,0 +1,167 @@
+"""Schedules, step lists, and the identities between two levels."""
+
+import math
+
+import pytest
+import torch
+
+from unclip.diffusion import Level, evenly_spaced, make_schedule
+from unclip.diffusion.gaussian import (
+    beta,
+    diffuse,
+    discretized_log_likelihood,
+    kl,
+    log_variance,
+    posterior,
+    posterior_variance,
+    tanh_normal_cdf,
+)
+from unclip.diffusion.schedule import SCHEDULES, check_steps
+
+each_schedule = pytest.mark.parametrize("name", SCHEDULES)
+
+
+@each_schedule
+@pytest.mark.parametrize("timesteps", [1, 2, 7, 20, 1000, 4000])
+def test_a_schedule_goes_from_data_to_noise(name, timesteps):
+    schedule = make_schedule(name, timesteps)
+    level = schedule.at(torch.arange(timesteps + 1))
+    assert (level.alpha[0], level.sigma[0]) == (1, 0)
+    assert level.alpha.dtype == torch.float64 and len(level.alpha) == timesteps + 1
+    assert (level.log_snr.diff() < 0).all() and (level.alpha > 0).all()
+    torch.testing.assert_close(level.alpha_bar + level.sigma**2, torch.ones(timesteps + 1).double())
+
+
+def test_cosine_is_the_papers():
+    level = make_schedule("cosine").at(500)
+    ends = [math.cos((x + 0.008) / 1.008 * math.pi / 2) ** 2 for x in (0.5, 0)]
+    assert float(level.alpha_bar) == pytest.approx(ends[0] / ends[1], rel=1e-12)
+
+
+def test_the_cosine_schedules_last_beta_is_capped():
+    schedule = make_schedule("cosine")
+    assert float(beta(schedule.at(1000), schedule.at(999))) == pytest.approx(0.999)
+
+
+@pytest.mark.parametrize("timesteps", [1, 2, 50, 1000])
+def test_even_steps_exist_for_every_number(timesteps):
+    for n in range(1, timesteps + 1):
+        steps = evenly_spaced(timesteps, n)
+        assert steps[0] == timesteps and steps[-1] == 0 and len(steps) == n + 1
+        assert steps == sorted(set(steps), reverse=True)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1001])
+def test_impossible_numbers_of_steps_are_refused(steps):
+    with pytest.raises(ValueError, match="steps must be between 1 and 1000"):
+        evenly_spaced(1000, steps)
+
+
+def test_bad_input_is_named():
+    schedule = make_schedule("linear", 10)
+    with pytest.raises(ValueError, match="unknown schedule 'sine'; known: cosine, linear"):
+        make_schedule("sine")
+    with pytest.raises(ValueError, match="at least 1 timestep"):
+        make_schedule("cosine", 0)
+    for t in (11, -1, torch.tensor([3, 11]), torch.tensor([-1, 2])):
+        with pytest.raises(ValueError, match=r"t must be in 0\.\.10"):
+            schedule.at(t)
+    for steps, message in [
+        ([5], "two levels"),
+        ([3, 5, 0], "descend"),
+        ([3, 3, 0], "descend"),
+        ([11, 0], r"in 10\.\.0"),
+        ([5, -1], r"in 10\.\.0"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            check_steps(steps, schedule)
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 2), (4, 3, 5, 5), (4, 3, 2, 5, 5)])
+def test_levels_meet_data_of_any_shape(shape):
+    schedule, x = make_schedule("cosine"), torch.randn(shape)
+    one = diffuse(x, x, schedule.at(300))
+    each = diffuse(x, x, schedule.at(torch.tensor([300, 5, 300, 900])))
+    assert one.dtype == torch.float32 and torch.equal(one[0], each[0])
+    assert schedule.at(300).like(x.bfloat16()).alpha.dtype == torch.float32
+    assert schedule.at(300).like(x.double()).alpha.dtype == torch.float64
+
+
+def test_levels_are_looked_up_where_t_is():
+    schedule = make_schedule("cosine")
+    t = torch.tensor([1, 5])
+    assert schedule.at(t.to("meta")).like(torch.zeros(2, 3, device="meta")).sigma.is_meta
+    assert schedule.at(t).alpha.device.type == schedule.alpha.device.type == "cpu"
+
+
+@each_schedule
+def test_a_long_step_is_the_product_of_short_ones(name):
+    """q(x_s | x_t, x0) over two steps, by way of the level between."""
+    schedule = make_schedule(name)
+    t, m, s = (schedule.at(i) for i in (700, 400, 50))
+    x, x0 = torch.randn(2, 5, 3, dtype=torch.float64)
+    middle, middle_variance = posterior(x, x0, t, m)
+    mean, variance = posterior(middle, x0, m, s)
+    carried = (m.alpha / s.alpha * (s.sigma / m.sigma) ** 2) ** 2 * middle_variance
+    direct, direct_variance = posterior(x, x0, t, s)
+    torch.testing.assert_close(mean, direct, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(variance + carried, direct_variance, rtol=1e-12, atol=1e-12)
+
+
+def test_the_posterior_serves_levels_that_do_not_preserve_variance():
+    """Bayes' rule by hand for x_s = alpha_s x0 + sigma_s eps and x_t = a x_s + sqrt(beta) eps."""
+    t, s = Level(0.3, 0.7), Level(0.8, 0.2)
+    a, added = 0.3 / 0.8, 0.7**2 - (0.3 / 0.8 * 0.2) ** 2
+    precision = 1 / 0.2**2 + a**2 / added
+    x, x0 = torch.tensor([0.4]).double(), torch.tensor([-0.9]).double()
+    mean, variance = posterior(x, x0, t, s)
+    assert float(variance) == pytest.approx(1 / precision)
+    assert float(mean) == pytest.approx((0.8 * -0.9 / 0.2**2 + a * 0.4 / added) / precision)
+
+
+@each_schedule
+def test_log_variance_lies_between_the_posteriors_and_beta(name):
+    schedule = make_schedule(name)
+    t, s, before = schedule.at(2), schedule.at(1), schedule.at(3)
+    assert log_variance(0.0, t, s, before) == posterior_variance(t, s).log()
+    assert log_variance(1.0, t, s, before) == beta(t, s).log()
+    t, s, before = schedule.at(1), schedule.at(0), schedule.at(2)
+    clipped = posterior_variance(before, t).log()
+    assert log_variance(0.0, t, s, before) == log_variance(1.0, t, s, before) == clipped
+    learned = log_variance(torch.ones(4, 2, dtype=torch.float64), t, s, before)
+    torch.testing.assert_close(learned, beta(t, s).log().expand(4, 2))
+
+
+def normal(x, mean, log_var):
+    return (-0.5 * ((x - mean) ** 2 * (-log_var).exp() + log_var + math.log(2 * math.pi))).exp()
+
+
+def test_kl_equals_its_integral():
+    p = torch.tensor([[0.3], [-1.2]]).double(), torch.tensor([[-0.4], [0.6]]).double()
+    q = torch.tensor([[-0.5], [0.1]]).double(), torch.tensor([[0.2], [-0.3]]).double()
+    x = torch.linspace(-15, 15, 30001, dtype=torch.float64)[None]
+    density = normal(x, *p)
+    log_ratio = (density.clamp(min=1e-300) / normal(x, *q).clamp(min=1e-300)).log()
+    integral = torch.trapezoid(density * log_ratio, x)
+    torch.testing.assert_close(kl(*p, *q)[:, 0], integral, rtol=1e-6, atol=1e-9)
+    assert (kl(*p, *p) == 0).all()
+
+
+def test_8_bit_likelihood_equals_its_integral():
+    x = torch.arange(256, dtype=torch.float64)[1:-1] / 127.5 - 1
+    mean, log_std = torch.tensor(0.13).double(), torch.tensor(-2.5).double()
+    exact = discretized_log_likelihood(x, mean, log_std, cdf=torch.special.ndtr).exp()
+    inside = x[:, None] + torch.linspace(-1 / 255, 1 / 255, 201, dtype=torch.float64)
+    integral = torch.trapezoid(normal(inside, mean, 2 * log_std), inside)
+    torch.testing.assert_close(exact, integral, rtol=1e-5, atol=2e-12)
+    close = discretized_log_likelihood(x, mean, log_std).exp()
+    assert (close - exact).abs().max() < 2e-3 * exact.max()
+
+
+@pytest.mark.parametrize("log_std", [-5.0, -2.0, 1.0])
+@pytest.mark.parametrize("cdf", [tanh_normal_cdf, torch.special.ndtr])
+def test_8_bit_likelihoods_add_up_to_one(log_std, cdf):
+    x = torch.arange(256, dtype=torch.float64) / 127.5 - 1
+    mean, log_std = torch.tensor(-0.8).double(), torch.tensor(log_std).double()
+    total = discretized_log_likelihood(x, mean, log_std, cdf).exp().sum()
+    assert float(total) == pytest.approx(1, abs=1e-9)

@@ -1,0 +1,1 @@
+"""Programs that train each part, and that make their data."""

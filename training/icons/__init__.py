@@ -1,0 +1,1 @@
+"""Six families of icons, vector drawings with names, as shards of pictures with captions."""

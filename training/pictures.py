@@ -1,0 +1,158 @@
+"""What the decoder's and the upsampler's programs share: both learn pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor
+
+from unclip.clip import Clip, load_clip
+from unclip.config import Config, ConfigError
+from unclip.data.images import grid
+from unclip.diffusion.noise import Noise
+from unclip.stages import Conditions, Decoder, DecoderStageConfig
+
+from .data import Batch, DataConfig, Source
+from .loop import Examples, Training, make_accelerator, micro_batch, train
+from .programs import program
+
+
+class PictureRecipe(Config):
+    """A decoder or an upsampler: its data, its frozen CLIP (None if it needs none), its training."""
+
+    clip: str | None = None   # as ``unclip.clip.load_clip`` takes it
+    data: DataConfig
+    stage: DecoderStageConfig
+    train: Training
+
+
+class PictureTask:
+    """Pictures and captions -> what a decoder is trained on."""
+
+    def __init__(self, recipe: PictureRecipe, stage: Decoder, accelerator: Accelerator) -> None:
+        self.recipe, self.stage, self.accelerator = recipe, stage, accelerator
+        self.device = accelerator.device
+        self.clip = _frozen_clip(recipe, stage, self.device)
+        self.source = Source(recipe.data, recipe.train.seed, accelerator.process_index,
+                             accelerator.num_processes)
+        if self.clip is not None and stage.takes_image:
+            self._measure_embeddings()
+            stage.facts["clip"] = self.clip.identity
+
+    def _measure_embeddings(self, batches: int = 16, n: int = 128) -> None:
+        """Mean and standard deviation of the training pictures' embeddings, for whitening."""
+        source = self.source.batches(n)
+        embeds = torch.cat([self._embed(next(source)) for _ in range(batches)])
+        self.stage.set_statistics(embeds.mean(0), embeds.std(0))
+
+    @torch.no_grad()
+    def _embed(self, batch: Batch) -> Tensor:
+        with self.accelerator.autocast():
+            return self.clip.encode_image(batch.image.to(self.device)).float()
+
+    @torch.no_grad()
+    def conditions(self, batch: Batch, low_res: Tensor | None) -> Conditions:
+        """What the stage is told about a batch."""
+        embed = self._embed(batch) if self.stage.takes_image else None
+        text = None
+        if self.stage.takes_text:
+            with self.accelerator.autocast():
+                text = self.clip.encode_text(batch.caption).trimmed()
+        return self.stage.conditions(
+            len(batch.image), low_res=low_res, image_embed=embed,
+            text=None if text is None else text.tokens.float(),
+            text_mask=None if text is None else text.mask)
+
+    def examples(self, batch: Batch, generator: torch.Generator | None = None) -> Examples:
+        """One batch; with a generator the low-resolution picture is corrupted, as in training."""
+        picture = batch.image.to(self.device)
+        low_res, config = None, self.stage.config.low_res
+        if config is None:
+            picture = shrink(picture, self.stage.size)
+        else:
+            factor = self.stage.size // config.size
+            low_res = shrink(picture, picture.shape[-1] // factor)
+            low_res = low_res if generator is None else self.stage.corrupt(low_res, generator)
+        conditions = self.conditions(batch, low_res)
+        return self.stage.to_data(picture, conditions), conditions
+
+    def batches(self, start: int) -> Iterator[Examples]:
+        generator = torch.Generator(self.device)
+        n = micro_batch(self.recipe.train, self.accelerator)
+        for number, batch in enumerate(self.source.batches(n, start), start):
+            yield self.examples(batch, generator.manual_seed(number))
+
+    @cached_property
+    def _heldout(self) -> list[tuple[Batch, Examples]]:
+        batch = self.source.heldout(256)
+        if batch is None:
+            return []
+        parts = [Batch(batch.image[i:i + 64], batch.caption[i:i + 64], batch.key[i:i + 64])
+                 for i in range(0, len(batch.image), 64)]
+        return [(part, self.examples(part)) for part in parts]
+
+    def validation(self) -> list[Examples]:
+        return [examples for _, examples in self._heldout]
+
+    def draw(self, stage: Decoder) -> Image.Image:
+        """Rows of (real, what the stage was given, drawn), 16 pictures wide."""
+        if self._heldout:
+            batch, examples = self._heldout[0]
+        else:
+            batch = next(self.source.batches(32))
+            examples = self.examples(batch)
+        conditions = {key: value[:32] for key, value in examples[1].items()}
+        x0 = examples[0][:32]
+        *_, last = stage.sample(conditions, Noise(range(len(x0)), device=self.device))
+        rows = [stage.to_picture(x0, conditions), stage.to_picture(last.x, conditions)]
+        if "base" in conditions:
+            rows.insert(1, conditions["base"])
+        rows = [row[i:i + 16] for i in range(0, len(x0), 16) for row in rows]
+        picture = grid(torch.cat(rows).float().cpu(), columns=16)
+        scale = max(1, 64 // rows[0].shape[-1])
+        return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+
+
+def shrink(picture: Tensor, size: int) -> Tensor:
+    """[N,3,S,S] -> [N,3,size,size] by the mean of each cell (exact for whole factors)."""
+    if picture.shape[-1] == size:
+        return picture
+    if picture.shape[-1] < size:
+        raise ConfigError(f"data.size {picture.shape[-1]} is smaller than the stage's {size} pixels")
+    return F.interpolate(picture, size=(size, size), mode="area")
+
+
+def _frozen_clip(recipe: PictureRecipe, stage: Decoder, device: torch.device) -> Clip | None:
+    """The CLIP that the stage is conditioned with; refuses one that does not fit."""
+    if not (stage.takes_image or stage.takes_text):
+        return None
+    if recipe.clip is None:
+        raise ConfigError("this stage takes CLIP embeddings or text; the recipe must name a clip")
+    clip = load_clip(recipe.clip).to(device)
+    net = stage.config.net
+    for name, wanted, given in (("image_embed_dim", net.image_embed_dim, clip.embed_dim),
+                                ("text_dim", net.text_dim, clip.text_dim)):
+        if wanted is not None and wanted != given:
+            raise ConfigError(f"stage.net.{name} is {wanted}, but {recipe.clip} has {given}")
+    return clip
+
+
+def main(description: str, wants_low_res: bool, argv: list[str] | None = None) -> None:
+    """The command of both programs."""
+    recipe = program(PictureRecipe, description, argv)
+    if recipe is None:
+        return
+    if bool(recipe.stage.low_res) != wants_low_res:
+        raise ConfigError("stage.low_res belongs to upsamplers, and every upsampler has it")
+    accelerator = make_accelerator(recipe.train)
+    torch.manual_seed(recipe.train.seed)
+    stage = Decoder(recipe.stage).to(accelerator.device)
+    train(stage, PictureTask(recipe, stage, accelerator), recipe.train, recipe, accelerator)
+
+
+__all__ = ["PictureRecipe", "PictureTask", "main", "shrink"]

@@ -1,0 +1,66 @@
+"""The command ``unclip "a goldfish"``: draws a picture and says where it is."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from . import DEFAULT_MODEL, __version__, cli, load
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="unclip", description="Draw pictures of a text.")
+    add = made.add_argument
+    add("prompt", nargs="?", help='what to draw, such as "a goldfish"')
+    add("-o", "--output", type=Path, help="file to write (default: the prompt's words, .png)")
+    add("-n", type=int, default=1, metavar="N", help="number of pictures, as one grid (default 1)")
+    cli.add_model(made)
+    cli.add_options(made)
+    add("--version", action="version", version=f"unclip {__version__}")
+    return made
+
+
+def draw(args: argparse.Namespace) -> Path:
+    """Draw what the command line asks for; returns the file written."""
+    from .data.images import grid, save_png, to_tensor
+
+    if args.prompt is not None and not args.prompt.strip():
+        raise ValueError("the prompt is empty; say what to draw, for example: a goldfish")
+    output = args.output or Path(f"{cli.words(args.prompt or args.model)}.png")
+    cli.check_writable(output)
+    pipeline = load(args.model, args.device)
+    made = pipeline.generate(args.prompt, n=args.n, seed=args.seed, **cli.options_from(args),
+                             progress=_progress if sys.stderr.isatty() else None)
+    if isinstance(made, list):
+        import torch
+
+        made = grid(torch.stack([to_tensor(picture) for picture in made]), columns=min(len(made), 4))
+    save_png(made, output)
+    return output
+
+
+def _progress(stage: str, done: int, total: int) -> None:
+    bar = "#" * (20 * done // total)
+    end = "\r" if done < total else "\r\033[K"
+    print(f"{stage:>14} [{bar:<20}] {done}/{total}", end=end, file=sys.stderr, flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    start = time.perf_counter()
+    args = parser().parse_args(argv)
+    if args.prompt is None and args.model == DEFAULT_MODEL:
+        parser().print_help()
+        return 2
+
+    def work() -> None:
+        output = draw(args)
+        print(f"{output}  (model {args.model}, seed {args.seed}, {time.perf_counter() - start:.1f} s)")
+
+    return cli.run("unclip", work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

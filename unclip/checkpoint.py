@@ -1,0 +1,115 @@
+"""Checkpoints: one safetensors file whose header says everything that is needed to use it."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+FORMAT = 1  # the version of the header's form; raised when an old file would be misread
+
+
+class CheckpointError(ValueError):
+    """A file that is missing, damaged, of another kind, or of another version."""
+
+
+@contextmanager
+def written_aside(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary name beside ``path``; flush it to disk and rename it when the block succeeds."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    aside = Path(name)
+    try:
+        yield aside
+        with open(aside, "rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(aside, 0o644)  # mkstemp makes private files
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, values: object) -> None:
+    """Write ``values`` as JSON, all or nothing."""
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def save_checkpoint(
+    path: str | Path,
+    tensors: Mapping[str, Tensor],
+    *,
+    kind: str,
+    config: Mapping,
+    dtype: torch.dtype | None = None,
+    **facts: object,
+) -> None:
+    """Write ``tensors`` with a self-describing header.
+
+    kind:   what the file holds ("prior", "decoder", "upsampler", ...).
+    config: the stage's whole configuration, JSON-able.
+    dtype:  storage type of floating tensors (None = as they are); they load as float32.
+    facts:  anything else worth keeping (pictures seen, source, versions), JSON-able.
+    """
+    def stored(value: Tensor) -> Tensor:
+        value = value.detach().cpu().contiguous()
+        return value.to(dtype) if dtype is not None and value.is_floating_point() else value
+
+    header = {"format": FORMAT, "kind": kind, "config": config, **facts}
+    with written_aside(path) as aside:
+        save_file({key: stored(value) for key, value in tensors.items()}, aside,
+                  metadata={"unclip": json.dumps(header)})
+
+
+def read_header(path: str | Path, kind: str | None = None) -> dict:
+    """The header of a checkpoint; raises ``CheckpointError`` if it is not ours, or not of ``kind``."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("unclip")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from None
+    if text is None:
+        raise CheckpointError(f"{path} was not written by unclip: its header has no description")
+    header = json.loads(text)
+    if header.get("format") != FORMAT:
+        raise CheckpointError(f"{path} has format {header.get('format')}; this version reads {FORMAT}")
+    if kind is not None and header["kind"] != kind:
+        raise CheckpointError(f"{path} holds a {header['kind']}, not a {kind}")
+    return header
+
+
+def load_checkpoint(path: str | Path, kind: str | None = None) -> tuple[dict[str, Tensor], dict]:
+    """Read ``(tensors, header)``; floating tensors come back as float32."""
+    header = read_header(path, kind)
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from None
+    return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}, header
+
+
+def load_strictly(module: torch.nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Fill ``module``; a missing, unexpected or misshapen tensor fails, and all are listed at once."""
+    target = module.state_dict()
+    missing = sorted(set(target) - set(tensors))
+    unexpected = sorted(set(tensors) - set(target))
+    misshapen = [f"{key} {tuple(tensors[key].shape)} for {tuple(target[key].shape)}"
+                 for key in sorted(set(target) & set(tensors)) if tensors[key].shape != target[key].shape]
+    if missing or unexpected or misshapen:
+        raise CheckpointError(f"{source} does not fit the network:\n  missing: {missing}\n"
+                              f"  unexpected: {unexpected}\n  of another shape: {misshapen}")
+    module.load_state_dict(tensors, strict=True)

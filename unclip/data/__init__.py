@@ -1,0 +1,1 @@
+"""Pictures and captions: images to and from tensors, and webdataset shards."""

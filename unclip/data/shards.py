@@ -1,0 +1,185 @@
+"""Shards: webdataset tars of pictures with captions, written alike every time and read in order.
+
+A sample is some files with one key: a picture (``.webp``, ``.png``, ``.jpg`` or ``.jpeg``), a
+caption (``.txt``) and, where there is more to say, a record (``.json``).
+"""
+
+from __future__ import annotations
+
+import glob
+import io
+import itertools
+import json
+import os
+import random
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import webdataset as wds
+from PIL import Image
+from webdataset.shardlists import expand_urls
+
+PICTURES = ("webp", "png", "jpg", "jpeg")
+
+
+class ShardError(ValueError):
+    """Shards that cannot be found or read; the message names them."""
+
+
+def expand(paths: str | Path | Iterable[str | Path]) -> list[str]:
+    """The shards meant by paths, globs, brace ranges ("train-{000000..000008}.tar") and folders.
+
+    A folder means every tar in it. What has a scheme ("https://...", "pipe:...") is taken as it is.
+    Each item's shards are sorted. Raises ``ShardError`` for an item that means no file.
+    """
+    items = [paths] if isinstance(paths, str | Path) else list(paths)
+    if not items:
+        raise ShardError("no shards are named")
+    shards = []
+    for item in items:
+        for path in expand_urls(str(item)):
+            if "://" in path or path.startswith("pipe:"):
+                shards.append(path)
+                continue
+            if os.path.isdir(path):
+                found = glob.glob(os.path.join(glob.escape(path), "*.tar"))
+            else:
+                found = [path] if os.path.isfile(path) else glob.glob(path)
+            if not found:
+                raise ShardError(f"no shards at {path}")
+            shards += sorted(found)
+    return shards
+
+
+def read_shards(
+    shards: str | Path | Iterable[str | Path],  # as for ``expand``
+    shuffle: int = 0,  # samples in the shuffle buffer; 0 keeps the order of the files
+    seed: int = 0,  # of the shuffling, with the number of the epoch
+    epochs: int | None = 1,  # times through the shards; None: for ever
+    skipped: Counter[str] | None = None,  # counts the samples that were left out, by reason
+) -> Iterator[dict[str, Any]]:
+    """Yield samples as dicts: ``key`` str, ``image`` PIL, ``caption`` str, ``record`` dict.
+
+    The image is RGBA where the file has transparency, else RGB. The same arguments give the same
+    order. A sample that cannot be read (no picture, no caption, a damaged file) is skipped and
+    counted, and at the end of an epoch the count is told on stderr. Raises ``ShardError`` when
+    there are no shards, or no sample in them can be read.
+    """
+    urls = expand(shards)
+    for epoch in itertools.count() if epochs is None else range(epochs):
+        lost: Counter[str] = Counter()
+        count = 0
+        for sample in _epoch(urls, shuffle, random.Random(f"{seed} {epoch}"), lost):
+            try:
+                decoded = decode(sample)
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+                lost[f"{type(error).__name__}: {error}"] += 1
+                continue
+            count += 1
+            yield decoded
+        if lost:
+            (reason, _), of = lost.most_common(1)[0], lost.total() + count
+            print(f"skipped {lost.total()} of {of} samples ({reason})", file=sys.stderr)
+        if skipped is not None:
+            skipped.update(lost)
+        if not count:
+            raise ShardError(f"no sample can be read from {', '.join(urls[:3])}")
+
+
+def _epoch(
+    urls: Sequence[str], shuffle: int, rng: random.Random, lost: Counter[str]
+) -> Iterator[dict[str, Any]]:
+    """Once through the shards, undecoded; damaged tars are counted and left at the damage."""
+
+    def note(error: Exception) -> bool:
+        lost[f"{type(error).__name__}: {error.args[0] if error.args else error}"] += 1
+        return True
+
+    urls = list(urls)
+    if shuffle:
+        rng.shuffle(urls)
+    samples = wds.tarfile_to_samples(handler=note)({"url": url} for url in urls)
+    return wds.shuffle(shuffle, initial=shuffle, rng=rng)(samples) if shuffle else samples
+
+
+def decode(sample: dict[str, Any]) -> dict[str, Any]:
+    """A raw sample's bytes as picture, caption and record; ``ValueError`` for what is missing."""
+    picture = next((sample[kind] for kind in PICTURES if kind in sample), None)
+    if picture is None:
+        raise ValueError("a sample without a picture")
+    if "txt" not in sample:
+        raise ValueError("a sample without a caption")
+    image = Image.open(io.BytesIO(picture))
+    record = json.loads(sample.get("json", b"{}"))
+    if not isinstance(record, dict):
+        raise ValueError("a record that is no JSON object")
+    return {
+        "key": sample["__key__"],
+        "image": image.convert("RGBA" if image.has_transparency_data else "RGB"),
+        "caption": sample["txt"].decode("utf-8").strip(),
+        "record": record,
+    }
+
+
+class ShardWriter:
+    """Writes samples into ``folder/prefix-000000.tar`` and on; the same samples, the same bytes.
+
+    Each tar is written beside its place and renamed when it is complete, so that no half-written
+    shard is ever seen. Use as a context manager; after an error the tar in progress is removed.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,  # where the tars go; made if it does not exist
+        prefix: str,  # first part of their names
+        per_shard: int = 1000,  # samples in a tar
+    ):
+        if per_shard < 1:
+            raise ValueError(f"per_shard must be at least 1, not {per_shard}")
+        self.folder, self.prefix, self.per_shard = Path(folder), prefix, per_shard
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.paths: list[Path] = []  # complete tars, in order
+        self.count = 0  # samples written
+        self._tar: wds.TarWriter | None = None
+
+    def write(self, key: str, files: dict[str, bytes]) -> None:
+        """Add one sample: ``files`` maps an extension without its dot to the file's bytes."""
+        if self._tar is None:
+            # Fixed owner and time: a tar depends on its samples and on nothing else.
+            self._stream = open(self._partial, "wb")
+            self._tar = wds.TarWriter(
+                self._stream, encoder=False, mtime=0, user="unclip", group="unclip"
+            )
+        self._tar.write({"__key__": key, **files})
+        self.count += 1
+        if self.count % self.per_shard == 0:
+            self._finish()
+
+    @property
+    def _partial(self) -> Path:
+        return self.folder / f".{self.prefix}.partial"
+
+    def _finish(self) -> None:
+        if self._tar is None:
+            return
+        self._tar.close()
+        self._stream.close()
+        self._tar = None
+        path = self.folder / f"{self.prefix}-{len(self.paths):06d}.tar"
+        os.replace(self._partial, path)
+        self.paths.append(path)
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if kind is None:
+            self._finish()
+        elif self._tar is not None:
+            self._tar.close()
+            self._stream.close()
+            self._tar = None
+            self._partial.unlink(missing_ok=True)

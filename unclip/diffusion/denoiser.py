@@ -1,0 +1,89 @@
+"""What a network's output means: every network becomes (x, t) -> Prediction(x0, eps, frac)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from .schedule import Level, Schedule
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What is in x = alpha x0 + sigma eps, and the variance of a step down from it."""
+
+    x0: Tensor  # [N, ...] the picture
+    eps: Tensor  # [N, ...] the noise
+    frac: Tensor | float = 0.0  # log variance from the posterior's (0) to beta's (1)
+
+    def v(self, level: Level) -> Tensor:
+        """The velocity alpha eps - sigma x0 (Salimans & Ho 2022, appendix D)."""
+        level = level.like(self.x0)
+        return level.alpha * self.eps - level.sigma * self.x0
+
+    @classmethod
+    def from_eps(cls, x: Tensor, eps: Tensor, level: Level, frac: Tensor | float = 0.0) -> Self:
+        """x [N, ...] and its noise; x0 cannot be told where alpha is 0."""
+        level = level.like(x)
+        return cls((x - level.sigma * eps) / level.alpha, eps, frac)
+
+    @classmethod
+    def from_x0(cls, x: Tensor, x0: Tensor, level: Level, frac: Tensor | float = 0.0) -> Self:
+        """x [N, ...] and its picture; eps cannot be told where sigma is 0."""
+        level = level.like(x)
+        return cls(x0, (x - level.alpha * x0) / level.sigma, frac)
+
+    @classmethod
+    def from_v(cls, x: Tensor, v: Tensor, level: Level, frac: Tensor | float = 0.0) -> Self:
+        """x [N, ...] and its velocity; works at every level."""
+        level = level.like(x)
+        total = level.alpha**2 + level.sigma**2  # 1 where variance is preserved
+        x0 = (level.alpha * x - level.sigma * v) / total
+        return cls(x0, (level.sigma * x + level.alpha * v) / total, frac)
+
+
+Denoise = Callable[[Tensor, Tensor], Prediction]
+"""(x [N, ...], t int64 [N]) -> Prediction: all that guidance and samplers know of a model."""
+
+PREDICTS = {"eps": Prediction.from_eps, "x0": Prediction.from_x0, "v": Prediction.from_v}
+FIXED_FRAC = {"small": 0.0, "large": 1.0}
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """A network together with the meaning of its output.
+
+    It is called as network(x, t - 1 as float [N], **cond), which is how OpenAI's networks count.
+    """
+
+    network: Callable[..., Tensor]
+    schedule: Schedule
+    predicts: str = "eps"  # "eps", "x0" or "v"
+    variance: str = "small"  # "small", "large", or "learned": the second half of the channels
+
+    def __post_init__(self) -> None:
+        variances = (*FIXED_FRAC, "learned")
+        if self.predicts not in PREDICTS:
+            raise ValueError(f"unknown prediction {self.predicts!r}; known: {', '.join(PREDICTS)}")
+        if self.variance not in variances:
+            raise ValueError(f"unknown variance {self.variance!r}; known: {', '.join(variances)}")
+
+    def __call__(self, x: Tensor, t: Tensor, **cond) -> Prediction:
+        """x [N, C, ...] at levels t int64 [N] in 1..T; computes in float32 at least."""
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        out = self.network(x, (t - 1).float(), **cond).to(dtype)
+        frac = FIXED_FRAC.get(self.variance)
+        channels = x.shape[1] * (2 if frac is None else 1)
+        if out.shape != (x.shape[0], channels, *x.shape[2:]):
+            raise ValueError(
+                f"the network made {tuple(out.shape)} from {tuple(x.shape)}; "
+                f"{self.variance} variance needs {channels} channels"
+            )
+        if frac is None:
+            out, values = out.chunk(2, dim=1)
+            frac = (values + 1) / 2  # Nichol & Dhariwal 2021, eq. 15
+        return PREDICTS[self.predicts](x.to(dtype), out, self.schedule.at(t), frac)

@@ -1,0 +1,119 @@
+"""Guidance: each part turns a denoise into another, so that every sampler can use it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .denoiser import Denoise, Prediction
+from .schedule import Schedule, like
+
+GradFn = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(x, t, x0) -> the gradient of a log-probability with respect to x, in x's shape."""
+
+
+def bind(denoiser: Callable[..., Prediction], **cond) -> Denoise:
+    """The denoise that a denoiser is for one conditioning."""
+    return partial(denoiser, **cond)
+
+
+def classifier_free(
+    denoiser: Callable[..., Prediction],
+    cond: dict,
+    null: dict,
+    scale: float,
+) -> Denoise:
+    """null + scale (cond - null), in one batch of both (Ho & Salimans 2022, eq. 6, scale = 1 + w).
+
+    The map is the same in eps, x0 and v space. The variance is that of cond.
+
+    cond, null: the same keys; tensors [N, ...] of the same shape, other values passed as in cond.
+    scale: 1 is no guidance, and then only cond is run.
+    """
+    if scale == 1:
+        return bind(denoiser, **cond)
+    if cond.keys() != null.keys():
+        raise ValueError(f"cond has {sorted(cond)}, but null has {sorted(null)}")
+    both = {
+        name: torch.cat([value, null[name]]) if isinstance(value, Tensor) else value
+        for name, value in cond.items()
+    }
+
+    def denoise(x: Tensor, t: Tensor) -> Prediction:
+        out = denoiser(torch.cat([x, x]), torch.cat([t, t]), **both)
+        (x0, null_x0), (eps, null_eps) = out.x0.chunk(2), out.eps.chunk(2)
+        frac = out.frac.chunk(2)[0] if isinstance(out.frac, Tensor) else out.frac
+        return Prediction(
+            null_x0 + scale * (x0 - null_x0),
+            null_eps + scale * (eps - null_eps),
+            frac,
+        )
+
+    return denoise
+
+
+def clamp_x0(
+    denoise: Denoise,
+    schedule: Schedule,
+    limit: float | Callable[[Tensor], Tensor] = 1.0,
+) -> Denoise:
+    """x0 within [-limit, limit], or limit(x0); eps follows, so that both still make x.
+
+    It belongs outside of classifier-free guidance, which leaves the range.
+    """
+    if not callable(limit) and not limit > 0:
+        raise ValueError(f"the limit of x0 must be positive, got {limit}")
+
+    def clamped(x: Tensor, t: Tensor) -> Prediction:
+        out = denoise(x, t)
+        x0 = limit(out.x0) if callable(limit) else out.x0.clamp(-limit, limit)
+        return Prediction.from_x0(x, x0, schedule.at(t), out.frac)
+
+    return clamped
+
+
+def gradient(denoise: Denoise, schedule: Schedule, grad_fn: GradFn, scale: float = 1.0) -> Denoise:
+    """Adds scale * grad to the score, as eps - sigma scale grad; x0 follows.
+
+    Dhariwal & Nichol 2021, eq. 14. `grad_fn` runs with gradients enabled.
+    """
+
+    def guided(x: Tensor, t: Tensor) -> Prediction:
+        out = denoise(x, t)
+        with torch.enable_grad():
+            push = scale * grad_fn(x, t, out.x0).detach()
+        level = schedule.at(t)
+        x0 = out.x0 + like(level.sigma**2 / level.alpha, x) * push
+        return Prediction(x0, out.eps - like(level.sigma, x) * push, out.frac)
+
+    return guided
+
+
+def gradient_on_x0(
+    denoise: Denoise,
+    schedule: Schedule,
+    objective: Callable[[Tensor], Tensor],
+    through_network: bool = False,
+) -> GradFn:
+    """The gradient, with respect to x, of an objective on the predicted x0, for `gradient`.
+
+    objective: x0 [N, ...] -> log-probability [N], for example a scaled CLIP similarity.
+    through_network: differentiate the network too (exact, another forward and a backward);
+        otherwise its Jacobian is taken to be alpha / (alpha^2 + sigma^2), which it is for
+        unit-variance Gaussian data (the r_t^2 of Song et al. 2023, Pi-GDM, section 3).
+    """
+
+    def through(x: Tensor, t: Tensor, x0: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(objective(denoise(x, t).x0).sum(), x)[0]
+
+    def beside(x: Tensor, t: Tensor, x0: Tensor) -> Tensor:
+        x0 = x0.detach().requires_grad_()
+        level = schedule.at(t)
+        jacobian = level.alpha / (level.alpha**2 + level.sigma**2)
+        return like(jacobian, x) * torch.autograd.grad(objective(x0).sum(), x0)[0]
+
+    return through if through_network else beside

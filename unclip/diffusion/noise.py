@@ -1,0 +1,38 @@
+"""Random numbers that depend on a picture's seed and on nothing else."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from hashlib import blake2b
+
+import torch
+from torch import Tensor
+
+
+def fold(seed: int, *numbers: int) -> int:
+    """Mixes integers, such as (seed, rank, step), into one seed in 0..2^63 - 1, for ever the same.
+
+    TypeError for what is no integer.
+    """
+    text = ",".join(str(operator.index(number)) for number in (seed, *numbers))
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+class Noise:
+    """One stream of Gaussian noise per picture, so that a picture is the same in any batch.
+
+    The streams are drawn on the CPU, which makes them the same on every device.
+    """
+
+    def __init__(self, seeds: Sequence[int], device: str | torch.device = "cpu"):
+        self.device = device
+        self.generators = [torch.Generator().manual_seed(fold(seed)) for seed in seeds]
+
+    def __len__(self) -> int:
+        return len(self.generators)
+
+    def __call__(self, shape: Sequence[int]) -> Tensor:
+        """The next noise of every picture: [N, *shape] float32, where shape is that of one."""
+        noise = [torch.randn(tuple(shape), generator=g) for g in self.generators]
+        return torch.stack(noise).to(self.device)

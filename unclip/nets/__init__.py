@@ -1,0 +1,14 @@
+"""Networks: no diffusion, no CLIP, no files. They map tensors to tensors."""
+
+from unclip.nets.prior import PriorConfig, PriorTransformer
+from unclip.nets.text import TextConfig, TextTransformer
+from unclip.nets.unet import UNet, UNetConfig
+
+__all__ = [
+    "PriorConfig",
+    "PriorTransformer",
+    "TextConfig",
+    "TextTransformer",
+    "UNet",
+    "UNetConfig",
+]

@@ -1,0 +1,282 @@
+"""One U-Net for ADM, GLIDE, the unCLIP decoder and the upsamplers.
+
+Dhariwal & Nichol 2021 (ADM), Nichol et al. 2021 (GLIDE), Ramesh et al. 2022 (unCLIP, sec. 2.1).
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from unclip.config import Config
+from unclip.nets.attention import Backend
+from unclip.nets.blocks import (
+    Downsample,
+    ResBlock,
+    SpatialAttention,
+    Upsample,
+    group_norm,
+    normal,
+    time_mlp,
+    timestep_embedding,
+    zero,
+)
+
+
+class UNetConfig(Config):
+    image_size: int                              # pixels a side of the picture
+    in_channels: int = 3                         # with those of a low-resolution picture or a mask
+    out_channels: int = 3                        # 6 with a learned variance
+    channels: int                                # of the first level; the others are multiples
+    channel_mult: tuple[float, ...]              # one for each level; each level halves the grid
+    num_res_blocks: int                          # a level, going down; one more going up
+    attention_resolutions: tuple[int, ...] = ()  # grid sizes: image_size / pixel_unshuffle / 2^i
+    middle_attention: bool = True                # attention at the smallest grid, in the middle
+    head_channels: int = 64                      # channels of an attention head
+    num_heads: int | None = None                 # a fixed number of heads instead
+    dropout: float = 0.0                         # chance, in the residual blocks
+    norm_groups: int = 32                        # of the group norms; see `group_norm` for speed
+    scale_shift: bool = True                     # how the time embedding acts; False: it is added
+    updown_in_blocks: bool = True                # False: plain convolutions, as in improved DDPM
+    context_channels: int | None = None          # width of the tokens that join the keys
+    image_embed_dim: int | None = None           # of the CLIP image embedding; None: no such input
+    image_tokens: int = 4                        # context tokens made from the image embedding
+    text_dim: int | None = None                  # width of the text tokens; None: no such input
+    text_project: bool = True                    # False: text tokens are context as they come
+    text_embed_dim: int | None = None            # of a vector for the whole text; None: no such
+    classes: int | None = None                   # number of classes; None: no such input
+    pixel_unshuffle: int = 1                     # k x k pixels become channels inside the network
+    attention: Backend = "sdpa"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "UNetConfig":
+        multiple = self.pixel_unshuffle * 2 ** (len(self.channel_mult) - 1)
+        if self.image_size % multiple:
+            raise ValueError(f"image_size {self.image_size} is no multiple of {multiple}")
+        missing = set(self.attention_resolutions) - set(self.grid_sizes)
+        if missing:
+            raise ValueError(
+                f"attention_resolutions {sorted(missing)} do not occur: {self.grid_sizes} do"
+            )
+        if self.text_dim is not None and self.context_channels is None:
+            raise ValueError("text_dim needs context_channels")
+        if self.text_dim and not self.text_project and self.text_dim != self.context_channels:
+            raise ValueError("text_project false needs text_dim equal to context_channels")
+        return self
+
+    @property
+    def grid_sizes(self) -> tuple[int, ...]:
+        """Side of the grid at each level."""
+        side = self.image_size // self.pixel_unshuffle
+        return tuple(side // 2**level for level in range(len(self.channel_mult)))
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels at each level."""
+        return tuple(int(mult * self.channels) for mult in self.channel_mult)
+
+    @property
+    def emb_channels(self) -> int:
+        """Width of the time embedding."""
+        return 4 * self.channels
+
+
+class Block(nn.ModuleList):
+    """Layers in a row; each takes what it needs of the embedding and the context."""
+
+    def forward(
+        self, x: Tensor, emb: Tensor, context: Tensor | None, mask: Tensor | None
+    ) -> Tensor:
+        for layer in self:
+            if isinstance(layer, ResBlock):
+                x = layer(x, emb)
+            elif isinstance(layer, SpatialAttention):
+                x = layer(x, context, mask)
+            else:
+                x = layer(x)
+        return x
+
+
+def res_block(config: UNetConfig, channels: int, out_channels: int, resample=None) -> ResBlock:
+    return ResBlock(
+        channels,
+        out_channels,
+        config.emb_channels,
+        dropout=config.dropout,
+        scale_shift=config.scale_shift,
+        resample=resample,
+        groups=config.norm_groups,
+    )
+
+
+def attention(config: UNetConfig, channels: int) -> SpatialAttention:
+    heads = config.num_heads or max(1, channels // config.head_channels)
+    return SpatialAttention(
+        channels, heads, config.context_channels, config.attention, config.norm_groups
+    )
+
+
+def encoder(config: UNetConfig) -> tuple[nn.ModuleList, list[int]]:
+    """The way down, and the channels that each of its blocks puts out."""
+    channels = config.widths[0]
+    in_channels = config.in_channels * config.pixel_unshuffle**2
+    blocks = [Block([nn.Conv2d(in_channels, channels, 3, padding=1)])]
+    skips = [channels]
+    for level, width in enumerate(config.widths):
+        for _ in range(config.num_res_blocks):
+            block = Block([res_block(config, channels, width)])
+            if config.grid_sizes[level] in config.attention_resolutions:
+                block.append(attention(config, width))
+            blocks.append(block)
+            channels = width
+            skips.append(channels)
+        if level < len(config.widths) - 1:
+            inside = config.updown_in_blocks
+            down = res_block(config, channels, channels, "down") if inside else Downsample(channels)
+            blocks.append(Block([down]))
+            skips.append(channels)
+    return nn.ModuleList(blocks), skips
+
+
+def middle(config: UNetConfig, channels: int) -> Block:
+    """Two residual blocks at the smallest grid, with attention between them."""
+    block = Block([res_block(config, channels, channels), res_block(config, channels, channels)])
+    if config.middle_attention:
+        block.insert(1, attention(config, channels))
+    return block
+
+
+def decoder(config: UNetConfig, skips: list[int]) -> nn.ModuleList:
+    """The way up; each block takes the output of its twin on the way down as more channels."""
+    skips = list(skips)
+    channels = skips[-1]
+    blocks = []
+    for level, width in reversed(list(enumerate(config.widths))):
+        for i in range(config.num_res_blocks + 1):
+            block = Block([res_block(config, channels + skips.pop(), width)])
+            if config.grid_sizes[level] in config.attention_resolutions:
+                block.append(attention(config, width))
+            if level > 0 and i == config.num_res_blocks:
+                inside = config.updown_in_blocks
+                block.append(res_block(config, width, width, "up") if inside else Upsample(width))
+            blocks.append(block)
+            channels = width
+    return nn.ModuleList(blocks)
+
+
+class UNet(nn.Module):
+    """Maps a picture and a time to a picture, given any of: image embedding, text, class."""
+
+    def __init__(self, config: UNetConfig):
+        super().__init__()
+        self.config = config
+        emb, context = config.emb_channels, config.context_channels
+        self.time = time_mlp(config.channels, emb)
+        if config.classes is not None:
+            self.classes = nn.Embedding(config.classes, emb)
+        if config.text_embed_dim is not None:
+            self.text_embed = nn.Linear(config.text_embed_dim, emb)
+        if config.text_dim is not None and config.text_project:
+            self.text = nn.Sequential(nn.Linear(config.text_dim, context), nn.LayerNorm(context))
+        if config.image_embed_dim is not None:
+            self.null_image = normal(config.image_embed_dim)
+            self.image_embed = nn.Linear(config.image_embed_dim, emb)
+            if context is not None and config.image_tokens:
+                self.image_tokens = nn.Linear(
+                    config.image_embed_dim, context * config.image_tokens
+                )
+        self.encoder, skips = encoder(config)
+        self.middle = middle(config, skips[-1])
+        self.decoder = decoder(config, skips)
+        out_channels = config.out_channels * config.pixel_unshuffle**2
+        self.norm = group_norm(config.widths[0], config.norm_groups)
+        self.out = zero(nn.Conv2d(config.widths[0], out_channels, 3, padding=1))
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        image_embed: Tensor | None = None,
+        has_image: Tensor | None = None,
+        text: Tensor | None = None,
+        text_mask: Tensor | None = None,
+        text_embed: Tensor | None = None,
+        classes: Tensor | None = None,
+    ) -> Tensor:
+        """x: [N, Cin, H, W]; t: float [N]. Returns [N, Cout, H, W].
+
+        image_embed: [N, D]. has_image: bool [N], False = the learned null embedding takes its
+            place. Without an image_embed the null embedding serves all.
+        text: [N, L, text_dim]. text_mask: bool [N, L], True = a token; all False = no text.
+        text_embed: [N, text_embed_dim], one vector for the whole text.
+        classes: int64 [N], -1 = none.
+
+        Raises ValueError for an input that the configuration does not provide for.
+        """
+        self._check(image_embed=image_embed, text=text, text_embed=text_embed, classes=classes)
+        k = self.config.pixel_unshuffle
+        image = self._image(image_embed, has_image, len(x))                  # [N, D] or None
+        emb = F.silu(self._embedding(t, image, text_embed, classes))         # [N, E]
+        context, mask = self._context(image, text, text_mask)                # [N, L, K], [N, L]
+        h = F.pixel_unshuffle(x, k) if k > 1 else x                          # [N, kkCin, H/k, W/k]
+        skips = []
+        for block in self.encoder:
+            h = block(h, emb, context, mask)                                 # [N, C, H', W']
+            skips.append(h)
+        h = self.middle(h, emb, context, mask)                               # [N, C, H', W']
+        for block in self.decoder:
+            h = torch.cat([h, skips.pop()], dim=1)                           # [N, C + C', H', W']
+            h = block(h, emb, context, mask)                                 # [N, C, H', W']
+        h = self.out(F.silu(self.norm(h)))                                   # [N, kkCout, H/k, W/k]
+        return F.pixel_shuffle(h, k) if k > 1 else h                         # [N, Cout, H, W]
+
+    def _image(self, image_embed: Tensor | None, has_image: Tensor | None, n: int) -> Tensor | None:
+        """The image embedding, or the learned one where there is none: [N, D]."""
+        if self.config.image_embed_dim is None:
+            return None
+        if image_embed is None:
+            return self.null_image.expand(n, -1)
+        if has_image is None:
+            return image_embed
+        return torch.where(has_image[:, None], image_embed, self.null_image)
+
+    def _embedding(
+        self, t: Tensor, image: Tensor | None, text_embed: Tensor | None, classes: Tensor | None
+    ) -> Tensor:
+        """Everything that is one vector a picture, summed: [N, E]."""
+        emb = self.time(timestep_embedding(t, self.config.channels))         # [N, E]
+        if image is not None:
+            emb = emb + self.image_embed(image)                              # [N, E]
+        if text_embed is not None:
+            emb = emb + self.text_embed(text_embed)                          # [N, E]
+        if classes is not None:
+            known = (classes >= 0)[:, None]                                  # [N, 1]
+            emb = emb + self.classes(classes.clamp(min=0)) * known           # [N, E]
+        return emb
+
+    def _context(
+        self, image: Tensor | None, text: Tensor | None, text_mask: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The tokens [text; image] that join the keys, [N, L, K], and their mask, [N, L]."""
+        tokens, mask = [], None
+        if text is not None:
+            tokens.append(self.text(text) if self.config.text_project else text)
+            mask = text_mask
+        if image is not None and hasattr(self, "image_tokens"):
+            count = self.config.image_tokens
+            tokens.append(rearrange(self.image_tokens(image), "n (k l) -> n l k", l=count))
+            mask = None if mask is None else F.pad(mask, (0, count), value=True)
+        return (torch.cat(tokens, dim=1), mask) if tokens else (None, None)
+
+    def _check(self, **inputs: Tensor | None) -> None:
+        config = self.config
+        provided = {
+            "image_embed": config.image_embed_dim,
+            "text": config.text_dim,
+            "text_embed": config.text_embed_dim,
+            "classes": config.classes,
+        }
+        for name, value in inputs.items():
+            if value is not None and provided[name] is None:
+                raise ValueError(f"this U-Net was built without the input {name!r}")
