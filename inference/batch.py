@@ -4,9 +4,10 @@
     python -m inference.batch prompts.txt out/ -n 4 --seed 7 --guidance-scale 3 --batch-size 64
 
 Blank lines and lines that begin with # are skipped. Line 12, "a goldfish", becomes
-``out/0012-a-goldfish.png``, the picture that ``unclip "a goldfish"`` draws with the same seed; the
-others of -n become ``0012-a-goldfish-2.png`` and on. ``out/index.jsonl`` lists the complete pictures,
-``out/batch.json`` says how they were drawn; other options or prompts need --overwrite.
+``out/0012-a-goldfish.png``, the picture that ``unclip "a goldfish"`` draws with the same seed (but for
+rounding, which depends on the batch); the others of -n become ``0012-a-goldfish-2.png`` and on.
+``out/index.jsonl`` lists the complete pictures, ``out/batch.json`` says how they were drawn; other
+options or prompts need --overwrite.
 """
 
 from __future__ import annotations

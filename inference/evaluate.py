@@ -98,7 +98,8 @@ def look_at_heldout(pipeline: Pipeline, judges: Judges, samples: Sequence[dict],
     seen = Seen()
     with tqdm(total=len(samples), desc="drawing", unit="pic") as bar:
         for batch in _batches(samples, batch_size):
-            seeds = [fold(seed, number) for number in range(bar.n, bar.n + len(batch))]
+            done = len(seen.names)
+            seeds = [fold(seed, number) for number in range(done, done + len(batch))]
             real = _pictures(batch, pipeline.device)
             made = draw(pipeline, [styled(sample["record"]) for sample in batch], seeds, options,
                         real if decoder_only else None)
@@ -152,14 +153,14 @@ def judge(name: str, clip: Clip, heldout: Seen, train: Seen, seed: int = 0) -> d
 
     rows = {
         "generated": row("made", made) | distances(made[:count]),
-        "real held-out": row("real", real),
-        "real training": distances(known[chosen]),
+        "real held-out (ceiling)": row("real", real),
+        "real training (floor)": distances(known[chosen]),
         "chance": {"similarity": (real.mean(0) @ text.mean(0)).item(),
                    "r1": 1 / len(gallery), "r5": min(1.0, 5 / len(gallery))},
     }
-    ceiling = rows["real held-out"]["r1"]
+    ceiling = rows["real held-out (ceiling)"]["r1"]
     return {"clip": clip.identity, "names": len(gallery), "rows": rows,
-            "r1_of_ceiling": rows["generated"]["r1"] / ceiling if ceiling else float("nan"),
+            "r1_of_ceiling": rows["generated"]["r1"] / ceiling if ceiling else None,
             "ranks": ranks}
 
 
@@ -200,8 +201,8 @@ def evaluate(
     seen = look_at_heldout(pipeline, judges, samples, seed, batch_size, options, decoder_only)
     seconds = time.perf_counter() - start
     learnt = look_at(judges, read_shards(train), pipeline.device)
-    if len(learnt.names) < 2:
-        raise ValueError("there must be at least two training pictures to compare with")
+    if len(learnt.names) < 2 or set(seen.names).isdisjoint(learnt.names):
+        raise ValueError("the training shards hold no picture of any held-out name: nothing to compare with")
     found = {name: judge(name, clip, seen, learnt, seed) for name, clip in judges.items()}
     pictures = [{"key": key, "caption": caption,
                  **{f"{kind} rank, {name}": one["ranks"][kind][i]
@@ -225,7 +226,8 @@ def table(report: dict) -> str:
         for kind, row in found["rows"].items():
             cells = [form.format(row[key]) if key in row else "" for key, _, form in columns]
             lines.append(f"| {name} | {kind} | " + " | ".join(cells) + " |")
-    shares = ", ".join(f"{found['r1_of_ceiling']:.0%} by {name}" for name, found in report["judges"].items())
+    shares = ", ".join(f"{found['r1_of_ceiling']:.0%} by {name}" if found["r1_of_ceiling"] is not None
+                       else f"none to speak of by {name}" for name, found in report["judges"].items())
     names = next(iter(report["judges"].values()))["names"]
     return "\n".join(lines) + (
         f"\n\n{report['heldout']} held-out pictures"
@@ -275,7 +277,7 @@ def main(argv: list[str] | None = None) -> int:
         options = parse_config(Options, cli.options_from(args), source="the command line")
         heldout, train = shard_sets(args.shards, args.train_shards)
         pipeline = load(args.model, args.device)
-        judges = {Path(path).name: load_clip(path).to(pipeline.device).eval() for path in args.judge}
+        judges = {source: load_clip(source, pipeline.device) for source in args.judge}
         report = evaluate(pipeline, heldout, train, judges=judges, limit=args.limit, seed=args.seed,
                           batch_size=args.batch_size, decoder_only=args.decoder_only, options=options)
         if args.json:

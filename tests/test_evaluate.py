@@ -23,6 +23,7 @@ from unclip.pipeline import Options, Pipeline
 
 pytestmark = pytest.mark.usefixtures("float32")
 NAMES = ["red-apple", "tropical-fish", "cat", "dog", "rocket", "pizza"]
+CEILING, FLOOR = "real held-out (ceiling)", "real training (floor)"
 FAMILIES = {"flat": "flat", "noto": "noto", "glass": "glass icons"}
 
 
@@ -117,6 +118,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 (heldout if family == "glass" else train).write(
                     f"{family}--{name}", {"webp": file.getvalue(), "txt": name.encode(),
                                           "json": json.dumps(record).encode()})
+        with ShardWriter(folder, "other") as other:
+            other.write("flat--sun", {"webp": file.getvalue(), "txt": b"sun", "json": b'{"name": "sun"}'})
+        other.paths[0].rename(folder / "other.tar")
     return folder
 
 
@@ -137,10 +141,10 @@ def test_report_of_a_model(pipeline, shards):
     for found in report["judges"].values():
         assert found["names"] == 6
         rows = found["rows"]
-        assert list(rows) == ["generated", "real held-out", "real training", "chance"]
-        assert rows["generated"]["frechet"] > rows["real training"]["frechet"] > 0
+        assert list(rows) == ["generated", CEILING, FLOOR, "chance"]
+        assert rows["generated"]["frechet"] > rows[FLOOR]["frechet"] > 0
         assert rows["chance"]["r1"] == pytest.approx(1 / 6)
-        assert rows["real held-out"]["r1"] > 0.5  # the families are alike
+        assert rows[CEILING]["r1"] > 0.5  # the families are alike
     caption = {one["key"]: one["caption"] for one in report["pictures"]}
     assert caption["glass--tropical-fish"] == "a tropical fish, glass style"
     unknown = next(one for one in report["pictures"] if one["key"] == "glass--unicorn")
@@ -155,7 +159,7 @@ def test_a_perfect_model_reaches_the_ceiling(pipeline, shards, monkeypatch):
     rows = found["rows"]
     assert found["r1_of_ceiling"] == 1
     assert rows["generated"]["frechet"] == pytest.approx(0, abs=1e-5)
-    assert {key: rows["generated"][key] for key in rows["real held-out"]} == rows["real held-out"]
+    assert {key: rows["generated"][key] for key in rows[CEILING]} == rows[CEILING]
 
 
 def test_decoder_alone_goes_round_the_prior(pipeline, shards, monkeypatch):
@@ -189,7 +193,7 @@ def test_command(pipeline, tiny_model, shards, tmp_path, capsys):
                "--json", str(tmp_path / "report.json"), "--limit", "4", "--steps", "1"]
     assert evaluate.main(command) == 0
     shown = capsys.readouterr().out
-    assert shown.count("|---|") == 1 and "| judge | generated | " in shown and "chance" in shown
+    assert shown.count("|---|") == 1 and "judge | generated | " in shown and "chance" in shown
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["options"]["steps"] == 1 and evaluate.table(report) == shown.rstrip("\n")
 
@@ -199,6 +203,7 @@ def test_command(pipeline, tiny_model, shards, tmp_path, capsys):
     (["{shards}/nothing-*.tar", "--train-shards", "{shards}/train-000000.tar"], "nothing-"),
     (["{shards}", "--judge", "{shards}"], "holds no CLIP"),
     (["{shards}", "--json", "{shards}/no/where.json"], "cannot be written"),
+    (["{shards}", "--train-shards", "{shards}/other.tar"], "no picture of any held-out name"),
     (["{shards}", "--batch-size", "0"], "--batch-size"),
     (["{shards}", "--limit", "1"], "at least 2"),
     (["{shards}", "--negative-prompt", "a cat"], "negative"),

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from pydantic import Field
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -90,7 +90,7 @@ class Contrast(nn.Module):
         super().__init__()
         self.towers, self.preprocess = clip.towers, clip.preprocess
         self.scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-        self.head = None if teacher_dim is None else nn.Linear(teacher_dim, clip.embed_dim, bias=False)
+        self.head = None if teacher_dim is None else nn.Linear(teacher_dim, clip.embed_dim)
 
     def place(self, vectors: Tensor) -> Tensor:
         """The teacher's vectors [N, T] in the common space: [N, D] of unit norm."""
@@ -148,10 +148,13 @@ class Trainer:
         accelerator.init_trackers("curves")
 
     def _start_head(self) -> None:
-        """The principal directions of the captions: the best linear map before any training."""
+        """The captions' principal directions, half whitened: a good linear map before any training."""
         vectors = self.table[self.row.unique()].float()
-        basis = torch.linalg.svd(vectors.T @ vectors).U[:, : self.contrast.head.out_features]
-        self.contrast.head.weight.data.copy_(basis.T)
+        mean, head = vectors.mean(0), self.contrast.head
+        basis, spread, _ = torch.linalg.svd((vectors - mean).T @ (vectors - mean) / len(vectors))
+        weight = (basis * spread**-0.25)[:, : head.out_features].T
+        head.weight.data.copy_(weight)
+        head.bias.data.copy_(-weight @ mean)
 
     def train(self) -> dict[str, float]:
         """Both phases; returns the metrics, which also lie in `metrics.json`."""
@@ -167,7 +170,7 @@ class Trainer:
         self.clip.towers.model.logit_scale.data.copy_(self.contrast.scale.data)
         metrics = {}
         if self.accelerator.is_main_process:
-            self.clip.requires_grad_(False)
+            self.clip.requires_grad_(False).eval()
             save_clip(self.clip, self.out)
             metrics = self.evaluation.measure(self.clip, self.contrast, self.table, self.texts)
             with written_aside(self.out / "metrics.json") as aside:
@@ -256,7 +259,7 @@ def main(argv: list[str] | None = None) -> None:
     recipe = program(ClipRecipe, __doc__, argv)
     if recipe is None:
         return
-    device = Accelerator().device
+    device = PartialState().device
     bf16 = has_fast_bf16(device) if recipe.precision == "auto" else recipe.precision == "bf16"
     accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", log_with="tensorboard",
                               project_dir=recipe.out)

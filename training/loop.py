@@ -86,7 +86,9 @@ def micro_batch(settings: Training, accelerator: Accelerator) -> int:
 
 def make_accelerator(settings: Training) -> Accelerator:
     """Device, precision, distribution and trackers, as the recipe and ``accelerate launch`` say."""
-    bf16 = has_fast_bf16(PartialState().device) if settings.precision == "auto" else settings.precision == "bf16"
+    Path(settings.out).mkdir(parents=True, exist_ok=True)  # fails now if it cannot be written
+    auto = settings.precision == "auto"
+    bf16 = has_fast_bf16(PartialState().device) if auto else settings.precision == "bf16"
     return Accelerator(
         mixed_precision="bf16" if bf16 else "no",
         gradient_accumulation_steps=settings.accumulate,
@@ -135,30 +137,43 @@ class _Run:
     def train(self) -> Path:
         self._resume()
         self._start_tracking()
-        signal.signal(signal.SIGTERM, self._stop)
+        before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         bar = tqdm(total=self.settings.pictures, initial=min(self.seen, self.settings.pictures),
                    unit="pic", smoothing=0.05, desc=self.out.name,
                    disable=not self.accelerator.is_main_process)
         batches = self.task.batches(self.step * self.settings.accumulate)
         try:
-            while self.step < self.total_steps and not self.stopping:
+            while self.step < self.total_steps and not self._told_to_stop():
                 self._optimise(batches)
                 bar.update(self.settings.batch_size)
                 if self._due(self.settings.log_every):
                     bar.set_postfix(loss=f"{self._log():.4f}")
                 self._intervals()
-        except KeyboardInterrupt:
-            self.stopping = True
-        bar.close()
-        self._save()
-        if not self.stopping:
-            self._validate()
-            self._draw()
+            bar.close()
+            self._save()
+            if self.step >= self.total_steps:
+                self._validate()
+                self._draw()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
         self.accelerator.end_training()
         return self.out / f"{self.raw.config.kind}.safetensors"
 
-    def _stop(self, *_: object) -> None:
+    def _stop(self, number: int, _: object) -> None:
+        """A signal ends the run after a whole step, when its state can be saved; a second Ctrl-C at once."""
+        if self.stopping and number == signal.SIGINT:
+            raise KeyboardInterrupt
         self.stopping = True
+
+    def _told_to_stop(self) -> bool:
+        """Whether a signal came. Processes ask each other now and then, since all must stop alike."""
+        if self.accelerator.num_processes == 1:
+            return self.stopping
+        if self.step and not self._due(self.settings.log_every):
+            return False
+        told = torch.tensor(float(self.stopping), device=self.accelerator.device)
+        return self.accelerator.reduce(told).item() > 0
 
     def _due(self, every: int) -> bool:
         """Whether the last step crossed a multiple of ``every`` pictures."""
@@ -251,7 +266,6 @@ class _Run:
 
     def _start_tracking(self) -> None:
         if self.accelerator.is_main_process:
-            self.out.mkdir(parents=True, exist_ok=True)
             with written_aside(self.out / "recipe.yaml") as aside:
                 aside.write_text(to_yaml(self.recipe), encoding="utf-8")
         self.accelerator.init_trackers("curves")
@@ -261,6 +275,7 @@ class _Run:
         self.accelerator.wait_for_everyone()
         aside, state = self.out / "state.new", self.out / "state"
         self.accelerator.save_state(str(aside), safe_serialization=True)
+        self.accelerator.wait_for_everyone()  # every process has written its random state
         if self.accelerator.is_main_process:
             self.ema.module.save(self.out / f"{self.raw.config.kind}.safetensors",
                                  pictures_seen=self.seen)

@@ -40,9 +40,10 @@ class PictureTask:
         self.clip = _frozen_clip(recipe, stage, self.device)
         self.source = Source(recipe.data, recipe.train.seed, accelerator.process_index,
                              accelerator.num_processes)
-        if self.clip is not None and stage.takes_image:
-            self._measure_embeddings()
+        if self.clip is not None:
             stage.facts["clip"] = self.clip.identity
+        if stage.takes_image:
+            self._measure_embeddings()
 
     def _measure_embeddings(self, batches: int = 16, n: int = 128) -> None:
         """Mean and standard deviation of the training pictures' embeddings, for whitening."""
@@ -88,32 +89,33 @@ class PictureTask:
             yield self.examples(batch, generator.manual_seed(number))
 
     @cached_property
-    def _heldout(self) -> list[tuple[Batch, Examples]]:
+    def _heldout(self) -> list[Examples]:
         batch = self.source.heldout(256)
         if batch is None:
             return []
         parts = [Batch(batch.image[i:i + 64], batch.caption[i:i + 64], batch.key[i:i + 64])
                  for i in range(0, len(batch.image), 64)]
-        return [(part, self.examples(part)) for part in parts]
+        return [self.examples(part) for part in parts]
 
     def validation(self) -> list[Examples]:
-        return [examples for _, examples in self._heldout]
+        return self._heldout
 
     def draw(self, stage: Decoder) -> Image.Image:
         """Rows of (real, what the stage was given, drawn), 16 pictures wide."""
         if self._heldout:
-            batch, examples = self._heldout[0]
+            examples = self._heldout[0]
         else:
-            batch = next(self.source.batches(32))
-            examples = self.examples(batch)
-        conditions = {key: value[:32] for key, value in examples[1].items()}
-        x0 = examples[0][:32]
+            examples = self.examples(next(self.source.batches(32)))
+        columns = min(16, len(examples[0]))
+        count = min(32, len(examples[0]) // columns * columns)  # whole rows
+        conditions = {key: value[:count] for key, value in examples[1].items()}
+        x0 = examples[0][:count]
         *_, last = stage.sample(conditions, Noise(range(len(x0)), device=self.device))
         rows = [stage.to_picture(x0, conditions), stage.to_picture(last.x, conditions)]
         if "base" in conditions:
             rows.insert(1, conditions["base"])
-        rows = [row[i:i + 16] for i in range(0, len(x0), 16) for row in rows]
-        picture = grid(torch.cat(rows).float().cpu(), columns=16)
+        rows = [row[i:i + columns] for i in range(0, count, columns) for row in rows]
+        picture = grid(torch.cat(rows).float().cpu(), columns=columns)
         scale = max(1, 64 // rows[0].shape[-1])
         return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
 

@@ -20,7 +20,7 @@ def program(recipe_class: type[C], description: str, argv: list[str] | None = No
     parser.add_argument("overrides", nargs="*", metavar="key=value",
                         help="changes to the recipe, such as train.batch_size=32")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     recipe = load_config(recipe_class, args.config, args.overrides)
     if args.dry_run:
         print(to_yaml(recipe), end="")

@@ -29,6 +29,8 @@ def draw(args: argparse.Namespace) -> Path:
     if args.prompt is not None and not args.prompt.strip():
         raise ValueError("the prompt is empty; say what to draw, for example: a goldfish")
     output = args.output or Path(f"{cli.words(args.prompt or args.model)}.png")
+    if output.suffix.lower() != ".png":
+        raise ValueError(f"{output}: pictures are written as PNG; give the file a name that ends in .png")
     cli.check_writable(output)
     pipeline = load(args.model, args.device)
     made = pipeline.generate(args.prompt, n=args.n, seed=args.seed, **cli.options_from(args),

@@ -83,11 +83,15 @@ def read_header(path: str | Path, kind: str | None = None) -> dict:
         raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from None
     if text is None:
         raise CheckpointError(f"{path} was not written by unclip: its header has no description")
-    header = json.loads(text)
-    if header.get("format") != FORMAT:
-        raise CheckpointError(f"{path} has format {header.get('format')}; this version reads {FORMAT}")
-    if kind is not None and header["kind"] != kind:
-        raise CheckpointError(f"{path} holds a {header['kind']}, not a {kind}")
+    try:
+        header = json.loads(text)
+        version, held, _ = header["format"], header["kind"], header["config"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{path} has a damaged header: {error!r}") from None
+    if version != FORMAT:
+        raise CheckpointError(f"{path} has format {version}; this version reads {FORMAT}")
+    if kind is not None and held != kind:
+        raise CheckpointError(f"{path} holds a {held}, not a {kind}")
     return header
 
 

@@ -81,7 +81,7 @@ class Clip(nn.Module):
         self.context_length: int = towers.context_length
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
-        self.requires_grad_(False).eval()
+        self.requires_grad_(False).eval().to(memory_format=torch.channels_last)
 
     def train(self, mode: bool = True) -> Clip:
         """Stays in eval mode: the encoders are frozen."""
@@ -234,7 +234,7 @@ class OpenClipTowers(nn.Module):
             embed, tokens = m.text(ids)
             return embed, F.pad(tokens, (0, 0, ids.shape[1] - tokens.shape[1], 0))
         hidden = m.transformer(m.token_embedding(ids) + m.positional_embedding, attn_mask=m.attn_mask)
-        hidden = m.ln_final(hidden)
+        hidden = m.ln_final(hidden)                                      # [N, L, W]
         projection = m.text_projection
         end = _read_at(hidden, mask)
         return projection(end) if isinstance(projection, nn.Module) else end @ projection, hidden

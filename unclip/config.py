@@ -16,7 +16,7 @@ class ConfigError(ValueError):
 class Config(BaseModel):
     """Base of every configuration: frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
 
 C = TypeVar("C", bound=Config)
@@ -53,7 +53,7 @@ def load_config(cls: type[C], path: str | Path, overrides: Sequence[str] = ()) -
     try:
         merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
         values = OmegaConf.to_container(merged, resolve=True)
-    except (YAMLError, OmegaConfBaseException, OSError) as error:
+    except (YAMLError, OmegaConfBaseException, OSError, TypeError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
     return parse_config(cls, values, source=str(path))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import operator
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -45,6 +45,9 @@ class Options(Config):
         if self.sampler is not None and self.sampler not in SAMPLERS:
             raise ValueError(f"unknown sampler '{self.sampler}'; known: {', '.join(SAMPLERS)}")
         return self
+
+
+DEFAULTS = Options()
 
 
 class Manifest(Config):
@@ -97,7 +100,7 @@ class Pipeline(nn.Module):
             raise CheckpointError("this model takes text but comes without its CLIP")
         for stage in wants_clip:
             trained_with = stage.facts.get("clip", self.clip.identity)
-            if trained_with != self.clip.identity:
+            if trained_with.rpartition("#")[2] != self.clip.identity.rpartition("#")[2]:  # by weights
                 raise CheckpointError(f"the {stage.config.kind} was trained with CLIP {trained_with}, "
                                       f"but the model holds {self.clip.identity}")
         if self.decoder.takes_image and self.prior is None:
@@ -130,7 +133,7 @@ class Pipeline(nn.Module):
         self,
         text: Text,
         seeds: Sequence[int],
-        options: Options = Options(),
+        options: Options = DEFAULTS,
         negative: Text | None = None,
     ) -> Tensor:
         """Image embeddings [N,D] of length 1: of several candidates the one nearest to the text."""
@@ -155,7 +158,7 @@ class Pipeline(nn.Module):
         seeds: Sequence[int],
         image_embed: Tensor | None = None,
         text: Text | None = None,
-        options: Options = Options(),
+        options: Options = DEFAULTS,
         negative: tuple[Tensor | None, Text | None] | None = None,
         progress: Progress | None = None,
     ) -> Tensor:
@@ -182,7 +185,7 @@ class Pipeline(nn.Module):
         seeds: Sequence[int],
         image_embed: Tensor | None = None,
         text: Text | None = None,
-        options: Options = Options(),
+        options: Options = DEFAULTS,
         progress: Progress | None = None,
     ) -> Tensor:
         """Enlarge the decoder's pictures through every upsampler: [N,3,S,S] in [-1,1]."""
@@ -221,7 +224,8 @@ class Pipeline(nn.Module):
         single = (prompt is None or isinstance(prompt, str)) and n == 1
         prompts = self._prompts(prompt)
         settings = parse_config(Options, options, source="the call")
-        seed, n, batch_size = _integer("seed", seed), _integer("n", n, 1), _integer("batch_size", batch_size, 1)
+        seed, n = _integer("seed", seed), _integer("n", n, 1)
+        batch_size = _integer("batch_size", batch_size, 1)
         jobs = [(text, fold(seed, k)) for text in prompts for k in range(n)]
         pictures: list[Image.Image] = []
         for start in range(0, len(jobs), batch_size):
@@ -266,7 +270,8 @@ class Pipeline(nn.Module):
             if prompt is not None:
                 raise ValueError(f"the model {self.name} takes no prompt")
             return [None]
-        prompts = [prompt] if isinstance(prompt, str) or prompt is None else list(prompt)
+        several = isinstance(prompt, Iterable) and not isinstance(prompt, str)
+        prompts = list(prompt) if several else [prompt]
         for text in prompts:
             if not isinstance(text, str):
                 raise ValueError(f"a prompt must be text, not {text!r}")
@@ -326,9 +331,10 @@ def _override(sampling: Sampling, **changes: object) -> Sampling:
 def _walk(steps, name: str, total: int, progress: Progress | None) -> Tensor:
     """Run a sampler to its end, telling ``progress`` of every step."""
     for count, step in enumerate(steps, 1):
+        x = step.x
         if progress is not None:
             progress(name, count, total)
-    return step.x
+    return x
 
 
 def _integer(name: str, value: object, least: int | None = None) -> int:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from .checkpoint import load_checkpoint, load_strictly, read_header, save_checkpoint
+from .checkpoint import CheckpointError, load_checkpoint, load_strictly, save_checkpoint
 from .config import Config, parse_config
 from .diffusion import guidance
 from .diffusion.denoiser import Denoiser
@@ -65,7 +65,7 @@ class PriorStageConfig(Config):
 class LowRes(Config):
     """The smaller picture that an upsampler starts from, and how it is corrupted in training."""
 
-    size: int                                        # its height and width in pixels
+    size: int = Field(gt=0)                          # its height and width in pixels
     blur: float = Field(0.6, ge=0)                   # largest sigma of the 3x3 blur, in its pixels
     noise: float = Field(0.0, ge=0)                  # largest standard deviation of added noise
     residual_scale: float | None = Field(None, gt=0)  # diffuse (picture - bilinear) / this; None = picture
@@ -196,6 +196,8 @@ class Decoder(Stage):
         if (net.in_channels, net.out_channels) != (channels, outputs):
             raise ValueError(f"this stage needs a U-Net with in_channels {channels} and out_channels "
                              f"{outputs}, not {net.in_channels} and {net.out_channels}")
+        if low_res and net.image_size % low_res.size:
+            raise ValueError(f"{net.image_size} pixels are no whole multiple of low_res.size {low_res.size}")
         super().__init__(config, UNet(net), net.image_embed_dim or 0)
 
     @property
@@ -360,10 +362,15 @@ def blur3(picture: Tensor, sigma: Tensor) -> Tensor:
 STAGES = {"prior": (Prior, PriorStageConfig), "decoder": (Decoder, DecoderStageConfig)}
 
 
-def load_stage(path: str | Path, kind: str | None = None, device: str | torch.device = "cpu") -> Prior | Decoder:
+def load_stage(
+    path: str | Path,
+    kind: str | None = None,  # "prior" or "decoder"; None takes either
+    device: str | torch.device = "cpu",
+) -> Prior | Decoder:
     """Rebuild a stage from its checkpoint, strictly; eval mode, no gradients."""
-    header = read_header(path, kind)
     tensors, header = load_checkpoint(path, kind)
+    if header["kind"] not in STAGES:
+        raise CheckpointError(f"{path} holds a {header['kind']}, not a {' or a '.join(STAGES)}")
     stage_class, config_class = STAGES[header["kind"]]
     stage = stage_class(parse_config(config_class, header["config"], source=str(path)))
     load_strictly(stage, tensors, source=str(path))

@@ -1,7 +1,7 @@
 """Make shards of icons: fetch six families with npm, render them, write webdataset tars.
 
     python -m training.icons data/icons --size 64 --size 256
-    python -m training.icons /tmp/small --size 64 --names tests/data/names.txt
+    python -m training.icons data/few --size 64 --names tests/data/names.txt
 
 Needs npm (once: packages are cached), about 30 MB of traffic, and some 10 minutes of two cores for
 both sizes. Run again, it makes only the sizes that are missing. One pair (family, name) in twenty

@@ -1,4 +1,4 @@
-"""OpenCLIP's plain transformer towers, weight for weight, without its seconds of imports.
+"""OpenCLIP's own towers, weight for weight, without its seconds of imports.
 
 Radford et al. 2021 (arXiv:2103.00020). The configuration and the names of the weights are
 OpenCLIP's, so either code reads what the other wrote.
@@ -16,14 +16,15 @@ from unclip.nets.attention import attend
 
 
 class VisionConfig(Config):
-    """A vision transformer; sizes in pixels."""
+    """A vision transformer, or a ResNet where `layers` holds its four depths; sizes in pixels."""
 
     image_size: int = 224
     patch_size: int = 16
     width: int = 768
-    layers: int = 12
+    layers: int | tuple[int, int, int, int] = 12
     head_width: int = 64
     mlp_ratio: float = 4.0
+    patch_dropout: float = 0.0  # share of a picture's patches left out in training
 
 
 class TextConfig(Config):
@@ -107,6 +108,7 @@ class VisionTransformer(nn.Module):
     def __init__(self, config: VisionConfig, embed_dim: int, quick_gelu: bool) -> None:
         super().__init__()
         width, patch = config.width, config.patch_size
+        self.patch_dropout = config.patch_dropout
         patches = (config.image_size // patch) ** 2
         self.conv1 = nn.Conv2d(3, width, patch, patch, bias=False)
         self.class_embedding = nn.Parameter(torch.randn(width) * width**-0.5)
@@ -120,10 +122,93 @@ class VisionTransformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv1(x).flatten(2).transpose(1, 2)                     # [N, P, W]
-        start = self.class_embedding.to(x.dtype).expand(len(x), 1, -1)   # [N, 1, W]
-        x = torch.cat([start, x], dim=1) + self.positional_embedding     # [N, 1+P, W]
+        x = x + self.positional_embedding[1:]                            # [N, P, W]
+        if self.training and self.patch_dropout > 0:  # Li et al. 2022, arXiv:2212.00794
+            kept = max(1, round(x.shape[1] * (1 - self.patch_dropout)))
+            order = torch.rand(x.shape[:2], device=x.device).argsort(1)[:, :kept, None]
+            x = x.gather(1, order.expand(-1, -1, x.shape[2]))            # [N, P', W]
+        start = self.class_embedding + self.positional_embedding[0]      # [W]
+        x = torch.cat([start.to(x.dtype).expand(len(x), 1, -1), x], dim=1)  # [N, 1+P', W]
         x = self.transformer(self.ln_pre(x))                             # [N, 1+P, W]
         return self.ln_post(x[:, 0]) @ self.proj                         # [N, D]
+
+
+class Bottleneck(nn.Module):
+    """He et al. 2015 (arXiv:1512.03385), shrinking by a mean before the last convolution."""
+
+    def __init__(self, inside: int, planes: int, stride: int) -> None:
+        super().__init__()
+        out = 4 * planes
+        self.conv1 = nn.Conv2d(inside, planes, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.shrink = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
+        self.conv3 = nn.Conv2d(planes, out, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out)
+        nn.init.zeros_(self.bn3.weight)
+        self.downsample = None
+        if stride > 1 or inside != out:
+            self.downsample = nn.Sequential(nn.Conv2d(inside, out, 1, bias=False), nn.BatchNorm2d(out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)))                              # [N, P, S, S]
+        y = self.shrink(F.relu(self.bn2(self.conv2(y))))                 # [N, P, S', S']
+        y = self.bn3(self.conv3(y))                                      # [N, 4P, S', S']
+        x = x if self.downsample is None else self.downsample(self.shrink(x))
+        return F.relu(x + y)                                             # [N, 4P, S', S']
+
+
+class AttentionPool(nn.Module):
+    """The mean asks all places: [N, C, S, S] -> [N, D]."""
+
+    def __init__(self, places: int, width: int, heads: int, out: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.positional_embedding = nn.Parameter(torch.randn(places + 1, width) * width**-0.5)
+        self.k_proj, self.q_proj, self.v_proj = (nn.Linear(width, width) for _ in range(3))
+        self.c_proj = nn.Linear(width, out)
+        for linear in (self.k_proj, self.q_proj, self.v_proj, self.c_proj):
+            nn.init.normal_(linear.weight, std=width**-0.5)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(2).transpose(1, 2)                                 # [N, P, C]
+        x = torch.cat([x.mean(1, keepdim=True), x], dim=1)               # [N, 1+P, C]
+        x = x + self.positional_embedding.to(x.dtype)
+        q, k, v = self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x)
+        q, k, v = (rearrange(y, "n l (h d) -> n l h d", h=self.heads) for y in (q, k, v))
+        return self.c_proj(attend(q, k, v)[:, 0])                        # [N, D]
+
+
+class ModifiedResNet(nn.Module):
+    """CLIP's ResNet: three convolutions first, means for strides, attention last. [N,3,S,S] -> [N,D]."""
+
+    def __init__(self, config: VisionConfig, embed_dim: int) -> None:
+        super().__init__()
+        width = config.width
+        self.conv1 = nn.Conv2d(3, width // 2, 3, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width // 2)
+        self.conv2 = nn.Conv2d(width // 2, width // 2, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width // 2)
+        self.conv3 = nn.Conv2d(width // 2, width, 3, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width)
+        inside = width
+        for i, depth in enumerate(config.layers):
+            blocks, planes = [], width * 2**i
+            for j in range(depth):
+                blocks.append(Bottleneck(inside, planes, 2 if i > 0 and j == 0 else 1))
+                inside = 4 * planes
+            self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
+        places = (config.image_size // 32) ** 2
+        self.attnpool = AttentionPool(places, inside, inside // config.head_width, embed_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))                              # [N, W/2, S/2, S/2]
+        x = F.relu(self.bn2(self.conv2(x)))
+        x = F.avg_pool2d(F.relu(self.bn3(self.conv3(x))), 2)             # [N, W, S/4, S/4]
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))        # [N, 32W, S/32, S/32]
+        return self.attnpool(x)                                          # [N, D]
 
 
 class PlainClip(nn.Module):
@@ -133,7 +218,11 @@ class PlainClip(nn.Module):
         super().__init__()
         text = config.text_cfg
         self.config = config
-        self.visual = VisionTransformer(config.vision_cfg, config.embed_dim, config.quick_gelu)
+        vision = config.vision_cfg
+        if isinstance(vision.layers, int):
+            self.visual = VisionTransformer(vision, config.embed_dim, config.quick_gelu)
+        else:
+            self.visual = ModifiedResNet(vision, config.embed_dim)
         self.transformer = Transformer(
             text.width, text.layers, text.heads, text.mlp_ratio, config.quick_gelu
         )

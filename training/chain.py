@@ -1,0 +1,116 @@
+"""Train a whole model, stage by stage, and put the stages together.
+
+    python -m training.chain configs/icons/chain.yaml
+    python -m training.chain configs/icons/chain.yaml --assemble
+
+Every stage is a program of its own with a recipe of its own; this runs those that are not finished,
+in order, and writes a pipeline directory that ``unclip --model FOLDER`` draws with. The same command
+again goes on where it stopped. ``--assemble`` trains nothing: it puts together what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from unclip.checkpoint import CheckpointError, read_header
+from unclip.clip import load_clip
+from unclip.config import Config, ConfigError, load_config
+from unclip.pipeline import Pipeline
+from unclip.stages import load_stage
+
+from .clip import ClipRecipe
+from .pictures import PictureRecipe
+from .prior import PriorRecipe
+from .programs import run
+
+RECIPES = {"clip": ClipRecipe, "prior": PriorRecipe, "decoder": PictureRecipe, "upsampler": PictureRecipe}
+
+
+class Link(Config):
+    """One program and its recipe."""
+
+    program: Literal["clip", "prior", "decoder", "upsampler"]
+    config: str  # path, relative to where the command runs
+
+
+class Chain(Config):
+    """A model: what to train, in order, and where the whole goes."""
+
+    name: str
+    description: str = ""
+    out: str                                        # the pipeline directory
+    half: bool = True                               # store weights in half precision
+    stages: list[Link]
+
+
+def recipe_of(link: Link) -> ClipRecipe | PriorRecipe | PictureRecipe:
+    return load_config(RECIPES[link.program], link.config)
+
+
+def checkpoint_of(link: Link) -> Path:
+    """The file that a stage's run writes."""
+    kind = "prior" if link.program == "prior" else "decoder"
+    return Path(recipe_of(link).train.out) / f"{kind}.safetensors"
+
+
+def finished(link: Link) -> bool:
+    """Whether a stage has seen all its pictures."""
+    recipe = recipe_of(link)
+    if isinstance(recipe, ClipRecipe):
+        return (Path(recipe.out) / "metrics.json").is_file()
+    try:
+        return read_header(checkpoint_of(link))["pictures_seen"] >= recipe.train.pictures
+    except CheckpointError:
+        return False
+
+
+def assemble(chain: Chain) -> Path:
+    """Put the stages' averaged weights together as one pipeline directory."""
+    parts: dict[str, list] = {"clip": [], "prior": [], "decoder": [], "upsampler": []}
+    for link in chain.stages:
+        made = load_clip(recipe_of(link).out) if link.program == "clip" else load_stage(checkpoint_of(link))
+        parts[link.program].append(made)
+    for program in ("clip", "prior", "decoder"):
+        if len(parts[program]) > 1:
+            raise ConfigError(f"a model has one {program}, not {len(parts[program])}")
+    if not parts["decoder"]:
+        raise ConfigError("a model needs a decoder")
+    clip, prior = (parts[k][0] if parts[k] else None for k in ("clip", "prior"))
+    pipeline = Pipeline(parts["decoder"][0], prior, parts["upsampler"], clip, chain.name, chain.description)
+    return pipeline.save(chain.out, torch.float16 if chain.half else None)
+
+
+def _wait(process: subprocess.Popen) -> None:
+    """Let a program end by itself: Ctrl-C reaches it too, and it saves what it has before it stops."""
+    while process.poll() is None:
+        try:
+            process.wait()
+        except KeyboardInterrupt:
+            continue
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="a chain, such as configs/icons/chain.yaml")
+    parser.add_argument("--assemble", action="store_true", help="train nothing, put together what is there")
+    args = parser.parse_args(argv)
+    chain = load_config(Chain, args.config)
+    for link in chain.stages:
+        recipe_of(link)  # a mistake in the last recipe is an error now
+    for link in chain.stages:
+        if not args.assemble and not finished(link):
+            _wait(subprocess.Popen([sys.executable, "-m", f"training.{link.program}", link.config]))
+            if not finished(link):
+                raise ConfigError(f"{link.config} is not finished; the same command goes on from there")
+    print(f"{assemble(chain)}: draw with  unclip --model {chain.out} \"a goldfish\"")
+
+
+if __name__ == "__main__":
+    run(main)
