@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import Field, ValidationError
 
-from unclip.config import Config, ConfigError, load_config, parse_config, to_yaml
+from unclip.config import Config, ConfigError, differences, load_config, parse_config, to_yaml
 
 
 class Net(Config):
@@ -52,7 +52,8 @@ def test_overrides_reach_inside_and_change_nothing_else(recipe, override, change
 
 @pytest.mark.parametrize("text, overrides, said", [
     ("out: a\nnet: {chanels: 4}\n", [], ["net.chanels: unknown key"]),
-    ("out: a\nrate: -1\nfoo: 1\nnet: {channels: many}\n", [], ["rate: ", "foo: unknown key", "net.channels: "]),
+    ("out: a\nrate: -1\nfoo: 1\nnet: {channels: many}\n", [],
+     ["rate: ", "foo: unknown key", "net.channels: "]),
     ("rate: 1\n", [], ["out: "]),
     ("", [], ["out: "]),
     ("out: a\n", ["net.depth=3"], ["net.depth: unknown key"]),
@@ -91,3 +92,10 @@ def test_to_yaml_is_read_back_to_the_same(tmp_path, values):
     made = parse_config(Recipe, values)
     (tmp_path / "again.yaml").write_text(to_yaml(made), encoding="utf-8")
     assert load_config(Recipe, tmp_path / "again.yaml") == made
+
+
+def test_differences_name_the_key_and_both_values():
+    a = {"net": {"channels": 64, "mult": [1, 2]}, "rate": 1, "old": 0}
+    b = {"net": {"channels": 32, "mult": [1, 2]}, "rate": 1, "low": {"size": 8}}
+    assert differences(a, a) == ""
+    assert differences(a, b) == "low: None -> {'size': 8}, net.channels: 64 -> 32, old: 0 -> None"

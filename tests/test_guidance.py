@@ -21,9 +21,11 @@ from unclip.diffusion.gaussian import diffuse
 
 SCHEDULE = make_schedule("cosine")
 T = torch.tensor([1, 40, 500, 990])
+GENERATOR = torch.Generator().manual_seed(0)
 
 
-def truth(generator=torch.Generator().manual_seed(0)):
+def truth(generator=None):
+    generator = generator or GENERATOR
     x0, noise = torch.randn(2, 4, 3, 5, 5, dtype=torch.float64, generator=generator)
     return x0, noise, diffuse(x0, noise, SCHEDULE.at(T))
 

@@ -68,7 +68,7 @@ def test_bfloat16_attention_has_the_same_gradient():
         leaves = [x.detach().to(dtype, copy=True).requires_grad_() for x in (q, k, v)]
         attend(*leaves, mask).square().sum().backward()
         gradients.append([leaf.grad.float() for leaf in leaves])
-    for low, high in zip(*gradients):
+    for low, high in zip(*gradients, strict=True):
         assert (low - high).abs().max() < 0.03 * high.abs().max()
 
 
@@ -218,7 +218,7 @@ def test_prior_is_causal():
     net(**given)
     first, seen[:] = list(seen), []
     net(**given | {"x": given["x"] + 1})
-    for a, b in zip(first, seen):
+    for a, b in zip(first, seen, strict=True):
         assert close(a[:, :6], b[:, :6]), "text tokens, text embedding and time precede x"
         assert not close(a[:, 6:], b[:, 6:])
 

@@ -135,7 +135,7 @@ def test_a_ddim_step(name):
     case = load(name)
     x, previous = case.outputs["x_t"], case.outputs["ddim_previous"]
     denoise = clamp_x0(case.denoiser, case.schedule)
-    for i, (t, s) in enumerate(zip(case.t.tolist(), case.s.tolist())):
+    for i, (t, s) in enumerate(zip(case.t.tolist(), case.s.tolist(), strict=True)):
         steps = list(ddim(denoise_one(denoise, i, x), case.schedule, x[i : i + 1], [t, s]))
         close(steps[-1].x, previous[i : i + 1])
 

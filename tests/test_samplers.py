@@ -2,7 +2,7 @@
 
 import math
 from functools import partial
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -86,7 +86,7 @@ def test_order_of_convergence(sampler, order):
 
     exact, strides = solve(10, dpm_solver_2m), [400, 200, 100, 50]
     errors = [float((solve(s) - exact).abs().mean()) for s in strides]
-    rise = [math.log2(a / b) for a, b in zip(errors, errors[1:])]
+    rise = [math.log2(a / b) for a, b in pairwise(errors)]
     assert sum(rise) / len(rise) == pytest.approx(order, abs=0.2)
 
 

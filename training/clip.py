@@ -6,29 +6,31 @@
 
 Without a teacher both towers learn together from captions (Radford et al. 2021, arXiv:2103.00020).
 With one, the image tower first learns to find the teacher's frozen caption vectors, seen through a
-linear map; then the text tower learns to say, of any text, where that map puts it. So words that
+smooth map; then the text tower learns to say, of any text, where that map puts it. So words that
 no caption holds land beside those that mean the same. The same command again continues the run.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
-from accelerate import Accelerator, PartialState
-from pydantic import Field
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from training.clip_data import Evaluation, Pool, augment, build_pool, teacher_table, vocabulary_of
+from training.clip_data import Evaluation, augment, build_pool, teacher_table, vocabulary_of
+from training.clip_parts import Contrast, Distil, Head
 from training.data import DataConfig, Source
 from training.programs import program, run
 from unclip.checkpoint import written_aside
-from unclip.clip import Clip, build_clip, save_clip
+from unclip.clip import build_clip, save_clip
 from unclip.config import Config, to_yaml
 from unclip.diffusion.noise import fold
 from unclip.hardware import has_fast_bf16
@@ -50,6 +52,7 @@ class TeacherConfig(Config):
 
     vocabulary: int = Field(75_000, ge=0)  # everyday words and phrases, besides the captions
     noise: float = Field(0.3, ge=0)        # length of the noise on its unit vectors, for the images
+    hidden: int = Field(0, ge=0)           # width of the map's bent part; 0 = a linear map
 
 
 class ClipRecipe(Config):
@@ -60,64 +63,27 @@ class ClipRecipe(Config):
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     data: DataConfig
-    distinct: int = Field(24_000, gt=0)     # different pictures that are drawn, then kept in memory
+    distinct: int | None = Field(None, gt=0)  # pictures drawn once and kept in memory; None: new ones
     cache: str | None = None                # folder for what is computed once; None: that of the run
     images: Phase
-    teacher: TeacherConfig | None = None
+    teacher: TeacherConfig | None = None    # needs `distinct`
     texts: Phase | None = None              # the text tower's own phase; needs a teacher
     same: float = Field(0.5, ge=0)          # share of a picture's probability for another of its name
     unseen: dict[str, list[str]] = {}       # word -> names that should be among its first five
-    precision: str = "auto"                 # auto, bf16 or fp32
+    precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the hardware has it
     seed: int = 0
     save_every: int = Field(50_000, gt=0)
 
-
-def contrastive(image: Tensor, text: Tensor, scale: Tensor, same: Tensor) -> Tensor:
-    """CLIP's symmetric cross-entropy (Radford et al. 2021, figure 3), with soft targets.
-
-    image, text: [N, D] of unit norm. same: [N, N], how far pair i's text also fits image j;
-    its rows are normalised. Returns a scalar.
-    """
-    logits = scale * image @ text.T                                      # [N, N]
-    target = same / same.sum(1, keepdim=True)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    @model_validator(mode="after")
+    def _fits(self) -> ClipRecipe:
+        if self.teacher is not None and self.distinct is None:
+            raise ValueError("a teacher needs `distinct`: its vectors are computed once, for kept pictures")
+        if self.texts is not None and self.teacher is None:
+            raise ValueError("`texts` is the phase in which a teacher is followed; there is no teacher")
+        return self
 
 
-class Contrast(nn.Module):
-    """The first phase: pictures against their captions, encoded here or by the teacher."""
-
-    def __init__(self, clip: Clip, teacher_dim: int | None) -> None:
-        super().__init__()
-        self.towers, self.preprocess = clip.towers, clip.preprocess
-        self.scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-        self.head = None if teacher_dim is None else nn.Linear(teacher_dim, clip.embed_dim)
-
-    def place(self, vectors: Tensor) -> Tensor:
-        """The teacher's vectors [N, T] in the common space: [N, D] of unit norm."""
-        return F.normalize(self.head(vectors).float(), dim=-1)
-
-    def forward(self, images: Tensor, texts: tuple[Tensor, ...], same: Tensor) -> Tensor:
-        """texts: the teacher's vectors, or token ids and mask."""
-        image = F.normalize(self.towers.image(self.preprocess(images)).float(), dim=-1)
-        if self.head is not None:
-            text = self.place(*texts)
-        else:
-            text = F.normalize(self.towers.text(*texts)[0].float(), dim=-1)
-        return contrastive(image, text, self.scale.exp().clamp(max=100), same)
-
-
-class Distil(nn.Module):
-    """The second phase: the text tower says where a text lies."""
-
-    def __init__(self, clip: Clip) -> None:
-        super().__init__()
-        self.towers = clip.towers
-
-    def forward(self, ids: Tensor, mask: Tensor, goal: Tensor) -> Tensor:
-        said = F.normalize(self.towers.text(ids, mask)[0].float(), dim=-1)
-        logits = 20 * said @ goal.T
-        own = torch.arange(len(goal), device=goal.device)
-        return (1 - (said * goal).sum(1)).mean() + 0.1 * F.cross_entropy(logits, own)
+Batches = Callable[[int, int], Iterator[tuple]]  # (samples in a batch, number of the first) -> batches
 
 
 class Trainer:
@@ -130,49 +96,48 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self.clip = build_clip(recipe.model, recipe.mean, recipe.std).to(self.device)
         self.clip.requires_grad_(True)
-        source = Source(recipe.data, recipe.seed)
-        self.evaluation = Evaluation(recipe.data, source, recipe.unseen)
-        with accelerator.main_process_first():
-            self.pool: Pool = build_pool(source, recipe, self.cache)
-            self.texts, self.table = list(dict.fromkeys(self.pool.caption)), None
-            if recipe.teacher is not None:
-                words = vocabulary_of(recipe.teacher.vocabulary, self.clip, self.cache)
-                self.table = teacher_table((self.texts, words), self.cache, self.device)
-                self.texts = self.texts + words
-        row = {text: i for i, text in reversed(list(enumerate(self.texts)))}  # the first of equals
-        self.row = torch.tensor([row[caption] for caption in self.pool.caption])
-        self.contrast = Contrast(self.clip, None if self.table is None else self.table.shape[1])
-        self.contrast.to(self.device)
+        self.source = Source(recipe.data, recipe.seed, self.rank, accelerator.num_processes)
+        self.evaluation = Evaluation(recipe.data, self.source, recipe.unseen)
+        self.pool, self.table, self.texts = None, None, []
+        if recipe.distinct is not None:
+            with accelerator.main_process_first():
+                self._prepare_pool()
+        head = None
         if self.table is not None:
-            self._start_head()
+            known = self.table[self.row.unique()].float()
+            head = Head(known, self.clip.embed_dim, recipe.teacher.hidden)
+        self.contrast = Contrast(self.clip, head).to(self.device)
         accelerator.init_trackers("curves")
 
-    def _start_head(self) -> None:
-        """The captions' principal directions, half whitened: a good linear map before any training."""
-        vectors = self.table[self.row.unique()].float()
-        mean, head = vectors.mean(0), self.contrast.head
-        basis, spread, _ = torch.linalg.svd((vectors - mean).T @ (vectors - mean) / len(vectors))
-        weight = (basis * spread**-0.25)[:, : head.out_features].T
-        head.weight.data.copy_(weight)
-        head.bias.data.copy_(-weight @ mean)
+    def _prepare_pool(self) -> None:
+        """Pictures in memory, and the teacher's vectors of their captions and of its vocabulary."""
+        recipe = self.recipe
+        self.pool = build_pool(recipe, self.cache)
+        self.texts = list(dict.fromkeys(self.pool.caption))
+        row = {text: i for i, text in enumerate(self.texts)}
+        self.row = torch.tensor([row[caption] for caption in self.pool.caption])
+        if recipe.teacher is not None:
+            words = vocabulary_of(recipe.teacher.vocabulary, self.clip, self.cache)
+            self.table = teacher_table((self.texts, words), self.cache, self.device)
+            self.texts = self.texts + words
 
     def train(self) -> dict[str, float]:
         """Both phases; returns the metrics, which also lie in `metrics.json`."""
         recipe = self.recipe
-        self.optimise("images", recipe.images, self.contrast, self._contrast_batch)
-        if recipe.texts is not None and self.table is not None:
+        self.optimise("images", recipe.images, self.contrast, self._contrast_batches)
+        if recipe.texts is not None:
             with torch.no_grad():
-                self.goal = self.contrast.place(self.table.float().to(self.device)).cpu()
+                self.goal = self.contrast.head(self.table.float().to(self.device)).cpu()
             self.ids, self.mask = self.clip.tokenize(self.texts)
             self.length = self.mask.sum(1)
             self._start_tokens()
-            self.optimise("texts", recipe.texts, Distil(self.clip).to(self.device), self._distil_batch)
+            self.optimise("texts", recipe.texts, Distil(self.clip).to(self.device), self._distil_batches)
         self.clip.towers.model.logit_scale.data.copy_(self.contrast.scale.data)
         metrics = {}
         if self.accelerator.is_main_process:
             self.clip.requires_grad_(False).eval()
             save_clip(self.clip, self.out)
-            metrics = self.evaluation.measure(self.clip, self.contrast, self.table, self.texts)
+            metrics = self.evaluation.measure(self.clip, self.contrast.head, self.table, self.texts)
             with written_aside(self.out / "metrics.json") as aside:
                 aside.write_text(json.dumps(metrics, indent=1), encoding="utf-8")
         self.accelerator.end_training()
@@ -188,71 +153,101 @@ class Trainer:
         width = min(goal.shape[1], weight.shape[1])
         weight[self.ids[whole, 1].to(weight.device), :width] = 0.1 * goal[:, :width].to(weight)
 
-    def _contrast_batch(self, generator: torch.Generator, n: int) -> tuple:
-        chosen = torch.randint(len(self.row), (n,), generator=generator)
-        images = augment(self.pool.image[chosen].to(self.device).float() / 127.5 - 1, generator)
-        group, rows = self.pool.group[chosen], self.row[chosen]
+    def _generator(self, step: int) -> torch.Generator:
+        return torch.Generator().manual_seed(fold(self.recipe.seed, self.rank, step))
+
+    def _contrast_batches(self, n: int, start: int) -> Iterator[tuple]:
+        """Pictures, texts, and which pairs are alike, from batch number `start` on."""
+        if self.pool is None:
+            for step, batch in enumerate(self.source.batches(n, start), start):
+                alone = torch.arange(n)
+                yield self._contrast_batch(batch.image, batch.caption, alone, self._generator(step))
+        for step in itertools.count(start):
+            generator = self._generator(step)
+            rows = torch.randint(len(self.pool.caption), (n,), generator=generator)
+            captions = [self.pool.caption[i] for i in rows.tolist()]
+            images = self.pool.image[rows].float() / 127.5 - 1
+            vectors = None if self.table is None else self.table[self.row[rows]].float()
+            yield self._contrast_batch(images, captions, self.pool.group[rows], generator, vectors)
+
+    def _contrast_batch(self, images: Tensor, captions: list[str], group: Tensor,
+                        generator: torch.Generator, vectors: Tensor | None = None) -> tuple:
+        """group: int64 [n], equal where pictures have one name. vectors: the teacher's, [n, T]."""
         same = (group[:, None] == group) * self.recipe.same
-        same = torch.where(rows[:, None] == rows, 1.0, same).to(self.device)
-        if self.table is None:
-            ids, mask = self.clip.tokenize([self.pool.caption[i] for i in chosen.tolist()])
-            return images, (ids.to(self.device), mask.to(self.device)), same
-        vectors = self.table[rows].float()
+        number = {caption: i for i, caption in enumerate(captions)}
+        number = torch.tensor([number[caption] for caption in captions])
+        same = torch.where(number[:, None] == number, 1.0, same).to(self.device)
+        images = augment(images.to(self.device), generator)
+        if vectors is None:
+            return images, tuple(x.to(self.device) for x in self.clip.tokenize(captions)), same
         noise = torch.randn(vectors.shape, generator=generator) * vectors.shape[1] ** -0.5
-        vectors = (vectors + self.recipe.teacher.noise * noise).to(self.device)
-        return images, (vectors,), same
+        return images, ((vectors + self.recipe.teacher.noise * noise).to(self.device),), same
 
-    def _distil_batch(self, generator: torch.Generator, n: int) -> tuple:
+    def _distil_batches(self, n: int, start: int) -> Iterator[tuple]:
         """Texts of nearly the same length, so that little padding is computed."""
-        chosen = torch.randint(len(self.texts), (16 * n,), generator=generator)
-        chosen = chosen[self.length[chosen].argsort()]
-        start = int(torch.randint(16, (), generator=generator)) * n
-        chosen = chosen[start : start + n]
-        return tuple(x[chosen].to(self.device) for x in (self.ids, self.mask, self.goal))
+        for step in itertools.count(start):
+            generator = self._generator(step)
+            chosen = torch.randint(len(self.texts), (16 * n,), generator=generator)
+            chosen = chosen[self.length[chosen].argsort()]
+            first = int(torch.randint(16, (), generator=generator)) * n
+            chosen = chosen[first : first + n]
+            yield tuple(x[chosen].to(self.device) for x in (self.ids, self.mask, self.goal))
 
-    def optimise(self, name: str, phase: Phase, module: nn.Module, batch: Callable[..., tuple]) -> None:
-        """Minimises `module(*batch(generator, n))`, from where the last run left it."""
-        world = self.accelerator.num_processes
-        steps, n = math.ceil(phase.samples / phase.batch_size), max(1, phase.batch_size // world)
-        parameters = [p for p in module.parameters() if p.requires_grad]
-        groups = [{"params": [p for p in parameters if p.dim() > 1]},
-                  {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=phase.learning_rate, betas=(0.9, phase.beta2),
-                                      weight_decay=phase.weight_decay)
-        path, step = self.out / f"state-{name}.pt", 0
-        if path.exists():
-            state = torch.load(path, map_location=self.device, weights_only=True)
-            module.load_state_dict(state["module"])
-            optimizer.load_state_dict(state["optimizer"])
-            step = state["step"]
-        wrapped, optimizer = self.accelerator.prepare(module, optimizer)
+    def optimise(self, name: str, phase: Phase, module: nn.Module, batches: Batches) -> None:
+        """Minimises `module(*batch)`, from where the last run left it."""
+        size, world = phase.batch_size, self.accelerator.num_processes
+        steps = math.ceil(phase.samples / size)
+        optimizer = _adam(phase, module)
+        start = self._resume(name, module, optimizer)
+        wrapped, prepared = self.accelerator.prepare(module, optimizer)
         wrapped.train()
-        bar = tqdm(total=steps * phase.batch_size, initial=step * phase.batch_size, desc=name,
-                   unit="sample", unit_scale=True, disable=not self.accelerator.is_main_process)
-        for step in range(step, steps):
-            seen = step * phase.batch_size
-            rate = 0.5 * (1 + math.cos(math.pi * step / steps)) * min(1, (seen + 1) / max(1, phase.warmup))
+        bar = tqdm(total=steps * size, initial=start * size, desc=name, unit="sample", unit_scale=True,
+                   disable=not self.accelerator.is_main_process)
+        for step, batch in zip(range(start, steps), batches(max(1, size // world), start), strict=False):
+            seen = (step + 1) * size
+            rate = min(1, seen / max(1, phase.warmup)) * 0.5 * (1 + math.cos(math.pi * step / steps))
             for group in optimizer.param_groups:
                 group["lr"] = rate * phase.learning_rate
-            generator = torch.Generator().manual_seed(fold(self.recipe.seed, self.rank, step))
             with self.accelerator.autocast():
-                loss = wrapped(*batch(generator, n))
+                loss = wrapped(*batch)
             self.accelerator.backward(loss)
-            self.accelerator.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            bar.update(phase.batch_size)
+            self.accelerator.clip_grad_norm_(module.parameters(), 1.0)
+            prepared.step()
+            prepared.zero_grad()
+            bar.update(size)
             if step % 10 == 0:
                 bar.set_postfix(loss=f"{loss.item():.3f}")
                 self.accelerator.log({f"{name}/loss": loss.item(), f"{name}/rate": rate}, step=seen)
-            last = step + 1 == steps
-            if last or seen // self.recipe.save_every < (seen + phase.batch_size) // self.recipe.save_every:
-                if self.accelerator.is_main_process:
-                    with written_aside(path) as aside:
-                        torch.save({"module": module.state_dict(), "optimizer": optimizer.state_dict(),
-                                    "step": step + 1}, aside)
+            if step + 1 == steps or seen // self.recipe.save_every > (seen - size) // self.recipe.save_every:
+                self._save(name, module, optimizer, step + 1)
         bar.close()
         self.accelerator.free_memory()
+
+    def _save(self, name: str, module: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+        if self.accelerator.is_main_process:
+            with written_aside(self.out / f"state-{name}.pt") as aside:
+                torch.save({"module": module.state_dict(), "optimizer": optimizer.state_dict(),
+                            "step": step}, aside)
+
+    def _resume(self, name: str, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+        """Takes up the state of a phase, if there is one; returns the steps that were done."""
+        path = self.out / f"state-{name}.pt"
+        if not path.exists():
+            return 0
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        module.load_state_dict(state["module"])
+        optimizer.load_state_dict(state["optimizer"])
+        return state["step"]
+
+
+def _adam(phase: Phase, module: nn.Module) -> torch.optim.AdamW:
+    """Loshchilov & Hutter 2019 (arXiv:1711.05101); gains and biases do not decay."""
+    matrices = [p for p in module.parameters() if p.dim() > 1]
+    rest = [p for p in module.parameters() if p.dim() <= 1]
+    groups = [{"params": matrices}, {"params": rest, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=phase.learning_rate, betas=(0.9, phase.beta2),
+                             weight_decay=phase.weight_decay,
+                             fused=matrices[0].device.type in ("cpu", "cuda"))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -261,8 +256,10 @@ def main(argv: list[str] | None = None) -> None:
         return
     device = PartialState().device
     bf16 = has_fast_bf16(device) if recipe.precision == "auto" else recipe.precision == "bf16"
+    # each phase leaves the other's tower alone
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", log_with="tensorboard",
-                              project_dir=recipe.out)
+                              project_dir=recipe.out, kwargs_handlers=[unused])
     with written_aside(Path(recipe.out) / "recipe.yaml") as aside:
         aside.write_text(to_yaml(recipe), encoding="utf-8")
     metrics = Trainer(recipe, accelerator).train()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,8 @@ from unclip.checkpoint import written_aside
 from unclip.clip import Clip
 
 if TYPE_CHECKING:
-    from training.clip import ClipRecipe, Contrast
+    from training.clip import ClipRecipe
+    from training.clip_parts import Head
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Pool:
     group: Tensor
 
 
-def build_pool(source: Source, recipe: ClipRecipe, cache: Path, batch: int = 256) -> Pool:
+def build_pool(recipe: ClipRecipe, cache: Path, batch: int = 256) -> Pool:
     """Draws `recipe.distinct` pictures once and keeps them in `cache`."""
     facts = f"{recipe.data.model_dump_json()} {recipe.distinct} {recipe.seed}"
     path = cache / f"pool-{sha256(facts.encode()).hexdigest()[:16]}.pt"
@@ -46,7 +46,7 @@ def build_pool(source: Source, recipe: ClipRecipe, cache: Path, batch: int = 256
         image = torch.empty(recipe.distinct, 3, recipe.data.size, recipe.data.size, dtype=torch.uint8)
         caption, key, start = [], [], 0
         progress = tqdm(total=len(image), desc="drawing", unit="picture")
-        for made in source.batches(batch):
+        for made in Source(recipe.data, recipe.seed).batches(batch):
             n = min(len(made.image), len(image) - start)
             image[start : start + n] = ((made.image[:n] + 1) * 127.5).round().byte()
             caption, key, start = caption + made.caption[:n], key + made.key[:n], start + n
@@ -78,9 +78,8 @@ def vocabulary_of(size: int, clip: Clip, cache: Path) -> list[str]:
     """Everyday words and phrases: the teacher's words, and WordNet's of which all parts are common."""
     words = Teacher().words()
     known = set(words)
-    inner = getattr(clip.towers, "tokenizer", None)
-    encoder = getattr(getattr(inner, "inner", inner), "encoder", {})
-    known |= {t[:-4] for t in encoder if re.fullmatch("[a-z]{3,}</w>", t)}
+    pieces = getattr(clip.towers.tokenizer, "encoder", {})  # of byte pairs
+    known |= {piece[:-4] for piece in pieces if re.fullmatch("[a-z]{3,}</w>", piece)}
     return vocabulary(words, known, fetch_wordnet(cache), size)
 
 
@@ -106,7 +105,7 @@ class Evaluation:
             self.names = self.heldout_names
 
     @torch.no_grad()
-    def measure(self, clip: Clip, contrast: Contrast, table: Tensor | None,
+    def measure(self, clip: Clip, head: Head | None, table: Tensor | None,
                 texts: Sequence[str]) -> dict[str, object]:
         """R@1 and R@5 of held-out (and trained) pictures to names, and top-5 of unseen words."""
         vocabulary = sorted({*self.names, *self.heldout_names})
@@ -120,10 +119,9 @@ class Evaluation:
             found |= _recall("trained", images @ text.T, self.names, vocabulary)
             found |= self._words(clip, images)
         if table is not None:
-            device = text.device
-            goal = contrast.place(table.float().to(device))
-            said = torch.cat([clip.encode_text(texts[i : i + 1024]).embed
-                              for i in range(0, len(texts), 1024)])
+            some = torch.linspace(0, len(texts) - 1, min(len(texts), 5_000)).long().tolist()
+            goal = head(table[some].float().to(text.device))
+            said = clip.encode_text([texts[i] for i in some]).embed
             found["text_cosine"] = (said * goal).sum(1).mean().item()
         return found
 
@@ -137,7 +135,7 @@ class Evaluation:
         centres = F.normalize(torch.stack([images[r].mean(0) for r in rows.values()]), dim=-1)
         names, hits, first = list(rows), {}, {}
         near = (clip.encode_text(list(self.unseen)).embed @ centres.T).topk(5).indices.tolist()
-        for (word, wanted), best in zip(self.unseen.items(), near):
+        for (word, wanted), best in zip(self.unseen.items(), near, strict=True):
             five = [names[i] for i in best]
             hits[word], first[word] = bool({*five} & {*wanted}), five
         return {"unseen_top5": sum(hits.values()) / len(hits), "unseen": first,

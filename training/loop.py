@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unclip.checkpoint import written_aside
-from unclip.config import Config, ConfigError, to_yaml
+from unclip.config import Config, ConfigError, differences, to_yaml
 from unclip.data.images import save_png
 from unclip.diffusion.noise import fold
 from unclip.diffusion.timesteps import uniform
@@ -89,13 +89,15 @@ def make_accelerator(settings: Training) -> Accelerator:
     Path(settings.out).mkdir(parents=True, exist_ok=True)  # fails now if it cannot be written
     auto = settings.precision == "auto"
     bf16 = has_fast_bf16(PartialState().device) if auto else settings.precision == "bf16"
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision="bf16" if bf16 else "no",
         gradient_accumulation_steps=settings.accumulate,
         log_with="tensorboard",
         project_dir=settings.out,
         step_scheduler_with_optimizer=False,
     )
+    micro_batch(settings, accelerator)  # fails now if the batch cannot be shared out
+    return accelerator
 
 
 class _Run:
@@ -274,13 +276,15 @@ class _Run:
         """Averaged weights for use, and the training state for going on; each all or nothing."""
         self.accelerator.wait_for_everyone()
         aside, state = self.out / "state.new", self.out / "state"
-        self.accelerator.save_state(str(aside), safe_serialization=True)
+        # Not as safetensors, which would leave out the empty statistics of a stage without embeddings.
+        self.accelerator.save_state(str(aside), safe_serialization=False)
         self.accelerator.wait_for_everyone()  # every process has written its random state
         if self.accelerator.is_main_process:
             self.ema.module.save(self.out / f"{self.raw.config.kind}.safetensors",
                                  pictures_seen=self.seen)
-            torch.save({"step": self.step, "ema": self.ema.module.state_dict(),
-                        "stage": self.raw.config.model_dump(mode="json")}, aside / "progress.pt")
+            torch.save({"step": self.step, "batch_size": self.settings.batch_size,
+                        "stage": self.raw.config.model_dump(mode="json"),
+                        "ema": self.ema.module.state_dict()}, aside / "progress.pt")
             old = self.out / "state.old"
             shutil.rmtree(old, ignore_errors=True)
             if state.exists():
@@ -296,22 +300,14 @@ class _Run:
             return
         progress = torch.load(found[0] / "progress.pt", map_location="cpu", weights_only=True)
         if progress["stage"] != self.raw.config.model_dump(mode="json"):
-            changed = _differences(progress["stage"], self.raw.config.model_dump(mode="json"))
+            changed = differences(progress["stage"], self.raw.config.model_dump(mode="json"))
             raise ConfigError(f"{self.out} holds a run of another stage ({changed}); "
                               "choose another out=, or restore the recipe")
+        batch_size = progress.get("batch_size", self.settings.batch_size)
+        if batch_size != self.settings.batch_size:
+            raise ConfigError(f"{self.out} was begun with batch_size {batch_size}; go on with that, "
+                              "or choose another out=")
         self.accelerator.load_state(str(found[0]))
         self.ema.module.load_state_dict(progress["ema"])
         self.step = progress["step"]
         self.accelerator.print(f"going on from {self.seen:,} pictures in {self.out}")
-
-
-def _differences(old: dict, new: dict, prefix: str = "") -> str:
-    """The keys whose values differ, with both values."""
-    found = []
-    for key in sorted({*old, *new}):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found.append(_differences(a, b, f"{prefix}{key}."))
-        elif a != b:
-            found.append(f"{prefix}{key}: {a} -> {b}")
-    return ", ".join(item for item in found if item)

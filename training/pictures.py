@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import cached_property
 
@@ -37,6 +38,7 @@ class PictureTask:
     def __init__(self, recipe: PictureRecipe, stage: Decoder, accelerator: Accelerator) -> None:
         self.recipe, self.stage, self.accelerator = recipe, stage, accelerator
         self.device = accelerator.device
+        _check_size(recipe.data, stage)
         self.clip = _frozen_clip(recipe, stage, self.device)
         self.source = Source(recipe.data, recipe.train.seed, accelerator.process_index,
                              accelerator.num_processes)
@@ -124,9 +126,21 @@ def shrink(picture: Tensor, size: int) -> Tensor:
     """[N,3,S,S] -> [N,3,size,size] by the mean of each cell (exact for whole factors)."""
     if picture.shape[-1] == size:
         return picture
-    if picture.shape[-1] < size:
-        raise ConfigError(f"data.size {picture.shape[-1]} is smaller than the stage's {size} pixels")
     return F.interpolate(picture, size=(size, size), mode="area")
+
+
+def _check_size(data: DataConfig, stage: Decoder) -> None:
+    """Refuse pictures that the stage cannot learn from."""
+    net, low_res, side = stage.config.net, stage.config.low_res, data.crop or data.size
+    if low_res is None and side < stage.size:
+        raise ConfigError(f"pictures of {side} pixels are smaller than the stage's {stage.size}")
+    if low_res is not None and data.size != stage.size:
+        raise ConfigError(f"data.size is {data.size}, but the upsampler makes {stage.size} pixels")
+    if low_res is not None:
+        grid_cell = net.pixel_unshuffle * 2 ** (len(net.channel_mult) - 1)
+        multiple = math.lcm(grid_cell, stage.size // low_res.size)
+        if side % multiple:
+            raise ConfigError(f"data.crop {side} is no multiple of {multiple}, as this network needs")
 
 
 def _frozen_clip(recipe: PictureRecipe, stage: Decoder, device: torch.device) -> Clip | None:

@@ -24,7 +24,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from unclip.checkpoint import CheckpointError, load_strictly, written_aside
-from unclip.nets.clip import ClipConfig, PlainClip
+from unclip.nets.clip import ClipConfig
+from unclip.towers import OpenClipTowers, PlainTowers, TransformersTowers
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -52,11 +53,6 @@ class Text:
 
     def trimmed(self) -> Text:
         """Without the columns at the end that no sentence reaches."""
-        length = int(self.mask.sum(1).max())
-        return Text(self.embed, self.tokens[:, :length], self.mask[:, :length])
-
-    def trimmed(self) -> Text:
-        """Without the columns that no text reaches."""
         length = int(self.mask.sum(1).max())
         return Text(self.embed, self.tokens[:, :length], self.mask[:, :length])
 
@@ -137,138 +133,13 @@ class Clip(nn.Module):
         return ((images + 1) / 2 - self.mean) / self.std
 
 
-def _read_at(hidden: Tensor, mask: Tensor) -> Tensor:
-    """The hidden state at the end of each text: [N, L, W] -> [N, W]."""
-    return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
-
-
-def _upto(ids: Tensor, end: int) -> Tensor:
-    """Mask [N, L], True up to and with the first `end` token."""
-    return (ids == end).int().cumsum(1) - (ids == end).int() == 0
-
-
-class BytePairs:
+def _byte_pairs():
     """OpenCLIP's tokenizer, from its file alone: its package takes seconds to import."""
-
-    def __init__(self, context_length: int) -> None:
-        package = Path(importlib.util.find_spec("open_clip").origin).parent
-        spec = importlib.util.spec_from_file_location("_open_clip_tokenizer", package / "tokenizer.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        self.inner, self.context_length = module._tokenizer, context_length
-
-    def tokenize(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        ids = self.inner(texts, self.context_length)
-        return ids, _upto(ids, self.inner.eot_token_id)
-
-    def encode(self, text: str) -> list[int]:
-        return self.inner.encode(text)
-
-    def decode(self, ids: list[int]) -> str:
-        return self.inner.decode(ids)
-
-
-class PlainTowers(nn.Module):
-    """OpenCLIP's plain towers in our own code."""
-
-    def __init__(self, config: ClipConfig) -> None:
-        super().__init__()
-        self.config = config.model_dump(mode="json")
-        self.model = PlainClip(config)
-        self.image_size, self.context_length = config.vision_cfg.image_size, config.text_cfg.context_length
-        self.tokenizer = BytePairs(self.context_length)
-        self.tokenize, self.encode = self.tokenizer.tokenize, self.tokenizer.encode
-        self.decode = self.tokenizer.decode
-
-    def text(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Only columns that some text reaches are computed; causality makes that exact."""
-        length = int(mask.sum(1).max())
-        hidden = self.model.encode_tokens(ids[:, :length])
-        embed = _read_at(hidden, mask) @ self.model.text_projection
-        return embed, F.pad(hidden, (0, 0, 0, ids.shape[1] - length))
-
-    def image(self, images: Tensor) -> Tensor:
-        return self.model.encode_image(images)
-
-
-class OpenClipTowers(nn.Module):
-    """Any OpenCLIP model."""
-
-    def __init__(self, model: nn.Module, tokenizer, config: dict) -> None:
-        super().__init__()
-        self.model, self.tokenizer, self.config = model, tokenizer, config
-        size = model.visual.image_size
-        self.image_size = size[0] if isinstance(size, tuple) else size
-        self.context_length = model.context_length
-        if hasattr(model, "text"):
-            model.text.output_tokens = True
-
-    @classmethod
-    def build(cls, config: dict) -> OpenClipTowers:
-        """A fresh model from a `model_cfg`; its text is split by OpenCLIP's own byte pairs."""
-        from open_clip.model import CLIP
-        from open_clip.tokenizer import SimpleTokenizer
-
-        model = CLIP(**config)
-        return cls(model, SimpleTokenizer(context_length=model.context_length), config)
-
-    def tokenize(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        ids = self.tokenizer(texts)
-        if hasattr(self.tokenizer, "eot_token_id"):
-            return ids, _upto(ids, self.tokenizer.eot_token_id)
-        inner = self.tokenizer.tokenizer  # a tokenizer of transformers
-        pad, end = inner.pad_token_id, inner.eos_token_id
-        return ids, _upto(ids, end) if pad == end else ids != pad
-
-    def encode(self, text: str) -> list[int]:
-        if hasattr(self.tokenizer, "eot_token_id"):
-            return self.tokenizer.encode(text)
-        return self.tokenizer.tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    def decode(self, ids: list[int]) -> str:
-        return getattr(self.tokenizer, "tokenizer", self.tokenizer).decode(ids)
-
-    def text(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        m = self.model
-        if hasattr(m, "text"):
-            embed, tokens = m.text(ids)
-            return embed, F.pad(tokens, (0, 0, ids.shape[1] - tokens.shape[1], 0))
-        hidden = m.transformer(m.token_embedding(ids) + m.positional_embedding, attn_mask=m.attn_mask)
-        hidden = m.ln_final(hidden)                                      # [N, L, W]
-        projection = m.text_projection
-        end = _read_at(hidden, mask)
-        return projection(end) if isinstance(projection, nn.Module) else end @ projection, hidden
-
-    def image(self, images: Tensor) -> Tensor:
-        return self.model.encode_image(images)
-
-
-class TransformersTowers(nn.Module):
-    """Any CLIPModel of transformers."""
-
-    def __init__(self, model: nn.Module, tokenizer) -> None:
-        super().__init__()
-        self.model, self.tokenizer = model, tokenizer
-        self.image_size = model.config.vision_config.image_size
-        self.context_length = model.config.text_config.max_position_embeddings
-
-    def tokenize(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        ids = self.tokenizer(texts, padding="max_length", truncation=True,
-                             max_length=self.context_length, return_tensors="pt")["input_ids"]
-        return ids, _upto(ids, self.tokenizer.eos_token_id)
-
-    def encode(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    def decode(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids)
-
-    def text(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        hidden = self.model.text_model(ids).last_hidden_state
-        return self.model.text_projection(_read_at(hidden, mask)), hidden
-
-    def image(self, images: Tensor) -> Tensor:
-        return self.model.visual_projection(self.model.vision_model(images).pooler_output)
+    package = Path(importlib.util.find_spec("open_clip").origin).parent
+    spec = importlib.util.spec_from_file_location("_open_clip_tokenizer", package / "tokenizer.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module._tokenizer
 
 
 def build_clip(model_cfg: dict | str, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Clip:
@@ -281,10 +152,18 @@ def build_clip(model_cfg: dict | str, mean: Sequence[float] = MEAN, std: Sequenc
     else:
         name = "clip"
     try:
-        towers = PlainTowers(ClipConfig.model_validate(model_cfg))
-    except ValidationError:  # more than plain towers
-        towers = OpenClipTowers.build(model_cfg)
+        towers = PlainTowers(ClipConfig.model_validate(model_cfg), _byte_pairs())
+    except ValidationError:  # more than our towers can
+        towers = _fresh_open_clip(model_cfg)
     return Clip(towers, mean, std, name)
+
+
+def _fresh_open_clip(model_cfg: dict) -> OpenClipTowers:
+    from open_clip.model import CLIP
+    from open_clip.tokenizer import SimpleTokenizer
+
+    model = CLIP(**model_cfg)
+    return OpenClipTowers(model, SimpleTokenizer(context_length=model.context_length), model_cfg)
 
 
 def _named_config(name: str) -> dict:
@@ -361,7 +240,8 @@ def save_clip(clip: Clip, folder: str | Path) -> None:
                            "interpolation": "bicubic", "resize_mode": "squash"},
     }  # fmt: skip
     state = clip.towers.model.state_dict()
-    weights = {k: v.detach().cpu().half().contiguous() if v.is_floating_point() else v for k, v in state.items()}
+    weights = {key: value.detach().cpu().half().contiguous() if value.is_floating_point() else value
+               for key, value in state.items()}
     with written_aside(folder / WEIGHTS) as aside:
         save_file(weights, aside, metadata={"format": "pt"})
     with written_aside(folder / CONFIG) as aside:

@@ -146,7 +146,7 @@ class Pipeline(nn.Module):
             away = negative.repeat(sampling.candidates)
             null = self.prior.conditions(away.embed, away.tokens, away.mask)
         noise = Noise([fold(seed, k) for seed in seeds for k in range(sampling.candidates)], self.device)
-        with autocast(self.device):
+        with self._autocast():
             embed = self.prior.sample(conditions, noise, sampling, null)
         embed = embed.unflatten(0, (len(seeds), sampling.candidates))
         best = torch.einsum("nkd,nd->nk", embed, text.embed.to(embed)).argmax(1)
@@ -173,7 +173,7 @@ class Pipeline(nn.Module):
         objective = None
         if options.clip_guidance_scale and text is not None:
             objective = self._similarity(text, options.clip_guidance_scale)
-        with autocast(self.device):
+        with self._autocast():
             steps = self.decoder.sample(conditions, Noise(seeds, self.device), sampling, null, objective)
             x = _walk(steps, "decoder", sampling.steps, progress)
         return self.decoder.to_picture(x, conditions)
@@ -193,7 +193,7 @@ class Pipeline(nn.Module):
             sampling = _override(stage.config.sampling, steps=options.upsampler_steps)
             conditions = self._conditions(stage, len(seeds), image_embed, text, low_res=picture)
             noise = Noise([fold(seed, 1, number) for seed in seeds], self.device)
-            with autocast(self.device):
+            with self._autocast():
                 steps = stage.sample(conditions, noise, sampling)
                 x = _walk(steps, f"upsampler {stage.size}", sampling.steps, progress)
             picture = stage.to_picture(x, conditions)
@@ -249,6 +249,11 @@ class Pipeline(nn.Module):
             negative = (None if self.prior is None else self.sample_prior(away, seeds, options), away)
         picture = self.decode(seeds, embed, text, options, negative, progress)
         return self.upsample(picture, seeds, embed, text, options, progress)
+
+    def _autocast(self) -> torch.autocast:
+        """bfloat16 on a GPU that has it. On a CPU float32 is as fast for a few pictures, and a picture
+        is then the same in any batch."""
+        return autocast(self.device, enabled=False if self.device.type == "cpu" else None)
 
     def _conditions(self, stage: Decoder, n: int, image_embed: Tensor | None, text: Text | None,
                     low_res: Tensor | None = None) -> Conditions:

@@ -59,6 +59,8 @@ class PriorStageConfig(Config):
     process: Process = Process(predicts="x0")
     sampling: Sampling = Sampling(steps=16, guidance_scale=2.0, candidates=2)
     drop_text: float = Field(0.1, ge=0, le=1)  # chance of training without the text
+    drop_tokens: float = Field(0.0, ge=0, le=1)  # ... with the text's embedding alone
+    text_noise: float = Field(0.0, ge=0)  # length of the noise added to the text's embedding
     clamp: float = Field(5.0, gt=0)            # largest whitened coordinate, in standard deviations
 
 
@@ -161,10 +163,20 @@ class Prior(Stage):
         return {**conditions, "has_text": torch.zeros_like(conditions["has_text"])}
 
     def drop(self, conditions: Conditions, generator: torch.Generator | None = None) -> Conditions:
-        """Leave the text out now and then, for classifier-free guidance (Ho & Salimans 2021)."""
-        text = conditions["text"]
-        dropped = _chance(len(text), self.config.drop_text, text, generator)
-        return {**conditions, "has_text": conditions["has_text"] & ~dropped}
+        """Training only: leave the text out now and then, for classifier-free guidance (Ho & Salimans
+        2021); or its tokens; and blur its embedding. The last two are for words that no caption holds:
+        their tokens are strange, but their embeddings lie near those of words with their meaning.
+        """
+        kept, config, n = dict(conditions), self.config, len(conditions["text"])
+        embed, mask = kept["text_embed"], kept["text_mask"]
+        kept["has_text"] = kept["has_text"] & ~_chance(n, config.drop_text, embed, generator)
+        if config.drop_tokens:
+            kept["text_mask"] = mask & ~_chance(n, config.drop_tokens, embed, generator)[:, None]
+        if config.text_noise:
+            noise = torch.randn(embed.shape, device=embed.device, generator=generator)
+            blurred = embed + config.text_noise * embed.shape[1] ** -0.5 * noise
+            kept["text_embed"] = F.normalize(blurred, dim=-1)
+        return kept
 
     def denoise(self, conditions: Conditions, null: Conditions, guidance_scale: float) -> guidance.Denoise:
         """The guided, clamped denoiser."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -146,7 +147,7 @@ def check_steps(steps: Sequence[int], schedule: Schedule) -> None:
     """ValueError unless steps are at least two levels that descend within T..0."""
     if len(steps) < 2:
         raise ValueError(f"a step list needs at least two levels, got {list(steps)}")
-    if any(t <= s for t, s in zip(steps, steps[1:])):
+    if any(t <= s for t, s in pairwise(steps)):
         raise ValueError(f"a step list must descend, got {list(steps)}")
     if steps[0] > schedule.timesteps or steps[-1] < 0:
         raise ValueError(f"steps must be in {schedule.timesteps}..0, got {list(steps)}")

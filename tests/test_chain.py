@@ -1,0 +1,100 @@
+"""The command that trains and assembles a whole model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from training import chain
+from unclip import load
+from unclip.config import ConfigError, load_config
+
+ROOT = Path(__file__).parent.parent
+CLIP = """
+out: {run}/clip
+model:
+  embed_dim: 16
+  vision_cfg: {{image_size: 16, patch_size: 8, width: 16, layers: 1, head_width: 8}}
+  text_cfg: {{context_length: 16, width: 16, layers: 1, heads: 2}}
+data: {{kind: icons, shards: [{shards}], size: 16}}
+distinct: 16
+images: {{samples: 16, batch_size: 8}}
+"""
+STAGE = """
+clip: {run}/clip
+data: {{kind: icons, shards: [{shards}], size: {size}}}
+stage:
+  process: {{predicts: v}}
+  sampling: {{steps: 1}}
+  {extra}
+  net: {{image_size: {size}, in_channels: {channels}, channels: 8, channel_mult: [1], num_res_blocks: 1,
+        middle_attention: false{net}}}
+train: {{out: {run}/{name}, pictures: 8, batch_size: 4}}
+"""
+PRIOR = """
+clip: {run}/clip
+data: {{kind: icons, shards: [{shards}], size: 16}}
+embeddings: 16
+stage:
+  sampling: {{steps: 1}}
+  net: {{embed_dim: 16, text_dim: 16, text_length: 16, width: 16, layers: 1, heads: 2}}
+train: {{out: {run}/prior, pictures: 8, batch_size: 4}}
+"""
+
+
+@pytest.fixture
+def recipes(tmp_path: Path) -> Path:
+    """A chain of four tiny recipes on the test shard."""
+    facts = {"run": tmp_path / "runs", "shards": ROOT / "tests/data/icons-64-heldout-000000.tar"}
+    texts = {
+        "clip": CLIP.format(**facts),
+        "prior": PRIOR.format(**facts),
+        "decoder": STAGE.format(**facts, name="decoder", size=8, channels=3, extra="drop_image: 0.5",
+                                net=", image_embed_dim: 16"),
+        "upsampler": STAGE.format(**facts, name="upsampler", size=16, channels=6,
+                                  extra="low_res: {size: 8}", net=""),
+    }
+    stages = []
+    for program, text in texts.items():
+        path = tmp_path / f"{program}.yaml"
+        path.write_text(text)
+        stages.append({"program": program, "config": str(path)})
+    whole = {"name": "tiny", "out": str(tmp_path / "model"), "stages": stages}
+    (tmp_path / "chain.yaml").write_text(yaml.safe_dump(whole))
+    return tmp_path
+
+
+def test_a_chain_trains_every_stage_once_and_its_model_draws(recipes, monkeypatch):
+    config = recipes / "chain.yaml"
+    chain.main([str(config)])
+    picture = load(recipes / "model").generate("a fish")
+    assert picture.size == (16, 16)
+
+    def nothing_to_do(command, **_):
+        raise AssertionError(f"a finished stage was trained again: {command}")
+
+    monkeypatch.setattr(chain.subprocess, "run", nothing_to_do)
+    chain.main([str(config)])
+
+
+def test_a_stage_that_is_not_trained_is_named(recipes):
+    with pytest.raises(ValueError, match="clip|checkpoint"):
+        chain.main([str(recipes / "chain.yaml"), "--assemble"])
+
+
+def test_a_mistake_in_the_last_recipe_is_found_before_the_first_is_trained(recipes, monkeypatch):
+    with open(recipes / "upsampler.yaml", "a") as file:
+        file.write("colour: red\n")
+    monkeypatch.setattr(chain.subprocess, "run", lambda *_, **__: pytest.fail("training began"))
+    with pytest.raises(ConfigError, match="colour: unknown key"):
+        chain.main([str(recipes / "chain.yaml")])
+
+
+def test_the_shipped_chain_names_recipes_that_load(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    made = load_config(chain.Chain, "configs/icons/chain.yaml")
+    assert [link.program for link in made.stages].count("upsampler") == 2
+    for link in made.stages:
+        chain.recipe_of(link)

@@ -1,0 +1,218 @@
+"""CLIP: three implementations of one network agree; saved folders; training on small pictures."""
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from unclip.checkpoint import CheckpointError
+from unclip.clip import (
+    MEAN,
+    STD,
+    Clip,
+    build_clip,
+    load_clip,
+    save_clip,
+)
+from unclip.towers import OpenClipTowers, TransformersTowers
+
+TEXT = {"context_length": 16, "vocab_size": 49408, "width": 32, "layers": 2, "heads": 2}
+VIT = {"image_size": 32, "patch_size": 8, "width": 48, "layers": 2, "head_width": 24}
+RESNET = {"image_size": 64, "layers": [1, 2, 1, 1], "width": 8, "head_width": 32}
+TEXTS = ["a goldfish", "two cats, and a slice of pizza!", ""]
+
+
+def tiny(vision: dict = VIT, **more) -> Clip:
+    torch.manual_seed(0)
+    clip = build_clip({"embed_dim": 24, "vision_cfg": vision, "text_cfg": TEXT, **more})
+    for module in clip.modules():  # as if it had been trained
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.weight)
+            torch.nn.init.normal_(module.running_mean, std=0.1)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+    return clip
+
+
+def assert_same(a: Clip, b: Clip) -> None:
+    torch.manual_seed(1)
+    pictures = torch.rand(3, 3, 40, 56) * 2 - 1
+    ours, theirs = a.encode_text(TEXTS), b.encode_text(TEXTS)
+    assert torch.equal(ours.mask, theirs.mask)
+    assert (ours.embed - theirs.embed).abs().max() < 1e-5
+    assert (ours.tokens - theirs.tokens).abs().max() < 1e-5
+    assert (a.encode_image(pictures) - b.encode_image(pictures)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("vision", [VIT, RESNET])
+@pytest.mark.parametrize("quick_gelu", [False, True])
+def test_our_towers_are_open_clips(vision, quick_gelu):
+    clip = tiny(vision, quick_gelu=quick_gelu)
+    from open_clip.model import CLIP
+    from open_clip.tokenizer import SimpleTokenizer
+
+    config = json.loads(json.dumps(clip.towers.config))
+    model = CLIP(**{**config, "quick_gelu": quick_gelu})
+    model.load_state_dict(clip.towers.model.state_dict(), strict=True)
+    theirs = OpenClipTowers(model, SimpleTokenizer(context_length=16), config)
+    assert_same(clip, Clip(theirs, MEAN, STD, "open_clip"))
+
+
+def renamed(state: dict) -> dict:
+    """OpenCLIP's names -> those of transformers."""
+    out = {}
+    for name, value in state.items():
+        tower = "vision_model" if name.startswith("visual.") else "text_model"
+        name = name.removeprefix("visual.")
+        if name == "logit_scale":
+            out[name] = value
+        elif name in ("proj", "text_projection"):
+            out["visual_projection.weight" if name == "proj" else "text_projection.weight"] = value.T
+        elif ".in_proj_" in name:
+            layer, kind = name.split(".")[2], name.rpartition("_")[2]
+            for part, piece in zip("qkv", value.chunk(3), strict=True):
+                out[f"{tower}.encoder.layers.{layer}.self_attn.{part}_proj.{kind}"] = piece
+        else:
+            for old, new in (
+                ("transformer.resblocks", "encoder.layers"), ("attn.out_proj", "self_attn.out_proj"),
+                ("ln_1", "layer_norm1"), ("ln_2", "layer_norm2"), ("mlp.c_fc", "mlp.fc1"),
+                ("mlp.c_proj", "mlp.fc2"), ("ln_pre", "pre_layrnorm"), ("ln_post", "post_layernorm"),
+                ("ln_final", "final_layer_norm"), ("conv1", "embeddings.patch_embedding"),
+                ("class_embedding", "embeddings.class_embedding"),
+                ("token_embedding", "embeddings.token_embedding"),
+            ):  # fmt: skip
+                name = name.replace(old, new)
+            if name == "positional_embedding":
+                name = "embeddings.position_embedding.weight"
+            out[f"{tower}.{name}"] = value
+    return out
+
+
+def byte_pair_tokenizer(folder: Path):
+    """The tokenizer of transformers, from the byte pairs that come with OpenCLIP."""
+    import open_clip
+    from open_clip.tokenizer import SimpleTokenizer
+    from transformers import CLIPTokenizer
+
+    special = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    vocab = {special.get(t, t): i for t, i in SimpleTokenizer().encoder.items()}
+    path = Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz"
+    merges = gzip.open(path).read().decode().split("\n")[1 : 49152 - 256 - 2 + 1]
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def test_transformers_agree(tmp_path):
+    from transformers import CLIPConfig, CLIPModel
+
+    clip = tiny(quick_gelu=True)
+    text = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "max_position_embeddings": 16, "vocab_size": 49408, "eos_token_id": 49407,
+            "bos_token_id": 49406, "pad_token_id": 49407}  # fmt: skip
+    vision = {"hidden_size": 48, "intermediate_size": 192, "num_hidden_layers": 2,
+              "num_attention_heads": 2, "image_size": 32, "patch_size": 8}  # fmt: skip
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)).eval()
+    missing, unexpected = model.load_state_dict(renamed(clip.towers.model.state_dict()), strict=False)
+    assert not unexpected and all("position_ids" in name for name in missing)
+    byte_pair_tokenizer(tmp_path).save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)
+    other = load_clip(f"transformers:{tmp_path}")
+    assert isinstance(other.towers, TransformersTowers)
+    assert_same(clip, other)
+    assert other.truncated("a dog " * 20) == clip.truncated("a dog " * 20)
+    assert other.embed_dim == 24 and other.text_dim == 32 and other.context_length == 16
+
+
+def test_text_is_masked_after_its_end():
+    text = tiny().encode_text(TEXTS)
+    assert text.mask.sum(1).tolist() == [4, 11, 2]
+    assert text.mask[1, :11].all() and not text.mask[1, 11:].any()
+    assert (text.tokens[~text.mask] == 0).all()
+    assert torch.allclose(text.embed.norm(dim=-1), torch.ones(3))
+    assert text.trimmed().tokens.shape == (3, 11, 32)
+    assert text.repeat(2).embed.shape == (6, 24) and len(text[:2]) == 2
+    assert torch.equal(text.repeat(2).embed[0], text.repeat(2).embed[1])
+
+
+def test_what_does_not_fit_is_told():
+    clip = tiny()
+    assert clip.truncated("a dog") is None
+    assert clip.truncated(" ".join(["dog"] * 14)) is None
+    assert clip.truncated(" ".join(["dog"] * 14) + " and a cat") == "and a cat"
+    assert clip.encode_text([" ".join(["dog"] * 40)]).mask.all()
+
+
+def test_image_embedding_has_a_gradient_and_nothing_else_has():
+    clip = tiny().train()
+    assert not clip.training and not any(p.requires_grad for p in clip.parameters())
+    picture = torch.rand(1, 3, 48, 48, requires_grad=True)
+    clip.encode_image(picture)[0, 0].backward()
+    assert picture.grad.abs().sum() > 0
+
+
+def test_pictures_are_normalised():
+    seen = tiny().preprocess(torch.ones(1, 3, 100, 100))
+    assert seen.shape == (1, 3, 32, 32)
+    expected = (1 - torch.tensor(MEAN)) / torch.tensor(STD)
+    assert torch.allclose(seen.mean((0, 2, 3)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("vision", [VIT, RESNET])
+def test_saved_folder(tmp_path, vision):
+    import open_clip
+
+    clip = tiny(vision)
+    clip.towers.model.half().float()  # what half precision keeps
+    save_clip(clip, tmp_path)
+    again = load_clip(tmp_path)
+    assert torch.equal(clip.encode_text(TEXTS).embed, again.encode_text(TEXTS).embed)
+    assert clip.identity.partition("#")[2] == again.identity.partition("#")[2]
+    theirs = open_clip.create_model(f"local-dir:{tmp_path}")
+    ids, _ = clip.tokenize(TEXTS)
+    embed = F.normalize(theirs.encode_text(ids), dim=-1)
+    assert (embed - again.encode_text(TEXTS).embed).abs().max() < 1e-5
+
+
+def test_open_clip_by_name(tmp_path):
+    import open_clip
+
+    config = {"embed_dim": 24, "vision_cfg": VIT, "text_cfg": {**TEXT, "no_causal_mask": False}}
+    (tmp_path / "Tiny-Test.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path)
+    made = open_clip.create_model("Tiny-Test").eval()
+    torch.save(made.state_dict(), tmp_path / "weights.pt")
+    clip = load_clip(f"open_clip:Tiny-Test@{tmp_path / 'weights.pt'}")
+    assert isinstance(clip.towers, OpenClipTowers)
+    ids, _ = clip.tokenize(["a dog"])
+    embed = F.normalize(made.encode_text(ids), dim=-1)
+    assert torch.allclose(embed, clip.encode_text(["a dog"]).embed, atol=1e-5)
+    assert (clip.embed_dim, clip.text_dim, clip.image_size, clip.context_length) == (24, 32, 32, 16)
+    assert clip.identity.startswith("open_clip:Tiny-Test@")
+
+
+def test_clear_errors(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no CLIP"):
+        load_clip(tmp_path)
+    with pytest.raises(ValueError, match="knows no model 'ViT-Z'"):
+        load_clip("open_clip:ViT-Z")
+    save_clip(tiny(), tmp_path)
+    described = json.loads((tmp_path / "open_clip_config.json").read_text())
+    described["model_cfg"]["text_cfg"]["layers"] = 3
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(described))
+    with pytest.raises(CheckpointError, match="missing"):
+        load_clip(tmp_path)
+
+
+def test_a_saved_clip_needs_neither_library(tmp_path):
+    save_clip(tiny(), tmp_path)
+    program = (
+        "import sys; from unclip.clip import load_clip; "
+        f"load_clip({str(tmp_path)!r}).encode_text(['a dog']); "
+        "assert not {'open_clip', 'transformers', 'torchvision'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,0 +1,212 @@
+"""Training: every program on real pictures, stopped and continued, refused, and by two processes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import WIDTH
+from PIL import Image
+from runs import files, forget, metrics, same
+
+from training import loop, pictures, prior
+from training.loop import make_accelerator
+from training.programs import run
+from unclip.checkpoint import load_checkpoint
+from unclip.config import ConfigError, load_config
+from unclip.stages import load_stage
+
+ROOT = Path(__file__).parent.parent
+DATA = {"shards": [f"{ROOT}/tests/data/icons-64-train-*.tar"], "size": 16,
+        "heldout": [f"{ROOT}/tests/data/icons-64-heldout-*.tar"]}
+NET = {"image_size": 16, "channels": 16, "channel_mult": [1], "num_res_blocks": 1, "head_channels": 8,
+       "dropout": 0.1, "middle_attention": False}
+TEXT = {"text_dim": WIDTH, "context_channels": 8, "attention_resolutions": [16]}
+LEARNED = {"predicts": "eps", "variance": "learned", "loss": "hybrid"}
+STAGES = {
+    "ddpm": {"net": {**NET, "out_channels": 6}, "process": LEARNED, "sampling": {"steps": 2}},
+    "glide": {"net": {**NET, **TEXT}, "process": {"predicts": "v"}, "sampling": {"steps": 2}},
+    "decoder": {"net": {**NET, **TEXT, "image_embed_dim": WIDTH, "out_channels": 6}, "process": LEARNED,
+                "sampling": {"steps": 2, "guidance_scale": 2.0}, "embed_noise": 0.1},
+    "upsampler": {"net": {**NET, "in_channels": 6, "pixel_unshuffle": 2}, "process": {"predicts": "v"},
+                  "sampling": {"steps": 2}, "low_res": {"size": 8, "noise": 0.1, "residual_scale": 0.3}},
+    "prior": {"net": {"embed_dim": WIDTH, "text_dim": WIDTH, "text_length": 16, "width": 16, "layers": 1,
+                      "heads": 2, "dropout": 0.1}, "sampling": {"steps": 2}},
+}  # fmt: skip
+MAIN = {name: lambda argv, up=name == "upsampler": pictures.main("", up, argv) for name in STAGES}
+MAIN["prior"] = prior.main
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    """Each test begins like a program, and leaves nothing to the next."""
+    forget()
+    yield
+    forget()
+
+
+@pytest.fixture
+def write(tmp_path: Path, tiny_model: Path) -> Callable[..., Path]:
+    """Writes the recipe of a tiny run: 32 pictures, 8 a step."""
+    def recipe(name: str, out: str = "run", **settings: object) -> Path:
+        settings = {"out": str(tmp_path / out), "pictures": 32, "batch_size": 8, "precision": "fp32",
+                    "log_every": 8, "warmup": 0, **settings}
+        made = {"stage": STAGES[name], "train": settings,
+                "data": {**DATA, "kind": "shards" if name in ("ddpm", "glide") else "icons"}}
+        if name in ("glide", "decoder", "prior"):
+            made["clip"] = str(tiny_model / "clip")
+        if name == "prior":
+            made["embeddings"] = 64
+        if name == "upsampler":
+            made["data"]["crop"] = 8
+        path = tmp_path / f"{out}.yaml"
+        path.write_text(json.dumps(made))  # JSON is YAML
+        return path
+    return recipe
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_program_trains_on_real_pictures(name, write, tmp_path):
+    precision = "bf16" if name == "decoder" else "fp32"
+    path, out = write(name, pictures=16, validate_every=8, precision=precision), tmp_path / "run"
+    MAIN[name]([str(path)])
+    kind = "prior" if name == "prior" else "decoder"
+    assert files(out) == sorted([f"{kind}.safetensors", "curves", "metrics.jsonl", "recipe.yaml", "samples",
+                                 "state"])
+    stage = load_stage(out / f"{kind}.safetensors", kind)
+    assert stage.facts["pictures_seen"] == 16
+    assert stage.facts.get("clip", "").startswith("clip#") == (name in ("glide", "decoder", "prior"))
+    if name in ("decoder", "prior"):
+        assert stage.embed_std.std() > 0  # measured, not ones
+    lines = metrics(out)
+    assert [line["pictures"] for line in lines] == [8, 8, 16, 16]
+    assert all(math.isfinite(value) for line in lines for value in line.values())
+    assert {"loss", "mse", "learning_rate"} <= lines[0].keys() and "validation/mse" in lines[1]
+    assert ("vlb" in lines[0]) == (name in ("ddpm", "decoder"))
+    recipe_class = prior.PriorRecipe if name == "prior" else pictures.PictureRecipe
+    assert load_config(recipe_class, out / "recipe.yaml") == load_config(recipe_class, path)
+    assert files(out / "samples") == ["000000016.png"]
+    assert any("tfevents" in file.name for file in (out / "curves").rglob("*"))
+    drawn = Image.open(out / "samples" / "000000016.png")
+    assert drawn.width > 64 and len(drawn.getcolors(1 << 20)) > 9
+
+
+def test_samples_stand_below_the_pictures_that_they_are_of(write, tmp_path):
+    """Of 19 held-out pictures: 16 real ones in a row, the small ones below, the samples below these."""
+    MAIN["upsampler"]([str(write("upsampler", pictures=8))])
+    recipe = load_config(pictures.PictureRecipe, tmp_path / "run.yaml")
+    forget()
+    stage = load_stage(tmp_path / "run" / "decoder.safetensors")
+    task = pictures.PictureTask(recipe, stage, make_accelerator(recipe.train))
+    (examples,) = task.validation()
+    assert len(examples[0]) == 19
+    drawn, scale = task.draw(stage), 64 // 8
+    assert drawn.size == ((16 * 10 - 2) * scale, (3 * 10 - 2) * scale)
+    real = stage.to_picture(*examples)
+    for k in range(16):
+        pixel = drawn.getpixel((10 * k * scale, 0))
+        assert torch.allclose(torch.tensor(pixel) / 127.5 - 1, real[k, :, 0, 0], atol=1 / 127)
+
+
+def stop_after(step: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIGTERM) -> None:
+    """Sends this process a signal while it is in the middle of a step."""
+    real = loop._Run._optimise
+
+    def optimise(self, batches):
+        if self.step == step - 1:
+            os.kill(os.getpid(), number)
+        real(self, batches)
+
+    monkeypatch.setattr(loop._Run, "_optimise", optimise)
+
+
+@pytest.mark.parametrize("name, number", [("decoder", signal.SIGTERM), ("ddpm", signal.SIGINT),
+                                          ("prior", signal.SIGTERM)])
+def test_the_same_command_again_goes_on(name, number, write, tmp_path, monkeypatch, capsys):
+    """As if nothing had been: to the last bit."""
+    kind = "prior" if name == "prior" else "decoder"
+    before = signal.getsignal(number)
+    MAIN[name]([str(write(name, "whole"))])
+    path = write(name, "halves")
+    with monkeypatch.context() as patched:
+        stop_after(2, patched, number)
+        MAIN[name]([str(path)])
+    assert load_checkpoint(tmp_path / "halves" / f"{kind}.safetensors")[1]["pictures_seen"] == 16
+    assert not same(tmp_path / "whole", tmp_path / "halves", kind)
+    assert signal.getsignal(number) is before
+    forget()
+    MAIN[name]([str(path)])
+    assert "going on from 16 pictures" in capsys.readouterr().out
+    assert same(tmp_path / "whole", tmp_path / "halves", kind)
+    last = [metrics(tmp_path / out)[-1] for out in ("whole", "halves")]
+    assert last[0] == last[1] and "validation/mse" in last[0]
+
+
+def test_another_stage_in_the_same_folder_is_refused(write, tmp_path):
+    path = write("ddpm", pictures=8)
+    MAIN["ddpm"]([str(path)])
+    recipe = (tmp_path / "run" / "recipe.yaml").read_text()
+    forget()
+    with pytest.raises(ConfigError, match="net.channels: 16 -> 32, process.schedule: cosine -> linear"):
+        MAIN["ddpm"]([str(path), "stage.net.channels=32", "stage.process.schedule=linear"])
+    assert (tmp_path / "run" / "recipe.yaml").read_text() == recipe
+    forget()
+    with pytest.raises(ConfigError, match="was begun with batch_size 8; go on with that"):
+        MAIN["ddpm"]([str(path), "train.batch_size=4"])
+    forget()
+    MAIN["ddpm"]([str(path), "train.pictures=16", "train.learning_rate=1e-5"])  # these may change
+    assert load_stage(tmp_path / "run" / "decoder.safetensors").facts["pictures_seen"] == 16
+
+
+@pytest.mark.parametrize("name, overrides, said", [
+    ("decoder", ["stage.net.chanels=3"], "stage.net.chanels: unknown key"),
+    ("decoder", ["train.batch_size=7", "train.accumulate=2"], "batch_size 7 does not divide by 1 processes"),
+    ("decoder", ["data.shards=[nowhere/*.tar]"], "no shards at nowhere"),
+    ("decoder", ["data.heldout=[nowhere/*.tar]"], "no shards at nowhere"),
+    ("decoder", ["clip=nowhere"], "nowhere holds no CLIP"),
+    ("decoder", ["clip=null"], "must name a clip"),
+    ("decoder", ["stage.net.image_embed_dim=99"], "stage.net.image_embed_dim is 99, but"),
+    ("decoder", ["stage.net.text_dim=99"], "stage.net.text_dim is 99, but"),
+    ("decoder", ["stage.net.out_channels=3"], "out_channels 6, not 3 and 3"),
+    ("decoder", ["data.size=8"], "pictures of 8 pixels are smaller than the stage's 16"),
+    ("decoder", ["stage.low_res.size=8"], "belongs to upsamplers"),
+    ("decoder", ["train.out=FILE/run"], "FILE"),
+    ("upsampler", ["data.size=32"], "data.size is 32, but the upsampler makes 16 pixels"),
+    ("upsampler", ["data.crop=7"], "data.crop 7 is no multiple of 2"),
+    ("upsampler", ["stage.low_res=null"], "belongs to upsamplers"),
+    ("upsampler", ["stage.low_res.size=6"], "no whole multiple of low_res.size 6"),
+    ("prior", ["stage.net.embed_dim=99"], "stage.net.embed_dim is 99, but"),
+    ("prior", ["train.out=FILE/run"], "FILE"),
+])  # fmt: skip
+def test_mistakes_are_one_message(name, overrides, said, write, tmp_path, capsys):
+    (tmp_path / "FILE").touch()
+    overrides = [item.replace("FILE", str(tmp_path / "FILE")) for item in overrides]
+    with pytest.raises(SystemExit) as stopped:
+        run(lambda: MAIN[name]([str(write(name)), *overrides]))
+    err = capsys.readouterr().err
+    assert stopped.value.code == 2 and said in err and "Traceback" not in err
+    assert not list(tmp_path.glob("run/*"))
+
+
+def test_two_processes(write, tmp_path):
+    """Under ``accelerate launch``, with gradients averaged over both."""
+    path = write("ddpm", pictures=16, save_every=8)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
+               "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+               "--num_cpu_threads_per_process", "1", "--main_process_port", "0",
+               "-m", "training.decoder", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200,
+                          env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    out = tmp_path / "run"
+    assert load_stage(out / "decoder.safetensors").facts["pictures_seen"] == 16
+    assert [line["pictures"] for line in metrics(out)] == [8, 16, 16]
+    assert len(list((out / "state").glob("random_states_*.pkl"))) == 2
