@@ -19,10 +19,10 @@ from typing import Literal
 import torch
 
 from unclip.checkpoint import CheckpointError, read_header
-from unclip.clip import load_clip
+from unclip.clip import Clip, load_clip
 from unclip.config import Config, ConfigError, load_config
 from unclip.pipeline import Pipeline
-from unclip.stages import load_stage
+from unclip.stages import Decoder, Prior, load_stage
 
 from .clip import ClipRecipe
 from .pictures import PictureRecipe
@@ -70,12 +70,21 @@ def finished(link: Link) -> bool:
         return False
 
 
+def load_link(link: Link) -> Clip | Prior | Decoder:
+    """A stage as its run left it, sampled as its recipe says now."""
+    recipe = recipe_of(link)
+    if isinstance(recipe, ClipRecipe):
+        return load_clip(recipe.out)
+    stage = load_stage(checkpoint_of(link))
+    stage.config = stage.config.model_copy(update={"sampling": recipe.stage.sampling})
+    return stage
+
+
 def assemble(chain: Chain) -> Path:
     """Put the stages' averaged weights together as one pipeline directory."""
     parts: dict[str, list] = {"clip": [], "prior": [], "decoder": [], "upsampler": []}
     for link in chain.stages:
-        made = load_clip(recipe_of(link).out) if link.program == "clip" else load_stage(checkpoint_of(link))
-        parts[link.program].append(made)
+        parts[link.program].append(load_link(link))
     for program in ("clip", "prior", "decoder"):
         if len(parts[program]) > 1:
             raise ConfigError(f"a model has one {program}, not {len(parts[program])}")

@@ -283,7 +283,7 @@ class _Run:
             self.ema.module.save(self.out / f"{self.raw.config.kind}.safetensors",
                                  pictures_seen=self.seen)
             torch.save({"step": self.step, "batch_size": self.settings.batch_size,
-                        "stage": self.raw.config.model_dump(mode="json"),
+                        "stage": self._identity(),
                         "ema": self.ema.module.state_dict()}, aside / "progress.pt")
             old = self.out / "state.old"
             shutil.rmtree(old, ignore_errors=True)
@@ -293,14 +293,18 @@ class _Run:
             shutil.rmtree(old, ignore_errors=True)
         self.accelerator.wait_for_everyone()
 
+    def _identity(self) -> dict:
+        """What must not change when a run goes on: the stage, but for how it is sampled."""
+        return self.raw.config.model_dump(mode="json", exclude={"sampling"})
+
     def _resume(self) -> None:
         """Go on from the last save, if there is one and it is of this stage."""
         found = [p for p in (self.out / "state", self.out / "state.old") if (p / "progress.pt").is_file()]
         if not found:
             return
         progress = torch.load(found[0] / "progress.pt", map_location="cpu", weights_only=True)
-        if progress["stage"] != self.raw.config.model_dump(mode="json"):
-            changed = differences(progress["stage"], self.raw.config.model_dump(mode="json"))
+        if progress["stage"] != self._identity():
+            changed = differences(progress["stage"], self._identity())
             raise ConfigError(f"{self.out} holds a run of another stage ({changed}); "
                               "choose another out=, or restore the recipe")
         batch_size = progress.get("batch_size", self.settings.batch_size)
