@@ -157,6 +157,36 @@ def test_progress_counts_every_step(pipeline):
     assert calls == [("decoder", 1, 3), ("decoder", 2, 3), ("decoder", 3, 3), ("upsampler 64", 1, 1)]
 
 
+def test_the_priors_embedding_depends_on_text_seed_and_negative(pipeline):
+    text = pipeline.encode_text(["a cat", "a dog"])
+    cat, dog = text[:1], text[1:]
+
+    def apart(a, b):
+        return (a - b).abs().max().item()
+
+    first, second, third = pipeline.sample_prior(cat.repeat(3), [4, 5, 4])
+    assert torch.allclose(first.norm(), torch.tensor(1.0))
+    assert apart(first, third) < 1e-5 and apart(first, second) > 0.01
+    assert apart(first, pipeline.sample_prior(cat, [4])[0]) < 1e-4
+    assert apart(first, pipeline.sample_prior(dog, [4])[0]) > 0.01
+    assert apart(first, pipeline.sample_prior(cat, [4], negative=dog)[0]) > 0.01
+
+
+def test_a_negative_prompt_reaches_both(pipeline, monkeypatch):
+    told = {}
+    for name in ("prior", "decoder"):
+        stage = getattr(pipeline, name)
+        monkeypatch.setattr(stage, "sample", lambda conditions, noise, sampling, null, *rest, name=name,
+                            real=stage.sample: (told.setdefault(name, []).append(null),
+                                                real(conditions, noise, sampling, null, *rest))[1])
+    pipeline.generate("a cat", negative_prompt="a dog")
+    dog = pipeline.encode_text(["a cat", "a dog"])[1:]
+    assert torch.equal(told["prior"][0]["text_embed"], dog.repeat(2).embed)  # two candidates
+    assert torch.equal(told["decoder"][0]["text"], dog.tokens) and told["decoder"][0]["has_image"].all()
+    pipeline.generate("a cat")
+    assert told["prior"][-1] is None and told["decoder"][-1] is None
+
+
 def test_the_prior_keeps_the_candidate_nearest_to_the_text(pipeline, monkeypatch):
     text = pipeline.encode_text(["a cat", "a dog"])
     drawn = F.normalize(torch.randn(6, WIDTH, generator=torch.Generator().manual_seed(0)))

@@ -92,6 +92,7 @@ def test_predictions_are_kept_within_the_data():
     assert out.x0.abs().max() <= 1 and (out.x0 == 1).any()
     level = stage.schedule.at(t).like(x)
     assert torch.allclose(level.alpha * out.x0 + level.sigma * out.eps, x, atol=1e-5)
+    assert stage.denoise(told, stage.null(told), 3.0)(x, t).x0.abs().max() == 1
     stage = prior(clamp=0.1)
     told = stage.conditions(unit(2), randn(2, 4, 5), torch.ones(2, 4, dtype=torch.bool))
     assert stage.denoiser(x[:, 0, 0, :DIM], t, **told).x0.abs().max() > 0.1

@@ -192,3 +192,18 @@ def test_mistakes_are_one_message(name, overrides, said, write, tmp_path, capsys
     err = capsys.readouterr().err
     assert stopped.value.code == 2 and said in err and "Traceback" not in err
     assert not list(tmp_path.glob("run/*"))
+
+
+def test_two_processes(write, tmp_path):
+    """As a launcher starts them, with gradients averaged over both."""
+    path = write("ddpm", pictures=16, save_every=8)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+               "-m", "training.decoder", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600,
+                          env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
+                               "ACCELERATE_USE_CPU": "true"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    out = tmp_path / "run"
+    assert load_stage(out / "decoder.safetensors").facts["pictures_seen"] == 16
+    assert [line["pictures"] for line in metrics(out)] == [8, 16, 16]
+    assert len(list((out / "state").glob("random_states_*.pkl"))) == 2
