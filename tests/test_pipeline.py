@@ -73,7 +73,8 @@ def test_one_picture_or_a_list(pipeline):
     two = pipeline.generate("a cat", n=2)
     assert isinstance(two, list) and len(two) == 2 and apart(one, two[0]) <= 1
     several = pipeline.generate(["a cat", "a dog"], n=2)
-    assert len(several) == 4 and apart(one, several[0]) <= 1  # prompt by prompt
+    assert len(several) == 4  # prompt by prompt
+    assert apart(two[0], several[0]) <= 1 and apart(two[1], several[1]) <= 1
     assert apart(several[0], several[2]) > 3
     assert len(pipeline.generate(["a cat"])) == 1 and pipeline.generate([]) == []
 

@@ -82,6 +82,22 @@ def test_the_prior_is_trained_without_text_now_and_then(rate):
     assert abs(share - rate) <= 4 * (rate * (1 - rate) / n) ** 0.5
 
 
+def test_the_prior_is_trained_on_the_embedding_alone_and_on_its_neighbours():
+    n = 5_000
+    stage = prior(drop_text=0.0, drop_tokens=0.4, text_noise=0.5)
+    told = stage.conditions(unit(n), torch.zeros(n, 2, 5), torch.ones(n, 2, dtype=torch.bool))
+    kept = stage.drop(told, seeded(0))
+    assert kept["has_text"].all() and torch.equal(kept["text"], told["text"])
+    assert torch.equal(kept["text_mask"][:, 0], kept["text_mask"][:, 1])
+    assert abs(1 - kept["text_mask"][:, 0].double().mean() - 0.4) < 4 * (0.24 / n) ** 0.5
+    assert torch.allclose(kept["text_embed"].norm(dim=-1), torch.ones(n))
+    tangent = (kept["text_embed"] * told["text_embed"]).sum(-1).acos().tan()
+    assert 0.4 < tangent.median() < 0.55  # the noise is about half as long as the embedding
+    still = prior(drop_text=0.0).drop(told, seeded(0))
+    assert all(torch.equal(still[key], told[key]) for key in told)
+    assert all(torch.equal(value, stage.drop(told, seeded(0))[key]) for key, value in kept.items())
+
+
 def test_predictions_are_kept_within_the_data():
     """The network alone leaves the range; guided and clamped it does not, and eps agrees with x0."""
     stage, t = decoder(), torch.tensor([200, 600])

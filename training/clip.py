@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -28,12 +28,11 @@ from tqdm import tqdm
 from training.clip_data import Evaluation, augment, build_pool, teacher_table, vocabulary_of
 from training.clip_parts import Contrast, Distil, Head
 from training.data import DataConfig, Source
-from training.programs import program, run
+from training.programs import program, run, wants_bf16
 from unclip.checkpoint import written_aside
 from unclip.clip import build_clip, save_clip
 from unclip.config import Config, to_yaml
 from unclip.diffusion.noise import fold
-from unclip.hardware import has_fast_bf16
 
 
 class Phase(Config):
@@ -254,11 +253,10 @@ def main(argv: list[str] | None = None) -> None:
     recipe = program(ClipRecipe, __doc__, argv)
     if recipe is None:
         return
-    device = PartialState().device
-    bf16 = has_fast_bf16(device) if recipe.precision == "auto" else recipe.precision == "bf16"
     # each phase leaves the other's tower alone
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", log_with="tensorboard",
+    precision = "bf16" if wants_bf16(recipe.precision) else "no"
+    accelerator = Accelerator(mixed_precision=precision, log_with="tensorboard",
                               project_dir=recipe.out, kwargs_handlers=[unused])
     with written_aside(Path(recipe.out) / "recipe.yaml") as aside:
         aside.write_text(to_yaml(recipe), encoding="utf-8")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from PIL import Image
 from pydantic import Field
 from torch import Tensor
@@ -28,8 +28,9 @@ from unclip.data.images import save_png
 from unclip.diffusion.noise import fold
 from unclip.diffusion.timesteps import uniform
 from unclip.ema import EMA
-from unclip.hardware import has_fast_bf16
 from unclip.stages import Conditions, Stage
+
+from .programs import wants_bf16
 
 Examples = tuple[Tensor, Conditions]  # what the process diffuses, and what the network is told of it
 
@@ -87,10 +88,8 @@ def micro_batch(settings: Training, accelerator: Accelerator) -> int:
 def make_accelerator(settings: Training) -> Accelerator:
     """Device, precision, distribution and trackers, as the recipe and ``accelerate launch`` say."""
     Path(settings.out).mkdir(parents=True, exist_ok=True)  # fails now if it cannot be written
-    auto = settings.precision == "auto"
-    bf16 = has_fast_bf16(PartialState().device) if auto else settings.precision == "bf16"
     accelerator = Accelerator(
-        mixed_precision="bf16" if bf16 else "no",
+        mixed_precision="bf16" if wants_bf16(settings.precision) else "no",
         gradient_accumulation_steps=settings.accumulate,
         log_with="tensorboard",
         project_dir=settings.out,

@@ -7,7 +7,11 @@ import sys
 from collections.abc import Callable
 from typing import TypeVar
 
+import torch
+from accelerate.utils import parse_flag_from_env
+
 from unclip.config import Config, load_config, to_yaml
+from unclip.hardware import default_device, has_fast_bf16
 
 C = TypeVar("C", bound=Config)
 
@@ -26,6 +30,18 @@ def program(recipe_class: type[C], description: str, argv: list[str] | None = No
         print(to_yaml(recipe), end="")
         return None
     return recipe
+
+
+def wants_bf16(precision: str) -> bool:
+    """Whether a run computes in bfloat16: "bf16", "fp32", or "auto", where the hardware has it.
+
+    Asked before there is an Accelerator, which is told the answer; its state must not be made first,
+    since that would settle how processes are joined.
+    """
+    if precision != "auto":
+        return precision == "bf16"
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
+    return has_fast_bf16(torch.device("cpu") if on_cpu else default_device())
 
 
 def run(main: Callable[[], None]) -> None:
