@@ -202,7 +202,8 @@ class Trainer:
         wrapped.train()
         bar = tqdm(total=steps * size, initial=start * size, desc=name, unit="sample", unit_scale=True,
                    disable=not self.accelerator.is_main_process)
-        for step, batch in zip(range(start, steps), batches(max(1, size // world), start), strict=False):
+        endless = batches(max(1, size // world), start)  # the steps end the zip
+        for step, batch in zip(range(start, steps), endless, strict=False):
             seen = (step + 1) * size
             rate = min(1, seen / max(1, phase.warmup)) * 0.5 * (1 + math.cos(math.pi * step / steps))
             for group in optimizer.param_groups:
