@@ -135,8 +135,9 @@ def main(argv: list[str] | None = None) -> int:
     def work() -> None:
         start = time.perf_counter()
         prompts = read_prompts(args.prompts)
-        made = draw(load(args.model, args.device), prompts, args.output, n=args.n, seed=args.seed,
-                    batch_size=args.batch_size, overwrite=args.overwrite, **cli.options_from(args))
+        pipeline = cli.guided(load(args.model, args.device), args)
+        made = draw(pipeline, prompts, args.output, n=args.n, seed=args.seed, batch_size=args.batch_size,
+                    overwrite=args.overwrite, **cli.options_from(args))
         print(f"{args.output}: {made} pictures made of {len(prompts) * args.n}  (model {args.model}, "
               f"seed {args.seed}, {time.perf_counter() - start:.1f} s)")
 

@@ -15,6 +15,10 @@ model's own CLIP, which flatters, and of each --judge, a CLIP trained apart:
 
 --decoder-only gives the decoder the embeddings of the real held-out pictures: what is still lost is
 lost by the decoder and the upsamplers, not by the prior.
+
+--likelihood measures bits per dimension instead, of any shards, with options of its own:
+
+    python -m inference.evaluate --likelihood --help
 """
 
 from __future__ import annotations
@@ -41,7 +45,7 @@ from unclip.data.shards import expand, read_shards
 from unclip.diffusion.noise import fold
 from unclip.pipeline import Options, Pipeline
 
-from . import metrics
+from . import likelihood, metrics
 
 Judges = Mapping[str, Clip]
 
@@ -77,17 +81,19 @@ def draw(
     seeds: list[int],
     options: Options,
     pictures: Tensor | None = None,
+    classes: Tensor | None = None,
 ) -> Tensor:
     """One picture a caption, [N,3,S,S] in [-1,1].
 
     pictures: real pictures whose embeddings the decoder is given; None = the prior's embeddings.
+    classes:  int64 [N], for a model of classes.
     """
-    text, embed = pipeline.encode_text(captions), None
+    text, embed = pipeline.encode_text(captions) if pipeline.takes_prompt else None, None
     if pictures is not None:
         embed = pipeline.clip.encode_image(pictures)
     elif pipeline.prior is not None:
         embed = pipeline.sample_prior(text, seeds, options)
-    drawn = pipeline.decode(seeds, embed, text, options)
+    drawn = pipeline.decode(seeds, embed, text, options, classes=classes)
     return pipeline.upsample(drawn, seeds, embed, text, options)
 
 
@@ -264,6 +270,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if "--likelihood" in argv:
+        return likelihood.main([word for word in argv if word != "--likelihood"])
     args = parser().parse_args(argv)
 
     def work() -> None:
@@ -276,7 +285,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError("--batch-size must be at least 1, and --limit at least 2")
         options = parse_config(Options, cli.options_from(args), source="the command line")
         heldout, train = shard_sets(args.shards, args.train_shards)
-        pipeline = load(args.model, args.device)
+        pipeline = cli.guided(load(args.model, args.device), args)
         judges = {source: load_clip(source, pipeline.device) for source in args.judge}
         report = evaluate(pipeline, heldout, train, judges=judges, limit=args.limit, seed=args.seed,
                           batch_size=args.batch_size, decoder_only=args.decoder_only, options=options)

@@ -1,7 +1,12 @@
-"""A sheet of pictures: a row a prompt, with its words at the left.
+"""A sheet of pictures: a row a prompt, with its words at the left, or a row a class.
 
     python -m inference.gallery icons sheet.png --prompts "a goldfish" "a red car" -n 8
     python -m inference.gallery MODEL sheet.png --prompts prompts.txt -n 8 --seed 0 --side 96
+    python -m inference.gallery runs/ladder/5-class-conditional sheet.png --classes all
+    python -m inference.gallery runs/ladder/2-ddpm sheet.png -n 64 --columns 16 --side 32
+
+A model that takes neither draws -n pictures in rows of --columns. Pictures smaller than --side are
+enlarged by whole pixels where they fit.
 """
 
 from __future__ import annotations
@@ -28,9 +33,29 @@ def draw(pipeline: Pipeline, prompts: Sequence[str], side: int, *, n: int = 8, b
     rows, size = [], max(1, batch_size // n)
     for start in range(0, len(prompts), size):
         made = pipeline.generate(prompts[start:start + size], n=n, batch_size=batch_size, **options)
-        small = [picture.resize((side, side), Image.Resampling.LANCZOS) for picture in made]
-        rows += [small[k:k + n] for k in range(0, len(small), n)]
+        rows += split([resized(picture, side) for picture in made], n)
     return rows
+
+
+def draw_classes(pipeline: Pipeline, classes: Sequence[int | None], side: int, *, n: int = 8,
+                 **options: object) -> list[list[Image.Image]]:
+    """``n`` pictures of each class (None = any), the same noise for all; else as ``draw``."""
+    rows = []
+    for number in classes:
+        made = pipeline.generate(n=n, **{**options, "class_": number})
+        rows.append([resized(picture, side) for picture in (made if n > 1 else [made])])
+    return rows
+
+
+def split(pictures: Sequence[Image.Image], n: int) -> list[Sequence[Image.Image]]:
+    """Rows of ``n``; the last may be shorter."""
+    return [pictures[k:k + n] for k in range(0, len(pictures), n)]
+
+
+def resized(picture: Image.Image, side: int) -> Image.Image:
+    """``side`` pixels high; what becomes a whole multiple keeps its pixels square and sharp."""
+    whole = side % picture.width == 0
+    return picture.resize((side, side), Image.Resampling.NEAREST if whole else Image.Resampling.LANCZOS)
 
 
 def sheet(captions: Sequence[str], rows: Sequence[Sequence[Image.Image]], margin: int = 160) -> Image.Image:
@@ -59,14 +84,38 @@ def wrapped(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
     return lines
 
 
+def sheet_of(pipeline: Pipeline, args: argparse.Namespace) -> Image.Image:
+    """The sheet that the command line asks for."""
+    options = {"n": args.n, "seed": args.seed, "batch_size": args.batch_size, **cli.options_from(args)}
+    if args.prompts:
+        prompts = args.prompts
+        if len(prompts) == 1 and Path(prompts[0]).is_file():
+            prompts = list(read_prompts(prompts[0]).values())
+        return sheet(prompts, draw(pipeline, prompts, args.side, **options))
+    if args.classes:
+        classes = range(pipeline.classes) if args.classes == ["all"] else [int(k) for k in args.classes]
+        if not classes:
+            raise ValueError(f"the model {pipeline.name} takes no class")
+        rows = draw_classes(pipeline, classes, args.side, **options)
+        return sheet([str(k) for k in classes], rows, margin=24)
+    if pipeline.takes_prompt:
+        raise ValueError(f"the model {pipeline.name} takes prompts; say them with --prompts")
+    rows = split(*draw_classes(pipeline, [args.class_], args.side, **options), args.columns)
+    return sheet([""] * len(rows), rows, margin=0)
+
+
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m inference.gallery", description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
     add = made.add_argument
     add("model", help="a model's name or folder")
     add("output", type=Path, help="PNG file to write")
-    add("--prompts", nargs="+", required=True, metavar="PROMPT", help="prompts, or a file with one a line")
-    add("-n", type=int, default=8, metavar="N", help="pictures a prompt (default 8)")
+    of = made.add_mutually_exclusive_group()
+    of.add_argument("--prompts", nargs="+", metavar="PROMPT", help="prompts, or a file with one a line")
+    of.add_argument("--classes", nargs="+", metavar="K", help="a row for each of these classes, or for all")
+    add("-n", type=int, default=8, metavar="N", help="pictures a prompt or class (default 8)")
+    add("--columns", type=int, default=8, metavar="N", help="pictures in a row, where rows have no prompt or "
+        "class (default 8)")
     add("--side", type=int, default=96, metavar="PIXELS", help="of a picture on the sheet (default 96)")
     add("--batch-size", type=int, default=16, metavar="B", help="pictures drawn at a time (default 16)")
     cli.add_options(made)
@@ -79,14 +128,9 @@ def main(argv: list[str] | None = None) -> int:
 
     def work() -> None:
         cli.check_writable(args.output)
-        if min(args.n, args.side, args.batch_size) < 1:
-            raise ValueError("-n, --side and --batch-size must be at least 1")
-        prompts = args.prompts
-        if len(prompts) == 1 and Path(prompts[0]).is_file():
-            prompts = list(read_prompts(prompts[0]).values())
-        rows = draw(load(args.model, args.device), prompts, args.side, n=args.n, seed=args.seed,
-                    batch_size=args.batch_size, **cli.options_from(args))
-        save_png(sheet(prompts, rows), args.output)
+        if min(args.n, args.side, args.batch_size, args.columns) < 1:
+            raise ValueError("-n, --side, --columns and --batch-size must be at least 1")
+        save_png(sheet_of(cli.guided(load(args.model, args.device), args), args), args.output)
         print(args.output)
 
     return cli.run("inference.gallery", work)

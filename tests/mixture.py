@@ -1,8 +1,8 @@
-"""A mixture of two Gaussians, whose denoiser is known exactly: something to hold samplers to."""
+"""Data whose denoiser is known exactly, to hold samplers to: a mixture of two Gaussians, and one alone."""
 
 import torch
 
-from unclip.diffusion import Schedule
+from unclip.diffusion import Denoiser, Level, Schedule
 
 WEIGHTS = torch.tensor([0.3, 0.7], dtype=torch.float64)
 MEANS = torch.tensor([[-1.0, 0.5], [0.8, -0.4]], dtype=torch.float64)
@@ -35,3 +35,30 @@ def sample_mixture(n: int, generator: torch.Generator) -> torch.Tensor:
     k = torch.multinomial(WEIGHTS, n, replacement=True, generator=generator)
     noise = torch.randn(n, 2, dtype=torch.float64, generator=generator)
     return MEANS[k] + STDS[k] * noise
+
+
+def gaussian_x0(schedule: Schedule, variance: float):
+    """The network E[x0 | x_t] for data N(0, variance) in every coordinate, of any shape."""
+
+    def network(x, t):
+        level = schedule.at(t.long() + 1).like(x)
+        return level.alpha * variance / (level.alpha**2 * variance + level.sigma**2) * x
+
+    return network
+
+
+def gaussian_left(level: Level, variance: float) -> torch.Tensor:
+    """The variance of p(x0 | x_t) for data N(0, variance)."""
+    return variance * level.sigma**2 / (level.alpha**2 * variance + level.sigma**2)
+
+
+def wavy(schedule: Schedule, predicts: str, variance: str) -> Denoiser:
+    """A denoiser whose network treats all pictures and positions alike, and depends on all it is given."""
+
+    def network(x, t, shift=None):
+        out = torch.sin(2 * x + t.view(-1, *[1] * (x.dim() - 1)).to(x) / 300)
+        if shift is not None:
+            out = out + shift.view(-1, *[1] * (x.dim() - 1))
+        return torch.cat([out, out.cos()], dim=1) if variance == "learned" else out
+
+    return Denoiser(network, schedule, predicts, variance)

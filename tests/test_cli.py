@@ -17,6 +17,7 @@ from unclip import cli
 from unclip.__main__ import main
 from unclip.pipeline import Pipeline
 from unclip.stages import Decoder, DecoderStageConfig, Process, Sampling
+from unclip.strip import film_strip
 
 pytestmark = pytest.mark.usefixtures("float32")
 
@@ -83,24 +84,76 @@ def test_every_option_is_passed_on(here, pipeline, monkeypatch):
             return Image.new("RGB", (2, 2))
 
     monkeypatch.setattr("unclip.__main__.load", lambda model, device: asked.update(device=device) or Asked())
-    options = {"seed": -2, "steps": 3, "prior_steps": 4, "upsampler_steps": 5, "guidance_scale": 1.5,
+    options = {"seed": -2, "steps": "3", "prior_steps": "10,4", "upsampler_steps": "5", "guidance_scale": 1.5,
                "prior_guidance_scale": 2.5, "clip_guidance_scale": 3.5, "sampler": "ddim",
-               "negative_prompt": "a dog", "n": 1, "device": "cpu"}
+               "negative_prompt": "a dog", "class_": 4, "classifier_scale": 0.5, "n": 1, "device": "cpu"}
     line = [item for key, value in options.items() if key != "n"
-            for item in (f"--{key.replace('_', '-')}", str(value))]
+            for item in (f"--{key.rstrip('_').replace('_', '-')}", str(value))]
     assert main(["a cat", *line]) == 0
     assert asked == {**options, "prompt": "a cat"}
 
 
+def lone_decoder(**net: object) -> Decoder:
+    """A decoder of 8 pixels that takes no text."""
+    net |= {"image_size": 8, "channels": 8, "channel_mult": (1,), "num_res_blocks": 1, "head_channels": 8}
+    return Decoder(DecoderStageConfig(net=net, process=Process(predicts="v"), sampling=Sampling(steps=3)))
+
+
 def test_a_model_that_takes_no_prompt(here, capsys):
-    net = {"image_size": 8, "channels": 8, "channel_mult": (1,), "num_res_blocks": 1, "head_channels": 8}
-    stage = Decoder(DecoderStageConfig(net=net, process=Process(predicts="v"), sampling=Sampling(steps=1)))
-    Pipeline(stage, name="nothing").save("nothing")
+    Pipeline(lone_decoder(), name="nothing").save("nothing")
     assert main(["--model", "nothing"]) == 0
     assert Image.open("nothing.png").size == (8, 8)
     capsys.readouterr()
     assert main(["a cat", "--model", "nothing"]) == 2
     assert "takes no prompt" in said(capsys)
+
+
+@pytest.mark.parametrize("classes", [None, 3])
+def test_a_decoder_alone_is_a_model(here, capsys, classes):
+    """Its checkpoint, or the folder of its run, which holds other things too."""
+    stage = lone_decoder(classes=classes)
+    stage.save("run/decoder.safetensors")
+    Path("run/metrics.jsonl").touch()
+    Pipeline(stage).save("model")
+    for model, file in (("run", "run.png"), ("run/decoder.safetensors", "run-decoder-safetensors.png"),
+                        ("model", "model.png")):
+        assert main(["--model", model, "--seed", "1"]) == 0
+        assert Path(file).read_bytes() == Path("run.png").read_bytes()
+    capsys.readouterr()
+    assert main(["a cat", "--model", "run"]) == 2
+    assert "the model run takes no prompt" in said(capsys)
+
+
+def test_a_film_strip_beside_the_picture(here, tiny_model, loaded, pipeline, capsys):
+    """Of every picture the decoder's steps, two rows of what was chosen; the picture is the same."""
+    line = ["a cat", "--model", str(tiny_model), "--steps", "6", "-n", "17"]
+    assert main([*line, "-o", "plain.png"]) == 0
+    assert main([*line, "-o", "cat.png", "--strip", "strip.png", "--columns", "3"]) == 0
+    assert names(here) == ["cat.png", "plain.png", "strip.png"]
+    assert "cat.png  (model" in capsys.readouterr().out
+    pictures = [np.asarray(Image.open(file)).astype(int) for file in ("cat.png", "plain.png")]
+    assert abs(pictures[0] - pictures[1]).max() <= 1
+    strip, frames = Image.open("strip.png"), []
+    assert strip.size == (3 * 66 - 2, 34 * 66 - 2)
+    pipeline.generate("a cat", n=17, batch_size=17, steps=6, watch=frames.append)
+    assert [step.t for step in frames][-1] == 0 and len(frames) == 6
+    assert abs(np.asarray(strip).astype(int) - np.asarray(film_strip(frames, 3))).max() <= 1
+
+
+@pytest.mark.parametrize("options, words", [
+    (["--strip", "strip.jpg"], "strip.jpg: pictures are written as PNG"),
+    (["--strip", "nowhere/strip.png"], "nowhere/strip.png cannot be written"),
+    (["--strip", "a-cat.png"], "a-cat.png is the picture's file"),
+    (["--strip", "strip.png", "--columns", "0"], "--columns must be at least 1, not 0"),
+])  # fmt: skip
+def test_strips_that_cannot_be(here, no_work, capsys, options, words):
+    assert main(["a cat", *options]) == 2
+    assert words in said(capsys) and names(here) == []
+
+
+def test_no_strip_of_what_cannot_be_drawn(here, loaded, capsys):
+    assert main(["a cat", "--strip", "strip.png", "-n", "0"]) == 2
+    assert "n must be at least 1" in said(capsys) and names(here) == []
 
 
 @pytest.mark.parametrize("line, words", [
@@ -130,7 +183,8 @@ def test_a_folder_without_permission(here, no_work, capsys, monkeypatch):
 
 @pytest.mark.parametrize("options, words", [
     (["--steps", "0"], "steps: "),
-    (["--steps", "2000"], "steps must be between 1 and 1000"),
+    (["--steps", "many"], "steps must be a positive number, sections such as"),
+    (["--steps", "2000"], "2000"),
     (["--sampler", "euler"], "known: ddpm, ddim, dpm++2m"),
     (["--guidance-scale", "nan"], "guidance_scale: "),
     (["-n", "0"], "n must be at least 1"),
@@ -144,7 +198,6 @@ def test_options_out_of_range(here, loaded, capsys, options, words):
 @pytest.mark.parametrize("options, words", [
     (["--seed", "1.5"], "--seed: invalid int value: '1.5'"),
     (["--seed", "a"], "--seed: invalid int value: 'a'"),
-    (["--steps", "many"], "--steps: invalid int value"),
     (["--device", "abacus"], "'abacus' cannot be used here"),
     (["--stepps", "3"], "unrecognized arguments"),
 ])  # fmt: skip
@@ -159,7 +212,11 @@ def test_models_that_are_none(here, capsys, tiny_model):
     (here / "empty").mkdir()
     (here / "damaged").mkdir()
     (here / "damaged" / "model.json").write_text("{")
+    decoder = str(tiny_model / "decoder.safetensors")
     for model, words in (("nosuch", "there is no model 'nosuch'"), ("empty", "empty is not a model"),
+                         (decoder, "only a decoder, which takes CLIP's embeddings and text; training.chain"),
+                         (str(tiny_model / "prior.safetensors"), "holds a prior, not a decoder"),
+                         (str(tiny_model / "upsampler-64.safetensors"), "takes a smaller picture; "),
                          ("damaged", "is damaged"), (str(tiny_model / "model.json"), "there is no model")):
         assert main(["a cat", "--model", model]) == 2
         assert words in said(capsys)

@@ -12,10 +12,12 @@ from unclip.diffusion import (
     bind,
     clamp_x0,
     classifier_free,
+    dynamic_threshold,
     evenly_spaced,
     gradient,
     gradient_on_x0,
     make_schedule,
+    static_threshold,
 )
 from unclip.diffusion.gaussian import diffuse
 
@@ -71,6 +73,8 @@ def test_unknown_names_are_refused():
         Denoiser(None, SCHEDULE, predicts="noise")
     with pytest.raises(ValueError, match="unknown variance 'big'; known: small, large, learned"):
         Denoiser(None, SCHEDULE, variance="big")
+    with pytest.raises(ValueError, match="eps cannot be predicted with the flow schedule"):
+        Denoiser(None, make_schedule("flow"), "eps")
 
 
 def network_of(predicts):
@@ -116,7 +120,50 @@ def test_classifier_free_guidance_is_one_doubled_batch_with_conds_variance():
         classifier_free(model, sides[0], dict(c=torch.zeros(4)), scale=2.0)
 
 
-@pytest.mark.parametrize("limit", [0.7, torch.tanh])
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_rescaled_guidance_is_the_papers(share):
+    """Lin et al. 2023, eqs. 14 to 16, on a network that predicts v, as theirs does."""
+    _, _, x = truth()
+    cond, null = dict(c=torch.tensor([0.5, -0.3, 0.2, 0.9])), dict(c=torch.zeros(4))
+    model = Denoiser(network_of("v"), SCHEDULE, "v")
+    pos, neg = (model(x, T, **side).v(SCHEDULE.at(T)) for side in (cond, null))
+    cfg = neg + 5.0 * (pos - neg)
+    rescaled = cfg * pos.std([1, 2, 3], keepdim=True) / cfg.std([1, 2, 3], keepdim=True)
+    expected = share * rescaled + (1 - share) * cfg
+    for predicts in ("eps", "x0", "v"):  # ... and the same from the others
+        model = Denoiser(network_of(predicts), SCHEDULE, predicts)
+        out = classifier_free(model, cond, null, 5.0, share, SCHEDULE)(x, T)
+        torch.testing.assert_close(out.v(SCHEDULE.at(T)), expected)
+        torch.testing.assert_close(diffuse(out.x0, out.eps, SCHEDULE.at(T)), x)
+    plain = classifier_free(model, cond, null, 5.0, 0.0, SCHEDULE)(x, T)
+    assert torch.equal(plain.x0, classifier_free(model, cond, null, 5.0)(x, T).x0)
+
+
+def test_a_rescaling_is_a_share_and_needs_the_schedule():
+    for share in (-0.1, 1.1):
+        with pytest.raises(ValueError, match="must be between 0 and 1"):
+            classifier_free(None, {}, {}, 2.0, share, SCHEDULE)
+    with pytest.raises(ValueError, match="pass it too"):
+        classifier_free(None, {}, {}, 2.0, 0.7)
+
+
+def test_dynamic_thresholding_by_hand():
+    """201 numbers, of whose magnitudes the 99.5th percentile is the second largest."""
+    bright, dim = torch.linspace(-4, 4, 201), torch.linspace(-0.5, 0.5, 201)
+    bright[0], dim[0] = 9.0, 1.7
+    x0 = torch.stack([bright, dim]).view(2, 3, 67)
+    out = dynamic_threshold(x0).flatten(1)
+    torch.testing.assert_close(out[0], bright.clamp(-4, 4) / 4)
+    torch.testing.assert_close(out[1], dim.clamp(-1, 1))  # its percentile is within the limit
+    assert torch.equal(static_threshold(x0, 2.0), x0.clamp(-2, 2))
+    within = 0.9 * x0 / x0.abs().max()
+    assert torch.equal(dynamic_threshold(within), within)
+    torch.testing.assert_close(dynamic_threshold(x0, 2.0).flatten(1)[0], bright.clamp(-4, 4) / 2)
+    torch.testing.assert_close(dynamic_threshold(x0, percentile=1.0).flatten(1)[0], bright / 9)
+    assert dynamic_threshold(x0.half()).dtype == torch.float32  # as all that meets the data
+
+
+@pytest.mark.parametrize("limit", [0.7, torch.tanh, dynamic_threshold, static_threshold])
 def test_clamped_predictions_still_make_x(limit):
     _, _, x = truth()
     model = Denoiser(lambda x, t: 3 * x, SCHEDULE, "v")
@@ -147,6 +194,16 @@ def test_gradient_guidance_of_a_gaussian_is_exact(through_network):
     tilted = level.alpha * x + level.sigma**2 * 2 * direction
     torch.testing.assert_close(out.x0, tilted)
     torch.testing.assert_close(diffuse(out.x0, out.eps, SCHEDULE.at(T)), x)
+
+
+def test_a_gradient_is_left_out_where_nothing_is_left_of_the_picture():
+    schedule = make_schedule("flow", 10)
+    model, x = bind(Denoiser(lambda x, t: x.sin(), schedule, "x0")), torch.randn(2, 3)
+    t = torch.tensor([9, 10])
+    plain, out = model(x, t), gradient(model, schedule, lambda x, t, x0: torch.ones_like(x))(x, t)
+    torch.testing.assert_close(out.x0[0], plain.x0[0] + 0.9**2 / 0.1)
+    torch.testing.assert_close(out.eps[0], plain.eps[0] - 0.9)
+    assert torch.equal(out.x0[1], plain.x0[1]) and torch.equal(out.eps[1], plain.eps[1])
 
 
 def test_the_gradient_through_the_network_is_the_derivative():

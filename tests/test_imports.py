@@ -32,10 +32,11 @@ DOORS = {
     "open_clip": {"unclip.clip"},
     "transformers": {"unclip.clip", "training.teacher"},
     "webdataset": {"unclip.data.shards", "training.icons"},
+    "sklearn": {"training.digits"},
     "xformers": {"unclip.nets.attention"},
 }
 DYNAMIC = ("import_module", "__import__")
-LATE = {"xformers", "open_clip", "transformers"}  # only inside of functions: slow to import, or absent
+LATE = {"xformers", "open_clip", "transformers", "sklearn"}  # only inside of functions: slow, or absent
 
 
 def name_of(path: Path) -> str:

@@ -95,9 +95,10 @@ def test_a_negative_prompt_steers_prior_and_decoder(pipeline):
     plain, away, other = (pipeline.generate("a cat", negative_prompt=text)
                           for text in (None, "a dog", "a car"))
     assert apart(plain, away) > 1 and apart(away, other) > 1
-    unguided = [pipeline.generate("a cat", negative_prompt=text, guidance_scale=1, prior_guidance_scale=1)
-                for text in (None, "a dog")]
-    assert apart(*unguided) <= 1  # without guidance there is nothing to move away from
+    one = pipeline.generate("a cat", negative_prompt="a dog", prior_guidance_scale=1, guidance_scale=2)
+    assert apart(one, pipeline.generate("a cat", prior_guidance_scale=1, guidance_scale=2)) > 1
+    with pytest.raises(ValueError, match="there is no guidance"):
+        pipeline.generate("a cat", negative_prompt="a dog", prior_guidance_scale=1, guidance_scale=1)
 
 
 @pytest.fixture
@@ -106,10 +107,10 @@ def told(monkeypatch) -> dict[str, tuple]:
     seen = {}
 
     def record(kind, real):
-        def sample(self, conditions, noise, sampling=None, null=None, objective=None):
+        def sample(self, conditions, noise, sampling=None, null=None, objective=None, climb=None):
             name = "upsampler" if kind == "decoder" and self.config.low_res else kind
             seen[name] = (sampling, objective)
-            extra = () if kind == "prior" else (objective,)
+            extra = () if kind == "prior" else (objective, climb)
             return real(self, conditions, noise, sampling, null, *extra)
         return sample
 

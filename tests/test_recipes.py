@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from training import clip, pictures, prior
+from training import classifier, clip, pictures, prior
 from training.chain import RECIPES, Chain, recipe_of
 from unclip.clip import build_clip
 from unclip.config import Config, load_config
+from unclip.nets.classifier import NoisedClassifier
 from unclip.nets.prior import PriorTransformer
 from unclip.nets.unet import UNet
 
 ROOT = Path(__file__).parent.parent
-CLASSES = {**RECIPES, "chain": Chain}
+CLASSES = {**RECIPES, "chain": Chain, "classifier": classifier.ClassifierRecipe}
 COMMAND = re.compile(r"python -m training\.(\w+) (configs/\S+\.yaml)")
 FILES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml"))
 
@@ -56,6 +57,8 @@ def test_a_recipe_builds_its_network(file):
             build_clip(recipe.model)
         elif isinstance(recipe, prior.PriorRecipe):
             PriorTransformer(recipe.stage.net)
+        elif isinstance(recipe, classifier.ClassifierRecipe):
+            assert recipe.data.size >= NoisedClassifier(recipe.stage.net).config.image_size
         else:
             UNet(recipe.stage.net)
     if isinstance(recipe, pictures.PictureRecipe):
@@ -88,7 +91,7 @@ def test_the_stages_of_a_chain_fit_together(file):
         size = net.image_size
 
 
-SHORT = {"clip": clip.main, "prior": prior.main,
+SHORT = {"clip": clip.main, "prior": prior.main, "classifier": classifier.main,
          "decoder": lambda argv: pictures.main("", False, argv),
          "upsampler": lambda argv: pictures.main("", True, argv)}
 
@@ -113,3 +116,27 @@ def test_help_shows_the_commands(capsys):
         prior.main(["--help"])
     assert stopped.value.code == 0
     assert "python -m training.prior configs/icons/prior.yaml" in capsys.readouterr().out
+
+
+PAGE = (ROOT / "docs" / "ladder.md").read_text(encoding="utf-8")
+RUNGS = [file for file in FILES if file.startswith("configs/ladder/")]
+
+
+def test_the_ladder_page_speaks_of_every_rung():
+    """But for those that a chain names."""
+    chains = [read(file) for file in RUNGS if command_of(file)[1] == "chain"]
+    chained = {link.config for chain in chains for link in chain.stages}
+    assert len(RUNGS) > 10
+    assert all(file in PAGE or file in chained or Path(file).name in PAGE for file in RUNGS)
+
+
+def test_the_ladder_page_points_to_what_there_is():
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", PAGE)
+    assert len(links) > 20 and all((ROOT / "docs" / link).exists() for link in links)
+    modules = set(re.findall(r"python -m ([\w.]+)", PAGE))
+    files = [ROOT / module.replace(".", "/") for module in modules]
+    assert all(file.with_suffix(".py").exists() or (file / "__main__.py").exists() for file in files)
+    code = "".join(path.read_text(encoding="utf-8") for folder in ("unclip", "training")
+                   for path in (ROOT / folder).rglob("*.py"))
+    for name in re.findall(r"`([A-Za-z_]+\.)?(\w+)`", PAGE):
+        assert re.search(rf"(def|class|\s)\s*{name[1]}\b", code), name

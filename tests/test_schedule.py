@@ -5,13 +5,14 @@ import math
 import pytest
 import torch
 
-from unclip.diffusion import Level, evenly_spaced, make_schedule
+from unclip.diffusion import Level, evenly_spaced, make_schedule, step_list
 from unclip.diffusion.gaussian import (
     beta,
     diffuse,
     discretized_log_likelihood,
     kl,
     log_variance,
+    optimal_variance,
     posterior,
     posterior_variance,
     tanh_normal_cdf,
@@ -28,8 +29,23 @@ def test_a_schedule_goes_from_data_to_noise(name, timesteps):
     level = schedule.at(torch.arange(timesteps + 1))
     assert (level.alpha[0], level.sigma[0]) == (1, 0)
     assert level.alpha.dtype == torch.float64 and len(level.alpha) == timesteps + 1
-    assert (level.log_snr.diff() < 0).all() and (level.alpha > 0).all()
+    assert (level.log_snr.diff() < 0).all() and (level.snr.diff() < 0).all()
+    assert (level.alpha[:-1] > 0).all() and (level.sigma[1:] > 0).all()
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear"])
+@pytest.mark.parametrize("timesteps", [1, 7, 1000])
+def test_variance_is_preserved_and_something_is_left_of_the_picture(name, timesteps):
+    level = make_schedule(name, timesteps).at(torch.arange(timesteps + 1))
     torch.testing.assert_close(level.alpha_bar + level.sigma**2, torch.ones(timesteps + 1).double())
+    assert level.alpha[-1] > 0
+
+
+def test_flow_is_a_straight_line_to_pure_noise():
+    schedule = make_schedule("flow", 8)
+    expected = torch.arange(9, dtype=torch.float64) / 8
+    assert torch.equal(schedule.sigma, expected) and torch.equal(schedule.alpha, 1 - expected)
+    assert schedule.at(8).alpha == 0 and schedule.at(8).log_snr == -math.inf
 
 
 def test_cosine_is_the_papers():
@@ -55,6 +71,70 @@ def test_even_steps_exist_for_every_number(timesteps):
 def test_impossible_numbers_of_steps_are_refused(steps):
     with pytest.raises(ValueError, match="steps must be between 1 and 1000"):
         evenly_spaced(1000, steps)
+
+
+@pytest.mark.parametrize("timesteps", [1, 2, 50, 333])
+def test_a_number_is_a_step_list_also_as_text(timesteps):
+    for n in range(1, timesteps + 1):
+        assert step_list(n, timesteps) == step_list(f" {n}", timesteps) == evenly_spaced(timesteps, n)
+
+
+def test_sections_visit_their_first_and_last_levels():
+    assert step_list("2,3,1", 12) == [9, 8, 7, 5, 4, 1, 0]  # by hand: 1..4, 5..8, 9..12
+    assert step_list("2, 2", 5) == [5, 4, 3, 1, 0]  # 5 = 3 + 2
+    assert step_list("1000,1000", 2000) == list(range(2000, -1, -1))
+
+
+@pytest.mark.parametrize("timesteps", [1, 2, 7, 50, 1000])
+def test_strided_lists_have_the_least_stride_that_makes_them(timesteps):
+    found = 0
+    for n in range(1, timesteps + 1):
+        strides = [k for k in range(1, max(timesteps, 2)) if math.ceil(timesteps / k) == n]
+        if strides:
+            found += 1
+            assert step_list(f"ddim{n}", timesteps) == [*range(1, timesteps + 1, strides[0])][::-1] + [0]
+        else:
+            with pytest.raises(ValueError, match=f"no integer stride makes {n} steps of {timesteps}"):
+                step_list(f"ddim{n}", timesteps)
+    assert found > 0
+
+
+def test_fast27_is_glides_sections_but_for_their_first_level():
+    fast, slow = step_list("fast27", 1000), step_list("10,10,3,2,2", 1000)
+    assert (len(fast), fast[0], slow[0]) == (28, 998, 1000) and fast[1:] == slow[1:]
+    assert step_list("fast27", 50)[0] == 48
+
+
+@pytest.mark.parametrize(
+    "spec, timesteps, message",
+    [
+        (0, 10, "must be a positive number, sections such as '10,10,3,2,2', .*, got 0"),
+        (-3, 10, "got -3"),
+        (2.5, 10, "got 2.5"),
+        (True, 10, "got True"),
+        (None, 10, "got None"),
+        ("", 10, "got ''"),
+        ("0", 10, "got '0'"),
+        ("many", 10, "got 'many'"),
+        ("3,,2", 10, "got '3,,2'"),
+        ("3,0", 10, "got '3,0'"),
+        ("3,-1", 10, "got '3,-1'"),
+        ("ddim", 10, "got 'ddim'"),
+        ("ddim0", 10, "got 'ddim0'"),
+        ("fast28", 10, "got 'fast28'"),
+        (11, 10, "steps must be between 1 and 10, got 11"),
+        ("11", 10, "steps must be between 1 and 10, got 11"),
+        ("2,6", 10, "section 2 of 2,6 has 5 of the 10 levels, which cannot make 6 steps"),
+        ("1,1,1", 2, "section 3 of 1,1,1 has 0 of the 2 levels"),
+        ("fast27", 40, "section 1 of 10,10,3,2,2 has 8 of the 40 levels"),
+        ("ddim37", 1000, "no integer stride makes 37 steps of 1000; near are ddim36 and ddim38"),
+        ("ddim1001", 1000, "no integer stride makes 1001 steps of 1000; near are ddim1000"),
+        ("ddim1", 1000, "no integer stride makes 1 steps of 1000; near are ddim2"),
+    ],
+)
+def test_step_lists_that_make_no_sense_are_refused(spec, timesteps, message):
+    with pytest.raises(ValueError, match=message):
+        step_list(spec, timesteps)
 
 
 def test_bad_input_is_named():
@@ -92,6 +172,19 @@ def test_levels_are_looked_up_where_t_is():
     t = torch.tensor([1, 5])
     assert schedule.at(t.to("meta")).like(torch.zeros(2, 3, device="meta")).sigma.is_meta
     assert schedule.at(t).alpha.device.type == schedule.alpha.device.type == "cpu"
+
+
+@each_schedule
+def test_the_optimal_variance_makes_the_step_of_gaussian_data_exact(name):
+    """x0 ~ N(0, v): p(x_s | x_t) has the variance of x_s given x_t, here by conditioning."""
+    schedule, v = make_schedule(name), 0.3
+    for t, s in [(1000, 1), (1000, 600), (700, 650), (2, 1), (5, 0)]:
+        level_t, level_s = schedule.at(t), schedule.at(s)
+        of_t, of_s = (level.alpha**2 * v + level.sigma**2 for level in (level_t, level_s))
+        a = level_t.alpha / level_s.alpha
+        expected = of_s - (a * of_s) ** 2 / of_t
+        given = v - (level_t.alpha * v) ** 2 / of_t
+        torch.testing.assert_close(optimal_variance(given, level_t, level_s), expected, rtol=1e-9, atol=0)
 
 
 @each_schedule

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import get_args
 
 import pytest
 import torch
@@ -11,8 +12,11 @@ from safetensors.torch import save_file
 from tiny import DIM, decoder, everything, last, prior, randn, seeded, unit, upsampler
 
 from unclip.checkpoint import CheckpointError
-from unclip.config import ConfigError
-from unclip.diffusion import SAMPLERS, Noise
+from unclip.config import ConfigError, parse_config
+from unclip.diffusion import SAMPLERS, THRESHOLDS, Noise, loss_terms, x0_variance
+from unclip.diffusion.denoiser import PREDICTS
+from unclip.diffusion.losses import KINDS, WEIGHTINGS
+from unclip.diffusion.schedule import SCHEDULES
 from unclip.stages import Decoder, Process, Sampling, load_stage
 
 
@@ -192,6 +196,130 @@ def test_saved_stages_are_the_same_when_loaded(make, tmp_path):
     stage.save(path, torch.float16)
     half = load_stage(path).state_dict()
     assert all(torch.equal(half[key], value.half().float()) for key, value in state.items())
+
+
+@pytest.mark.parametrize("config, field, known", [
+    (Process, "schedule", {*SCHEDULES}),
+    (Process, "predicts", {*PREDICTS}),
+    (Process, "loss", {*KINDS}),
+    (Process, "weighting", {"none", *WEIGHTINGS}),
+    (Sampling, "sampler", {*SAMPLERS}),
+    (Sampling, "threshold", {"none", *THRESHOLDS}),
+])  # fmt: skip
+def test_a_recipe_may_ask_for_all_that_there_is(config, field, known):
+    assert {*get_args(config.model_fields[field].annotation)} == known
+
+
+@pytest.mark.parametrize("config, values, said", [
+    (Process, {"schedule": "flow"}, "eps cannot be predicted with the flow schedule"),
+    (Process, {"loss": "hybrid"}, "the hybrid loss needs learned variance, not 'small'"),
+    (Process, {"loss": "vlb", "weighting": "p2"}, "the variational bound sets its own weights"),
+    (Process, {"auxiliary_weight": -1.0}, "auxiliary_weight: "),
+    (Sampling, {"steps": 0}, "steps: .* must be a positive number, sections such as .*, got 0"),
+    (Sampling, {"steps": "ddim"}, "steps: .* got 'ddim'"),
+    (Sampling, {"steps": "5,0"}, "steps: .* got '5,0'"),
+    (Sampling, {"eta": 0.5}, r"eta is for ddim alone, not for dpm\+\+2m"),
+    (Sampling, {"sampler": "ddim", "eta": 1.5}, "eta: "),
+    (Sampling, {"sampler": "heun", "x0_variance": {5: 0.1}}, "x0_variance is for ddpm alone, not for heun"),
+    (Sampling, {"sampler": "ddpm", "x0_variance": {5: -0.1}}, "x0_variance.5: "),
+    (Sampling, {"guidance_rescale": 1.5}, "guidance_rescale: "),
+])  # fmt: skip
+def test_recipes_that_make_no_sense_are_refused(config, values, said):
+    with pytest.raises(ConfigError, match=said):
+        parse_config(config, values)
+
+
+def test_a_recipe_from_before_means_what_it_meant():
+    old = {"sampler": "ddim", "steps": 2, "guidance_scale": 2.0, "candidates": 1}
+    now = parse_config(Sampling, old)
+    assert (now.threshold, now.guidance_rescale, now.eta, now.x0_variance) == ("static", 0.0, 0.0, None)
+    old = {"schedule": "cosine", "timesteps": 9, "predicts": "v", "variance": "learned", "loss": "hybrid"}
+    assert parse_config(Process, old).weighting == "none"
+
+
+@pytest.mark.parametrize("steps, visited", [
+    (5, [1000, 750, 501, 251, 1, 0]),
+    ("5", [1000, 750, 501, 251, 1, 0]),
+    ("ddim4", [751, 501, 251, 1, 0]),
+    ("1,2", [1000, 501, 1, 0]),
+])  # fmt: skip
+def test_the_steps_of_a_recipe_are_those_taken(steps, visited):
+    stage = decoder(net={}, sampling=Sampling(steps=steps, sampler="ddim"))
+    assert stage.levels(stage.config.sampling) == visited
+    assert [step.t for step in stage.sample({}, Noise([0]))] == visited[1:]
+
+
+def test_what_sampling_says_is_done():
+    stage = decoder()
+    told = everything(stage)
+
+    def drawn(**options):
+        sampling = Sampling(**{"sampler": "ddim", "steps": 4, "guidance_scale": 3.0, **options})
+        return last(stage.sample(told, Noise([0, 1]), sampling)).x
+
+    plain = drawn()
+    assert plain.abs().max() == 1 and torch.equal(plain, drawn(threshold="static", eta=0.0))
+    assert drawn(threshold="none").abs().max() > 1
+    for change in ({"threshold": "dynamic"}, {"guidance_rescale": 0.7}, {"eta": 1.0}, {"sampler": "heun"}):
+        made = drawn(**change)
+        assert made.abs().max() <= 1 and not torch.allclose(made, plain, atol=1e-2)
+
+
+def test_an_upsamplers_range_is_that_of_its_pictures():
+    """Not that of the scaled residual that it diffuses."""
+    stage = upsampler(residual_scale=0.1)
+    told, x, t = stage.conditions(1, low_res=randn(1, 3, 16, 16).clamp(-1, 1)), 30 * randn(1, 3, 64, 64), 500
+    for threshold in ("static", "dynamic", "none"):
+        denoise = stage.denoise(told, stage.null(told), 1.0, threshold=threshold)
+        x0 = denoise(x, torch.tensor([t])).x0
+        picture = x0 * 0.1 + told["base"]
+        assert (picture.abs().max() <= 1 + 1e-6) == (threshold != "none")
+
+
+def test_the_prior_is_thresholded_too():
+    stage, x, t = prior(clamp=0.1), randn(2, DIM), torch.tensor([200, 600])
+    told = stage.conditions(unit(2), randn(2, 4, 5), torch.ones(2, 4, dtype=torch.bool))
+    for threshold in ("static", "dynamic"):
+        assert stage.denoise(told, stage.null(told), 2.0, 0.5, threshold)(x, t).x0.abs().max() <= 0.1 + 1e-6
+    assert stage.denoise(told, stage.null(told), 2.0, threshold="none")(x, t).x0.abs().max() > 0.1
+    free = last_of(stage, told, threshold="none", guidance_rescale=0.5)
+    assert not torch.allclose(free, last_of(stage, told, threshold="static"), atol=1e-3)
+
+
+def last_of(stage, told, **options):
+    return stage.sample(told, Noise([0, 1]), Sampling(steps=3, guidance_scale=2.0, **options))
+
+
+def test_an_analytic_variance_travels_with_a_stage(tmp_path):
+    stage = decoder(net={}, process=Process(predicts="v"))
+    pictures = [(randn(4, 3, 8, 8).clamp(-1, 1), {})]
+    levels = stage.levels(Sampling(steps=3))
+    table = x0_variance(stage.denoiser, stage.schedule, pictures, levels, seeded(0))
+    sampling = Sampling(sampler="ddpm", steps=3, x0_variance=table)
+    stage.config = stage.config.model_copy(update={"sampling": sampling})
+    stage.save(tmp_path / "stage.safetensors")
+    loaded = load_stage(tmp_path / "stage.safetensors")
+    assert loaded.config.sampling == sampling
+    made = last(loaded.sample({}, Noise([0]))).x
+    assert torch.equal(made, last(stage.sample({}, Noise([0]))).x)
+    assert not torch.equal(made, last(stage.sample({}, Noise([0]), Sampling(sampler="ddpm", steps=3))).x)
+
+
+@pytest.mark.parametrize("values", [
+    {"schedule": "flow", "predicts": "v", "weighting": "min_snr"},
+    {"predicts": "v", "variance": "learned", "loss": "hybrid", "weighting": "p2"},
+    {"predicts": "x0", "loss": "auxiliary", "auxiliary_weight": 0.5},
+    {"predicts": "eps", "variance": "learned", "loss": "rescaled"},
+])  # fmt: skip
+def test_a_stage_is_trained_as_its_process_says(values):
+    stage, t = decoder(net={}, process=Process(**values)), torch.tensor([9, 800])
+    x0, noise = randn(2, 3, 8, 8).clamp(-1, 1), randn(2, 3, 8, 8, seed=1)
+    options = {name: values[name] for name in ("weighting", "auxiliary_weight") if name in values}
+    expected = loss_terms(stage.denoiser, x0, t, noise, {}, values.get("loss", "simple"), **options)
+    made = stage(x0, t, noise, {})
+    assert made.keys() == expected.keys()
+    assert all(torch.equal(made[name], expected[name]) for name in made)
+    assert last(stage.sample({}, Noise([0]), Sampling(steps=3))).x.isfinite().all()
 
 
 def rewrite(path, drop: str | None = None, **header) -> None:

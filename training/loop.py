@@ -26,7 +26,7 @@ from unclip.checkpoint import written_aside
 from unclip.config import Config, ConfigError, differences, to_yaml
 from unclip.data.images import save_png
 from unclip.diffusion.noise import fold
-from unclip.diffusion.timesteps import uniform
+from unclip.diffusion.timesteps import LossSecondMoment, uniform
 from unclip.ema import EMA
 from unclip.stages import Conditions, Stage
 
@@ -49,6 +49,7 @@ class Training(Config):
     beta2: float = Field(0.99, gt=0, lt=1)
     clip_norm: float = Field(1.0, gt=0)         # largest norm of the gradient
     ema_half_life: int = Field(50_000, gt=0)    # pictures
+    timestep_sampler: Literal["uniform", "loss_second_moment"] = "uniform"  # which noise levels are learnt
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the hardware has it
     compile: bool = False                       # torch.compile the network
     seed: int = 0
@@ -118,6 +119,9 @@ class _Run:
             weight_decay=settings.weight_decay, fused=accelerator.device.type in ("cpu", "cuda"))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
         self.stage, self.optimizer, self.schedule = accelerator.prepare(self.raw, optimizer, schedule)
+        self.importance = None
+        if settings.timestep_sampler == "loss_second_moment":
+            self.importance = LossSecondMoment(self.raw.schedule.timesteps)
         self.step = 0  # optimiser steps taken
         self.stopping = False
         self.recent: list[dict[str, Tensor]] = []
@@ -197,24 +201,38 @@ class _Run:
         self.ema.update(self.raw, self.settings.batch_size, self.seen)
 
     def _losses(self, x0: Tensor, conditions: Conditions, index: int) -> dict[str, Tensor]:
-        """Loss terms of one batch; its t, noise and drops depend on (seed, rank, index) alone."""
+        """Loss terms of one batch, the loss ready to be averaged; its t, noise and drops depend on
+        (seed, rank, index) alone, and t also on what importance sampling has seen.
+        """
         rank, device = self.accelerator.process_index, x0.device
         generator = torch.Generator(device).manual_seed(fold(self.settings.seed, rank, index))
-        t = uniform(len(x0), self.raw.schedule.timesteps, generator).to(device)
+        if self.importance is None:
+            t = uniform(len(x0), self.raw.schedule.timesteps, generator).to(device)
+        else:
+            t = self.importance.draw(len(x0), generator)
         noise = torch.randn(x0.shape, device=device, generator=generator)
         terms = self.stage(x0, t, noise, self.raw.drop(conditions, generator))
         self._remember(terms, t)
-        return terms
+        return terms if self.importance is None else self._weighted(terms, t)
+
+    def _weighted(self, terms: dict[str, Tensor], t: Tensor) -> dict[str, Tensor]:
+        """The loss with its weights; the sampler learns what it was, from every process in one order."""
+        loss = terms["loss"]
+        weights = self.importance.weights(t).to(loss)
+        self.importance.update(*self.accelerator.gather((t, loss.detach())))
+        return {**terms, "loss": weights * loss}
 
     def _remember(self, terms: dict[str, Tensor], t: Tensor) -> None:
-        """Keep the means for the curves: every term, and the loss by quartile of t."""
-        means = {name: value.detach().mean() for name, value in terms.items()}
+        """Keep the means for the curves, all unweighted."""
+        self.recent.append(self._means({name: value.detach() for name, value in terms.items()}, t))
+
+    def _means(self, terms: dict[str, Tensor], t: Tensor) -> dict[str, Tensor]:
+        """The mean of every term, over all t and by quartile of t."""
+        means = {name: value.mean() for name, value in terms.items()}
         quartile = (t - 1) * 4 // self.raw.schedule.timesteps
-        for q in range(4):
-            chosen = terms["loss"].detach()[quartile == q]
-            if len(chosen):
-                means[f"loss/quartile{q}"] = chosen.mean()
-        self.recent.append(means)
+        for q in quartile.unique().tolist():
+            means |= {f"{name}/quartile{q}": value[quartile == q].mean() for name, value in terms.items()}
+        return means
 
     def _log(self) -> float:
         """Write the means since the last point; returns the loss."""
@@ -244,19 +262,22 @@ class _Run:
 
     @torch.no_grad()
     def _validate(self) -> None:
-        """Mean squared error of the averaged weights on held-out data, at fixed t and noise."""
+        """Loss terms of the averaged weights on held-out data, at fixed t and noise."""
         if not self.accelerator.is_main_process:
             return
-        errors = []
+        parts, levels = [], []
         for number, (x0, conditions) in enumerate(self.task.validation()):
             generator = torch.Generator(x0.device).manual_seed(fold(1, number))
             count = torch.arange(len(x0), device=x0.device)
             t = 1 + (count * self.raw.schedule.timesteps) // len(x0)  # every level alike
             noise = torch.randn(x0.shape, device=x0.device, generator=generator)
             with self.accelerator.autocast():
-                errors.append(self.ema.module(x0, t, noise, conditions)["mse"].float())
-        if errors:
-            self._record({"validation/mse": torch.cat(errors).mean().item()})
+                parts.append(self.ema.module(x0, t, noise, conditions))
+            levels.append(t)
+        if parts:
+            terms = {name: torch.cat([part[name] for part in parts]) for name in parts[0] if name != "loss"}
+            means = self._means({name: term.float() for name, term in terms.items()}, torch.cat(levels))
+            self._record({f"validation/{name}": value.item() for name, value in means.items()})
 
     def _draw(self) -> None:
         if self.accelerator.is_main_process:
@@ -283,7 +304,9 @@ class _Run:
                                  pictures_seen=self.seen)
             torch.save({"step": self.step, "batch_size": self.settings.batch_size,
                         "stage": self._identity(),
-                        "ema": self.ema.module.state_dict()}, aside / "progress.pt")
+                        "ema": self.ema.module.state_dict(),
+                        "importance": self.importance and self.importance.state_dict()},
+                       aside / "progress.pt")
             old = self.out / "state.old"
             shutil.rmtree(old, ignore_errors=True)
             if state.exists():
@@ -296,14 +319,23 @@ class _Run:
         """What must not change when a run goes on: the stage, but for how it is sampled."""
         return self.raw.config.model_dump(mode="json", exclude={"sampling"})
 
+    def _reread(self, identity: dict) -> dict:
+        """What an earlier version saved of its stage, with the defaults of fields that came later."""
+        try:
+            config = type(self.raw.config).model_validate(identity)
+        except ValueError:
+            return identity  # of another kind of stage, or of none that is valid now
+        return config.model_dump(mode="json", exclude={"sampling"})
+
     def _resume(self) -> None:
         """Go on from the last save, if there is one and it is of this stage."""
         found = [p for p in (self.out / "state", self.out / "state.old") if (p / "progress.pt").is_file()]
         if not found:
             return
         progress = torch.load(found[0] / "progress.pt", map_location="cpu", weights_only=True)
-        if progress["stage"] != self._identity():
-            changed = differences(progress["stage"], self._identity())
+        before = self._reread(progress["stage"])
+        if before != self._identity():
+            changed = differences(before, self._identity())
             raise ConfigError(f"{self.out} holds a run of another stage ({changed}); "
                               "choose another out=, or restore the recipe")
         batch_size = progress.get("batch_size", self.settings.batch_size)
@@ -312,5 +344,7 @@ class _Run:
                               "or choose another out=")
         self.accelerator.load_state(str(found[0]))
         self.ema.module.load_state_dict(progress["ema"])
+        if self.importance is not None and progress.get("importance"):
+            self.importance.load_state_dict(progress["importance"])
         self.step = progress["step"]
         self.accelerator.print(f"going on from {self.seen:,} pictures in {self.out}")

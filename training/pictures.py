@@ -58,18 +58,10 @@ class PictureTask:
         with self.accelerator.autocast():
             return self.clip.encode_image(batch.image.to(self.device)).float()
 
-    @torch.no_grad()
     def conditions(self, batch: Batch, low_res: Tensor | None) -> Conditions:
         """What the stage is told about a batch."""
-        embed = self._embed(batch) if self.stage.takes_image else None
-        text = None
-        if self.stage.takes_text:
-            with self.accelerator.autocast():
-                text = self.clip.encode_text(batch.caption).trimmed()
-        return self.stage.conditions(
-            len(batch.image), low_res=low_res, image_embed=embed,
-            text=None if text is None else text.tokens.float(),
-            text_mask=None if text is None else text.mask)
+        with self.accelerator.autocast():
+            return conditions_of(self.stage, self.clip, batch, low_res)
 
     def examples(self, batch: Batch, generator: torch.Generator | None = None) -> Examples:
         """One batch; with a generator the low-resolution picture is corrupted, as in training."""
@@ -95,9 +87,7 @@ class PictureTask:
         batch = self.source.heldout(256)
         if batch is None:
             return []
-        parts = [Batch(batch.image[i:i + 64], batch.caption[i:i + 64], batch.key[i:i + 64])
-                 for i in range(0, len(batch.image), 64)]
-        return [self.examples(part) for part in parts]
+        return [self.examples(batch[i:i + 64]) for i in range(0, len(batch.image), 64)]
 
     def validation(self) -> list[Examples]:
         return self._heldout
@@ -120,6 +110,35 @@ class PictureTask:
         picture = grid(torch.cat(rows).float().cpu(), columns=columns)
         scale = max(1, 64 // rows[0].shape[-1])
         return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+
+
+@torch.no_grad()
+def conditions_of(stage: Decoder, clip: Clip | None, batch: Batch, low_res: Tensor | None) -> Conditions:
+    """What a stage is told about a batch: its embeddings, captions and classes, as far as it takes them.
+
+    Raises ``ConfigError`` if the pictures have no class, or one that the stage does not know.
+    """
+    image = text = classes = None
+    if stage.takes_image:
+        image = clip.encode_image(batch.image.to(stage.embed_mean.device))
+    if stage.takes_text:
+        text = clip.encode_text(batch.caption).trimmed()
+    if stage.takes_class:
+        classes = classes_of(batch, stage.config.net.classes).to(stage.embed_mean.device)
+    return stage.conditions(len(batch.image), image_embed=image, low_res=low_res, classes=classes,
+                            text=None if text is None else text.tokens,
+                            text_mask=None if text is None else text.mask)
+
+
+def classes_of(batch: Batch, known: int) -> Tensor:
+    """Classes int64 [N] of pictures, of which 0 to ``known`` - 1 are allowed; else ``ConfigError``."""
+    if batch.classes is None:
+        raise ConfigError("this stage takes classes, which composed icons have not; use data.kind: shards")
+    for key, number in zip(batch.key, batch.classes.tolist(), strict=True):
+        if not 0 <= number < known:
+            raise ConfigError(f"this stage takes classes 0 to {known - 1}; the record of {key} has "
+                              + ("none" if number < 0 else f"{number}"))
+    return batch.classes
 
 
 def shrink(picture: Tensor, size: int) -> Tensor:
@@ -171,4 +190,4 @@ def main(description: str, wants_low_res: bool, argv: list[str] | None = None) -
     train(stage, PictureTask(recipe, stage, accelerator), recipe.train, recipe, accelerator)
 
 
-__all__ = ["PictureRecipe", "PictureTask", "main", "shrink"]
+__all__ = ["PictureRecipe", "PictureTask", "classes_of", "conditions_of", "main", "shrink"]

@@ -48,6 +48,6 @@ def run(main: Callable[[], None]) -> None:
     """Call ``main``; a user's mistake ends as one message and exit code 2, without a traceback."""
     try:
         main()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -40,18 +40,23 @@ def known_models() -> list[str]:
 def load(name_or_folder: str | Path = DEFAULT_MODEL, device: str | None = None) -> Pipeline:
     """Load a model by name (see ``known_models``) or from a pipeline directory.
 
+    A decoder that takes neither text nor embeddings is a model too: its checkpoint (.safetensors),
+    or the folder of its run.
+
     device: "cpu", "cuda", ...; None takes a GPU if there is one.
 
-    Raises ``ValueError`` for an unknown name, a folder that is not a model, or a damaged file.
+    Raises ``ValueError`` for an unknown name, a folder that is not a model, a stage that is none by
+    itself, or a damaged file.
     """
     from .pipeline import Pipeline
 
     if str(name_or_folder) in known_models():
         return Pipeline.load(_SHIPPED / str(name_or_folder), device)
-    if not Path(name_or_folder).is_dir():
-        raise ValueError(f"there is no model '{name_or_folder}': no folder of that name, "
+    path = Path(name_or_folder)
+    if not path.is_dir() and not (path.is_file() and path.suffix == ".safetensors"):
+        raise ValueError(f"there is no model '{name_or_folder}': no folder or checkpoint of that name, "
                          f"and the known models are: {', '.join(known_models()) or 'none'}")
-    return Pipeline.load(name_or_folder, device)
+    return Pipeline.load(path, device)
 
 
 @lru_cache(maxsize=1)

@@ -16,6 +16,9 @@ def parser() -> argparse.ArgumentParser:
     add("prompt", nargs="?", help='what to draw, such as "a goldfish"')
     add("-o", "--output", type=Path, help="file to write (default: the prompt's words, .png)")
     add("-n", type=int, default=1, metavar="N", help="number of pictures, as one grid (default 1)")
+    add("--strip", type=Path, metavar="FILE", help="write there how it came out of the noise: a film strip "
+        "of the decoder's steps, x_t above and the predicted picture below")
+    add("--columns", type=int, default=8, metavar="N", help="steps that the strip shows (default 8)")
     cli.add_model(made)
     cli.add_options(made)
     add("--version", action="version", version=f"unclip {__version__}")
@@ -23,24 +26,40 @@ def parser() -> argparse.ArgumentParser:
 
 
 def draw(args: argparse.Namespace) -> Path:
-    """Draw what the command line asks for; returns the file written."""
+    """Draw what the command line asks for; returns the picture's file."""
     from .data.images import grid, save_png, to_tensor
 
     if args.prompt is not None and not args.prompt.strip():
         raise ValueError("the prompt is empty; say what to draw, for example: a goldfish")
     output = args.output or Path(f"{cli.words(args.prompt or args.model)}.png")
-    if output.suffix.lower() != ".png":
-        raise ValueError(f"{output}: pictures are written as PNG; give the file a name that ends in .png")
-    cli.check_writable(output)
-    pipeline = load(args.model, args.device)
-    made = pipeline.generate(args.prompt, n=args.n, seed=args.seed, **cli.options_from(args),
+    _check_files(args, output)
+    pipeline, frames, watching = cli.guided(load(args.model, args.device), args), [], {}
+    if args.strip:
+        watching = {"watch": frames.append, "batch_size": args.n}  # one batch: a strip of every picture
+    made = pipeline.generate(args.prompt, n=args.n, seed=args.seed, **cli.options_from(args), **watching,
                              progress=_progress if sys.stderr.isatty() else None)
     if isinstance(made, list):
         import torch
 
         made = grid(torch.stack([to_tensor(picture) for picture in made]), columns=min(len(made), 4))
     save_png(made, output)
+    if args.strip:
+        from .strip import film_strip
+
+        save_png(film_strip(frames, args.columns), args.strip)
     return output
+
+
+def _check_files(args: argparse.Namespace, output: Path) -> None:
+    """Find out now what cannot be written."""
+    for file in (output, args.strip) if args.strip else (output,):
+        if file.suffix.lower() != ".png":
+            raise ValueError(f"{file}: pictures are written as PNG; give the file a name that ends in .png")
+        cli.check_writable(file)
+    if args.columns < 1:
+        raise ValueError(f"--columns must be at least 1, not {args.columns}")
+    if args.strip and args.strip.resolve() == output.resolve():
+        raise ValueError(f"{output} is the picture's file; name another for --strip")
 
 
 def _progress(stage: str, done: int, total: int) -> None:

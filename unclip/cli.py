@@ -9,25 +9,32 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import DEFAULT_MODEL, known_models
 
+if TYPE_CHECKING:
+    from .pipeline import Pipeline
+
 SAMPLING = ("steps", "prior_steps", "upsampler_steps", "guidance_scale", "prior_guidance_scale",
-            "clip_guidance_scale", "sampler", "negative_prompt")
+            "clip_guidance_scale", "sampler", "negative_prompt", "class_", "classifier_scale")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add how pictures are drawn: the seed, the device, and the fields of ``pipeline.Options``."""
     add = parser.add_argument
     add("--seed", type=int, default=0, help="another seed draws another picture (default 0)")
-    add("--steps", type=int, help="sampling steps of the decoder")
-    add("--prior-steps", type=int, help="sampling steps of the prior")
-    add("--upsampler-steps", type=int, help="sampling steps of each upsampler")
+    add("--steps", help="sampling steps of the decoder: 24, 10,10,3,2,2, ddim25 or fast27")
+    add("--prior-steps", help="sampling steps of the prior")
+    add("--upsampler-steps", help="sampling steps of each upsampler")
     add("--guidance-scale", type=float, help="decoder: 1 = none, more = more literal")
     add("--prior-guidance-scale", type=float, help="prior: likewise")
     add("--clip-guidance-scale", type=float, default=0.0, help="climb CLIP's similarity (default 0)")
-    add("--sampler", help="ddpm, ddim or dpm++2m")
+    add("--sampler", help="ddpm, ddim, dpm++2m or heun")
     add("--negative-prompt", help="what to move away from")
+    add("--class", type=int, dest="class_", metavar="K", help="what to draw, for a model of classes")
+    add("--classifier", type=Path, metavar="FILE", help="of noised pictures: its gradient leads to --class")
+    add("--classifier-scale", type=float, metavar="S", help="how strongly (default 1)")
     add_device(parser)
 
 
@@ -48,7 +55,17 @@ def _device(name: str) -> str:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default=DEFAULT_MODEL, help=f"{', '.join(known_models())}, or a folder")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help=f"{', '.join(known_models())}, a folder, or a "
+                        "decoder's checkpoint")
+
+
+def guided(pipeline: Pipeline, args: argparse.Namespace) -> Pipeline:
+    """The pipeline with the classifier that the command line names, if it names one."""
+    if args.classifier is None:
+        return pipeline
+    from .classifier import load_classifier
+
+    return pipeline.guide_with(load_classifier(args.classifier, pipeline.device))
 
 
 def options_from(args: argparse.Namespace) -> dict[str, object]:
@@ -84,7 +101,7 @@ def run(name: str, work: Callable[[], None]) -> int:
         warnings.showwarning = lambda message, *_, **__: note(str(message))
         try:
             work()
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, ImportError) as error:
             print(f"{name}: {error}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:

@@ -14,18 +14,22 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from .checkpoint import CheckpointError, write_json
+from .classifier import Classifier
 from .clip import Clip, Text, load_clip, save_clip
 from .config import Config, parse_config
 from .data.images import to_pil
 from .diffusion.noise import Noise, fold
-from .diffusion.samplers import SAMPLERS
+from .diffusion.samplers import SAMPLERS, Step
 from .hardware import autocast, default_device
-from .stages import Conditions, Decoder, Prior, Sampling, load_stage
+from .stages import Conditions, Decoder, Prior, Sampling, Steps, load_stage
 
 MODEL_FILE = "model.json"
+DECODER_FILE = "decoder.safetensors"
 FORMAT = 1
 Progress = Callable[[str, int, int], None]
 """(stage, steps done, steps in all), called after every step."""
+Watch = Callable[[Step], None]
+"""Called with every step of the decoder, of one batch of pictures after another."""
 
 
 class Options(Config):
@@ -34,11 +38,13 @@ class Options(Config):
     guidance_scale: float | None = Field(None, ge=0)        # decoder; 1 = none, more = more literal
     prior_guidance_scale: float | None = Field(None, ge=0)  # prior; likewise
     clip_guidance_scale: float = Field(0.0, ge=0)           # climbs CLIP's similarity; 0 = off
-    steps: int | None = Field(None, ge=1)                   # decoder's sampling steps
-    prior_steps: int | None = Field(None, ge=1)
-    upsampler_steps: int | None = Field(None, ge=1)
-    sampler: str | None = None                              # of the decoder: ddpm, ddim or dpm++2m
+    steps: Steps | None = None  # decoder's sampling steps: a number, "10,10,3,2,2", "ddim25" or "fast27"
+    prior_steps: Steps | None = None
+    upsampler_steps: Steps | None = None
+    sampler: str | None = None                              # of the decoder: ddpm, ddim, dpm++2m or heun
     negative_prompt: str | None = None                      # what guidance moves away from
+    class_: int | None = Field(None, ge=0)                  # for a model of classes, or with a classifier
+    classifier_scale: float | None = Field(None, ge=0)      # climbs the classifier's log p(class); None = 1
 
     @model_validator(mode="after")
     def _known_sampler(self) -> Options:
@@ -83,6 +89,7 @@ class Pipeline(nn.Module):
         super().__init__()
         self.name, self.description = name, description
         self.clip, self.prior, self.decoder = clip, prior, decoder
+        self.classifier: Classifier | None = None
         self.upsamplers = nn.ModuleList(upsamplers)
         self._check()
 
@@ -118,6 +125,30 @@ class Pipeline(nn.Module):
     @property
     def takes_prompt(self) -> bool:
         return self.prior is not None or self.decoder.takes_text
+
+    @property
+    def classes(self) -> int:
+        """How many classes can be asked for; 0 = the model knows none."""
+        known = self.decoder.config.net.classes
+        return known or (0 if self.classifier is None else self.classifier.classes)
+
+    def guide_with(self, classifier: Classifier) -> Pipeline:
+        """Let ``class_`` be reached by this classifier's gradient (too); returns the pipeline.
+
+        It is no part of what ``save`` writes. Raises ``CheckpointError`` if it knows other pictures,
+        other noise levels or other classes than the decoder.
+        """
+        ours, theirs = self.decoder.config, classifier.config
+        facts = {"image_size": (self.decoder.size, theirs.net.image_size),
+                 "schedule": (ours.process.schedule, theirs.schedule),
+                 "timesteps": (ours.process.timesteps, theirs.timesteps),
+                 "classes": (ours.net.classes or theirs.net.classes, theirs.net.classes)}
+        for name, (wanted, given) in facts.items():
+            if wanted != given:
+                raise CheckpointError(f"the classifier does not fit the decoder: its {name} is {given}, "
+                                      f"the decoder's {wanted}")
+        self.classifier = classifier.to(self.device)
+        return self
 
     def encode_text(self, prompts: list[str]) -> Text:
         """Embeddings and tokens of prompts; warns of what does not fit into the context."""
@@ -161,21 +192,29 @@ class Pipeline(nn.Module):
         options: Options = DEFAULTS,
         negative: tuple[Tensor | None, Text | None] | None = None,
         progress: Progress | None = None,
+        watch: Watch | None = None,
+        classes: Tensor | None = None,
     ) -> Tensor:
-        """The decoder's pictures [N,3,S,S] in [-1,1], from an embedding, text, or neither.
+        """The decoder's pictures [N,3,S,S] in [-1,1], from an embedding, text, classes, or nothing.
 
         negative: image embedding and text that guidance moves away from.
+        classes:  int64 [N], each picture's own; None = ``options.class_`` for all.
         """
         sampling = _override(self.decoder.config.sampling, steps=options.steps,
                              guidance_scale=options.guidance_scale, sampler=options.sampler)
-        conditions = self._conditions(self.decoder, len(seeds), image_embed, text)
+        classes = self._classes(len(seeds), options) if classes is None else classes
+        conditions = self._conditions(self.decoder, len(seeds), image_embed, text, classes=classes)
         null = None if negative is None else self._conditions(self.decoder, len(seeds), *negative)
         objective = None
         if options.clip_guidance_scale and text is not None:
             objective = self._similarity(text, options.clip_guidance_scale)
+        climb, scale = None, options.classifier_scale
+        if self.classifier is not None and classes is not None and scale != 0:
+            climb = self.classifier.climb(classes, 1.0 if scale is None else scale)
+        noise = Noise(seeds, self.device)
         with self._autocast():
-            steps = self.decoder.sample(conditions, Noise(seeds, self.device), sampling, null, objective)
-            x = _walk(steps, "decoder", sampling.steps, progress)
+            steps = self.decoder.sample(conditions, noise, sampling, null, objective, climb)
+            x = _walk(steps, "decoder", len(self.decoder.levels(sampling)) - 1, progress, watch)
         return self.decoder.to_picture(x, conditions)
 
     @torch.no_grad()
@@ -195,7 +234,7 @@ class Pipeline(nn.Module):
             noise = Noise([fold(seed, 1, number) for seed in seeds], self.device)
             with self._autocast():
                 steps = stage.sample(conditions, noise, sampling)
-                x = _walk(steps, f"upsampler {stage.size}", sampling.steps, progress)
+                x = _walk(steps, f"upsampler {stage.size}", len(stage.levels(sampling)) - 1, progress)
             picture = stage.to_picture(x, conditions)
         return picture
 
@@ -207,6 +246,7 @@ class Pipeline(nn.Module):
         seed: int = 0,
         batch_size: int = 16,
         progress: Progress | None = None,
+        watch: Watch | None = None,
         **options: object,
     ) -> Image.Image | list[Image.Image]:
         """Draw pictures.
@@ -215,8 +255,10 @@ class Pipeline(nn.Module):
         n:          pictures a prompt.
         seed:       picture k of a prompt depends on (prompt, seed, k) alone, not on its batch.
         batch_size: pictures drawn at a time.
+        watch:      gets every ``Step`` of the decoder; ``strip.film_strip`` shows a list of them.
         options:    fields of ``Options``: guidance_scale, prior_guidance_scale, clip_guidance_scale,
-                    steps, prior_steps, upsampler_steps, sampler, negative_prompt.
+                    steps, prior_steps, upsampler_steps, sampler, negative_prompt, class_,
+                    classifier_scale.
 
         Returns one picture for one prompt and n = 1, else a list, prompt by prompt. Raises
         ``ValueError`` for an empty prompt, a seed that is no integer, or an option out of range.
@@ -224,18 +266,32 @@ class Pipeline(nn.Module):
         single = (prompt is None or isinstance(prompt, str)) and n == 1
         prompts = self._prompts(prompt)
         settings = parse_config(Options, options, source="the call")
+        self._check_negative(settings)
         seed, n = _integer("seed", seed), _integer("n", n, 1)
         batch_size = _integer("batch_size", batch_size, 1)
         jobs = [(text, fold(seed, k)) for text in prompts for k in range(n)]
         pictures: list[Image.Image] = []
         for start in range(0, len(jobs), batch_size):
             texts, seeds = zip(*jobs[start:start + batch_size], strict=True)
-            made = self._generate(list(texts), list(seeds), settings, progress)
+            made = self._generate(list(texts), list(seeds), settings, progress, watch)
             pictures += [to_pil(picture) for picture in made.float().cpu()]
         return pictures[0] if single else pictures
 
+    def _check_negative(self, options: Options) -> None:
+        """Refuse a negative prompt that would do nothing."""
+        if not options.negative_prompt:
+            return
+        if not self.takes_prompt:
+            raise ValueError(f"the model {self.name} takes no prompt, nor a negative one")
+        asked = [(self.decoder, options.guidance_scale), (self.prior, options.prior_guidance_scale)]
+        scales = [stage.config.sampling.guidance_scale if scale is None else scale
+                  for stage, scale in asked if stage is not None]
+        if all(scale == 1 for scale in scales):
+            raise ValueError("negative_prompt is what guidance moves away from, and there is no guidance: "
+                             "give a guidance_scale other than 1")
+
     def _generate(self, texts: list[str | None], seeds: list[int], options: Options,
-                  progress: Progress | None) -> Tensor:
+                  progress: Progress | None, watch: Watch | None) -> Tensor:
         """One batch: [N,3,S,S] in [-1,1]."""
         text = away = embed = negative = None
         n = len(texts)
@@ -247,7 +303,7 @@ class Pipeline(nn.Module):
             embed = self.sample_prior(text, seeds, options, away)
         if away is not None:
             negative = (None if self.prior is None else self.sample_prior(away, seeds, options), away)
-        picture = self.decode(seeds, embed, text, options, negative, progress)
+        picture = self.decode(seeds, embed, text, options, negative, progress, watch)
         return self.upsample(picture, seeds, embed, text, options, progress)
 
     def _autocast(self) -> torch.autocast:
@@ -256,12 +312,24 @@ class Pipeline(nn.Module):
         return autocast(self.device, enabled=False if self.device.type == "cpu" else None)
 
     def _conditions(self, stage: Decoder, n: int, image_embed: Tensor | None, text: Text | None,
-                    low_res: Tensor | None = None) -> Conditions:
+                    low_res: Tensor | None = None, classes: Tensor | None = None) -> Conditions:
         return stage.conditions(
             n, image_embed=image_embed if stage.takes_image else None,
             text=text.tokens if text is not None and stage.takes_text else None,
             text_mask=text.mask if text is not None and stage.takes_text else None,
-            low_res=low_res)
+            low_res=low_res, classes=classes)
+
+    def _classes(self, n: int, options: Options) -> Tensor | None:
+        """The class that is asked for, int64 [n]; None for none."""
+        if options.classifier_scale is not None and self.classifier is None:
+            raise ValueError("classifier_scale needs a classifier; Pipeline.guide_with takes one")
+        if options.class_ is None:
+            return None
+        if not self.classes:
+            raise ValueError(f"the model {self.name} takes no class")
+        if options.class_ >= self.classes:
+            raise ValueError(f"the classes of {self.name} are 0 to {self.classes - 1}, not {options.class_}")
+        return torch.full((n,), options.class_, device=self.device)
 
     def _similarity(self, text: Text, scale: float) -> Callable[[Tensor], Tensor]:
         """CLIP's log-probability of the text given a picture, up to a constant (GLIDE, eq. 6)."""
@@ -287,7 +355,7 @@ class Pipeline(nn.Module):
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
         """Write a pipeline directory that ``Pipeline.load`` reads; floats are stored as ``dtype``."""
         folder = Path(folder)
-        files = {"decoder": "decoder.safetensors"}
+        files = {"decoder": DECODER_FILE}
         self.decoder.save(folder / files["decoder"], dtype)
         if self.clip is not None:
             files["clip"] = "clip"
@@ -304,8 +372,14 @@ class Pipeline(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device | None = None) -> Pipeline:
-        """Read a pipeline directory, strictly, onto ``device`` (None = a GPU if there is one)."""
+        """Read a model, strictly, onto ``device`` (None = a GPU if there is one).
+
+        folder: a pipeline directory; or, of a decoder that needs no other stage, its checkpoint or
+                the folder of its run.
+        """
         folder = Path(folder)
+        if folder.is_file() or (folder / DECODER_FILE).is_file() and not (folder / MODEL_FILE).exists():
+            return cls._of_decoder(folder, device)
         manifest = read_manifest(folder)
         device = default_device() if device is None else torch.device(device)
         clip = None if manifest.clip is None else load_clip(str(folder / manifest.clip)).to(device)
@@ -314,12 +388,25 @@ class Pipeline(nn.Module):
         upsamplers = [load_stage(folder / file, "decoder", device) for file in manifest.upsamplers]
         return cls(decoder, prior, upsamplers, clip, manifest.name, manifest.description).eval()
 
+    @classmethod
+    def _of_decoder(cls, folder: Path, device: str | torch.device | None) -> Pipeline:
+        """A decoder of nothing, or of classes, as a whole model: its checkpoint, or the folder with it."""
+        path = folder if folder.is_file() else folder / DECODER_FILE
+        decoder = load_stage(path, "decoder", default_device() if device is None else device)
+        needs = {"CLIP's embeddings": decoder.takes_image, "text": decoder.takes_text,
+                 "a smaller picture": decoder.config.low_res is not None}
+        if any(needs.values()):
+            needed = " and ".join(what for what, needed in needs.items() if needed)
+            raise CheckpointError(f"{folder} is not a model: it holds no {MODEL_FILE}, only a decoder, which "
+                                  f"takes {needed}; training.chain puts stages together (--assemble)")
+        return cls(decoder, name=path.resolve().parent.name).eval()
+
 
 def read_manifest(folder: str | Path) -> Manifest:
     """The ``model.json`` of a pipeline directory; raises ``CheckpointError`` if it is none."""
     path = Path(folder) / MODEL_FILE
     if not path.is_file():
-        raise CheckpointError(f"{folder} is not a model: it holds no {MODEL_FILE}")
+        raise CheckpointError(f"{folder} is not a model: it holds no {MODEL_FILE}, nor a {DECODER_FILE}")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -333,10 +420,13 @@ def _override(sampling: Sampling, **changes: object) -> Sampling:
     return sampling.model_copy(update={k: v for k, v in changes.items() if v is not None})
 
 
-def _walk(steps, name: str, total: int, progress: Progress | None) -> Tensor:
-    """Run a sampler to its end, telling ``progress`` of every step."""
+def _walk(steps: Iterable[Step], name: str, total: int, progress: Progress | None,
+          watch: Watch | None = None) -> Tensor:
+    """Run a sampler to its end, telling ``progress`` and ``watch`` of every step."""
     for count, step in enumerate(steps, 1):
         x = step.x
+        if watch is not None:
+            watch(step)
         if progress is not None:
             progress(name, count, total)
     return x

@@ -9,46 +9,69 @@ embeddings from text; ``Decoder`` makes pictures from embeddings, text, classes 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor, nn
 
 from .checkpoint import CheckpointError, load_checkpoint, load_strictly, save_checkpoint
 from .config import Config, parse_config
 from .diffusion import guidance
-from .diffusion.denoiser import Denoiser
-from .diffusion.losses import loss_terms
+from .diffusion.denoiser import Denoiser, check_prediction
+from .diffusion.losses import check_loss, loss_terms
 from .diffusion.noise import Noise
 from .diffusion.samplers import SAMPLERS, Step
-from .diffusion.schedule import evenly_spaced, make_schedule
+from .diffusion.schedule import make_schedule, parse_steps, step_list
 from .nets.prior import PriorConfig, PriorTransformer
 from .nets.unet import UNet, UNetConfig
 
 Conditions = dict[str, Tensor]  # what a network is told, one row a picture
 Objective = Callable[[Tensor], Tensor]  # pictures [N,3,S,S] in [-1,1] -> log-probability [N]
+Variance = Annotated[float, Field(ge=0)]
+Steps = Annotated[int | str, BeforeValidator(parse_steps)]  # 24, "10,10,3,2,2", "ddim25" or "fast27"
 
 
 class Process(Config):
     """A diffusion process, what the network says about it, and the loss that trains it."""
 
-    schedule: Literal["cosine", "linear"] = "cosine"
+    schedule: Literal["cosine", "linear", "flow"] = "cosine"
     timesteps: int = Field(1000, ge=1)
     predicts: Literal["eps", "x0", "v"] = "eps"
     variance: Literal["small", "large", "learned"] = "small"
-    loss: Literal["simple", "hybrid"] = "simple"
+    loss: Literal["simple", "hybrid", "vlb", "rescaled", "auxiliary"] = "simple"
+    weighting: Literal["none", "min_snr", "p2"] = "none"  # of the squared error in simple and hybrid
+    auxiliary_weight: float = Field(0.001, ge=0)          # of the x0 term in auxiliary
+
+    @model_validator(mode="after")
+    def _parts_go_together(self) -> Process:
+        check_loss(self.loss, self.weighting, self.variance)
+        check_prediction(self.predicts, self.variance, make_schedule(self.schedule, self.timesteps))
+        return self
 
 
 class Sampling(Config):
     """Defaults that travel with a stage."""
 
-    sampler: Literal["ddpm", "ddim", "dpm++2m"] = "dpm++2m"
-    steps: int = Field(24, ge=1)
+    sampler: Literal["ddpm", "ddim", "dpm++2m", "heun"] = "dpm++2m"
+    steps: Steps = 24
     guidance_scale: float = Field(1.0, ge=0)
+    guidance_rescale: float = Field(0.0, ge=0, le=1)  # against overexposure (Lin et al. 2023); 0 = off
+    threshold: Literal["static", "dynamic", "none"] = "static"  # how x0 is kept in the data's range
+    eta: float = Field(0.0, ge=0, le=1)  # ddim: share of fresh noise
+    x0_variance: dict[int, Variance] | None = None  # ddpm: Analytic-DPM's, by t; None = the network's
     candidates: int = Field(1, ge=1)  # prior: embeddings drawn a picture; the best by text is kept
+
+    @model_validator(mode="after")
+    def _of_the_sampler(self) -> Sampling:
+        if self.eta and self.sampler != "ddim":
+            raise ValueError(f"eta is for ddim alone, not for {self.sampler}")
+        if self.x0_variance is not None and self.sampler != "ddpm":
+            raise ValueError(f"x0_variance is for ddpm alone, not for {self.sampler}")
+        return self
 
 
 class PriorStageConfig(Config):
@@ -107,7 +130,9 @@ class Stage(nn.Module):
 
     def forward(self, x0: Tensor, t: Tensor, noise: Tensor, conditions: Conditions) -> dict[str, Tensor]:
         """Training loss of noised data, by name, each [N]."""
-        return loss_terms(self.denoiser, x0, t, noise, conditions, kind=self.config.process.loss)
+        process = self.config.process
+        return loss_terms(self.denoiser, x0, t, noise, conditions, kind=process.loss,
+                          weighting=process.weighting, auxiliary_weight=process.auxiliary_weight)
 
     def whiten(self, embed: Tensor) -> Tensor:
         """CLIP image embedding [N,D] -> zero mean and unit variance a coordinate."""
@@ -130,8 +155,13 @@ class Stage(nn.Module):
         sampling: Sampling,
     ) -> Iterator[Step]:
         """Sample pictures (or embeddings) of ``shape``, one for each stream of ``noise``."""
-        steps = evenly_spaced(self.schedule.timesteps, sampling.steps)
-        return SAMPLERS[sampling.sampler](denoise, self.schedule, noise(shape), steps, noise)
+        options = {"ddim": {"eta": sampling.eta}, "ddpm": {"x0_variance": sampling.x0_variance}}
+        return SAMPLERS[sampling.sampler](denoise, self.schedule, noise(shape), self.levels(sampling), noise,
+                                          **options.get(sampling.sampler, {}))
+
+    def levels(self, sampling: Sampling) -> list[int]:
+        """The levels that sampling visits, from noise down to 0: one more than its steps."""
+        return step_list(sampling.steps, self.schedule.timesteps)
 
     def save(self, path: str | Path, dtype: torch.dtype | None = None, **facts: object) -> None:
         """Write the stage as one checkpoint."""
@@ -149,6 +179,10 @@ class Prior(Stage):
 
     def __init__(self, config: PriorStageConfig) -> None:
         super().__init__(config, PriorTransformer(config.net), config.net.embed_dim)
+
+    def set_memory(self, text_embed: Tensor, image_embed: Tensor) -> None:
+        """Take known texts and their image embeddings, both [K,D], K <= ``net.memory``; statistics first."""
+        self.network.memory.fill(text_embed, self.whiten(image_embed))
 
     def conditions(self, text_embed: Tensor, text: Tensor, text_mask: Tensor) -> Conditions:
         """What the network is told: text_embed [N,D], text [N,L,W], text_mask bool [N,L]."""
@@ -178,10 +212,21 @@ class Prior(Stage):
             kept["text_embed"] = F.normalize(blurred, dim=-1)
         return kept
 
-    def denoise(self, conditions: Conditions, null: Conditions, guidance_scale: float) -> guidance.Denoise:
-        """The guided, clamped denoiser."""
-        denoise = guidance.classifier_free(self.denoiser, conditions, null, guidance_scale)
-        return guidance.clamp_x0(denoise, self.schedule, self.config.clamp)
+    def denoise(
+        self,
+        conditions: Conditions,
+        null: Conditions,
+        guidance_scale: float,
+        guidance_rescale: float = 0.0,
+        threshold: str = "static",
+    ) -> guidance.Denoise:
+        """The guided, clamped denoiser; the last three as in ``Sampling``."""
+        denoise = guidance.classifier_free(self.denoiser, conditions, null, guidance_scale,
+                                           guidance_rescale, self.schedule)
+        if threshold == "none":
+            return denoise
+        limit = partial(guidance.THRESHOLDS[threshold], limit=self.config.clamp)
+        return guidance.clamp_x0(denoise, self.schedule, limit)
 
     @torch.no_grad()
     def sample(
@@ -193,7 +238,8 @@ class Prior(Stage):
     ) -> Tensor:
         """Image embeddings [N,D] of length 1."""
         sampling = sampling or self.config.sampling
-        denoise = self.denoise(conditions, null or self.null(conditions), sampling.guidance_scale)
+        denoise = self.denoise(conditions, null or self.null(conditions), sampling.guidance_scale,
+                               sampling.guidance_rescale, sampling.threshold)
         *_, last = self.run(denoise, (self.config.net.embed_dim,), noise, sampling)
         return self.unwhiten(last.x)
 
@@ -317,8 +363,11 @@ class Decoder(Stage):
 
     def to_picture(self, x0: Tensor, conditions: Conditions) -> Tensor:
         """The inverse of ``to_data``, clamped to [-1,1]."""
+        return guidance.static_threshold(self._free_picture(x0, conditions))
+
+    def _free_picture(self, x0: Tensor, conditions: Conditions) -> Tensor:
         scale = self.config.low_res.residual_scale if self.config.low_res else None
-        return (x0 if scale is None else x0 * scale + conditions["base"]).clamp(-1, 1)
+        return x0 if scale is None else x0 * scale + conditions["base"]
 
     def denoise(
         self,
@@ -326,24 +375,35 @@ class Decoder(Stage):
         null: Conditions,
         guidance_scale: float,
         objective: Objective | None = None,
+        guidance_rescale: float = 0.0,
+        threshold: str = "static",
+        climb: guidance.GradFn | None = None,
     ) -> guidance.Denoise:
-        """The guided denoiser, its x0 clamped to pictures in [-1,1].
+        """The guided denoiser, its x0 kept to pictures in [-1,1] as ``Sampling.threshold`` says.
 
         objective: pictures [N,3,S,S] in [-1,1] -> log-probability [N], climbed by its gradient.
+        climb: such a gradient itself, of something that knows noised pictures (``Classifier.climb``).
         """
-        denoise = guidance.classifier_free(self.denoiser, conditions, null, guidance_scale)
-        denoise = self._clamped(denoise, conditions)
+        denoise = guidance.classifier_free(self.denoiser, conditions, null, guidance_scale,
+                                           guidance_rescale, self.schedule)
+        denoise = self._kept(denoise, conditions, threshold)
         if objective is not None:
-            climb = guidance.gradient_on_x0(
+            of_x0 = guidance.gradient_on_x0(
                 denoise, self.schedule, lambda x0: objective(self.to_picture(x0, conditions)))
+            denoise = guidance.gradient(denoise, self.schedule, of_x0)
+            denoise = self._kept(denoise, conditions, threshold)
+        if climb is not None:
             denoise = guidance.gradient(denoise, self.schedule, climb)
-            denoise = self._clamped(denoise, conditions)
+            denoise = self._kept(denoise, conditions, threshold)
         return denoise
 
-    def _clamped(self, denoise: guidance.Denoise, conditions: Conditions) -> guidance.Denoise:
+    def _kept(self, denoise: guidance.Denoise, conditions: Conditions, threshold: str) -> guidance.Denoise:
+        if threshold == "none":
+            return denoise
+        limit = guidance.THRESHOLDS[threshold]
         return guidance.clamp_x0(
             denoise, self.schedule,
-            lambda x0: self.to_data(self.to_picture(x0, conditions), conditions))
+            lambda x0: self.to_data(limit(self._free_picture(x0, conditions)), conditions))
 
     def sample(
         self,
@@ -352,11 +412,12 @@ class Decoder(Stage):
         sampling: Sampling | None = None,
         null: Conditions | None = None,
         objective: Objective | None = None,
+        climb: guidance.GradFn | None = None,
     ) -> Iterator[Step]:
         """Steps towards pictures; ``to_picture(step.x0, conditions)`` shows each."""
         sampling = sampling or self.config.sampling
         denoise = self.denoise(conditions, null or self.null(conditions), sampling.guidance_scale,
-                               objective)
+                               objective, sampling.guidance_rescale, sampling.threshold, climb)
         base = conditions.get("base")
         shape = (3, self.size, self.size) if base is None else tuple(base.shape[1:])
         return self.run(denoise, shape, noise, sampling)

@@ -93,12 +93,14 @@ class Scenes:
         shards: str | Path | Sequence[str | Path],
         size: int | None = None,
         config: ScenesConfig | None = None,
+        only: Sequence[str] = (),
     ) -> Scenes:
         """Read tar shards (paths, globs or a folder) of RGBA pictures with JSON records.
 
         ``size``: side in pixels; None keeps that of the pictures. A sample without a record takes
-        its caption as its name. Raises ``ValueError`` (``ShardError``) when there is no picture,
-        or when pictures differ in size and ``size`` is None.
+        its caption as its name. ``only``: names to keep; () keeps all. Raises ``ValueError``
+        (``ShardError``) when there is no picture, no picture of one of these names, or when
+        pictures differ in size and ``size`` is None.
         """
         paths = [shards] if isinstance(shards, (str, Path)) else list(shards)
         with tqdm(desc="reading pictures", unit=" pictures", leave=False) as bar:
@@ -108,6 +110,8 @@ class Scenes:
                 for sample in read_shards([url], epochs=1):
                     record = {**(sample.get("record") or {}), "key": sample["key"]}
                     record.setdefault("name", sample["caption"])
+                    if only and record["name"] not in only:
+                        continue
                     found.append((_premultiplied(sample["image"], size), record))
                     bar.update()
                 return found
@@ -116,6 +120,8 @@ class Scenes:
                 samples = [sample for part in threads.map(read, expand(paths)) for sample in part]
         if not samples:
             raise ValueError(f"no pictures in {', '.join(map(str, paths))}")
+        if missing := set(only) - {record["name"] for _, record in samples}:
+            raise ValueError(f"no picture is called {', '.join(sorted(missing))}")
         pictures = torch.from_numpy(np.stack([picture for picture, _ in samples]))
         return cls(pictures, [record for _, record in samples], config)
 

@@ -21,7 +21,10 @@ class Prediction:
     frac: Tensor | float = 0.0  # log variance from the posterior's (0) to beta's (1)
 
     def v(self, level: Level) -> Tensor:
-        """The velocity alpha eps - sigma x0 (Salimans & Ho 2022, appendix D)."""
+        """The velocity alpha eps - sigma x0 (Salimans & Ho 2022, appendix D).
+
+        In `flow` too, where rectified flow's own velocity is eps - x0 (Liu et al. 2022).
+        """
         level = level.like(self.x0)
         return level.alpha * self.eps - level.sigma * self.x0
 
@@ -53,11 +56,26 @@ PREDICTS = {"eps": Prediction.from_eps, "x0": Prediction.from_x0, "v": Predictio
 FIXED_FRAC = {"small": 0.0, "large": 1.0}
 
 
+def check_prediction(predicts: str, variance: str, schedule: Schedule) -> None:
+    """ValueError for an unknown prediction or variance, and for eps where alpha reaches 0."""
+    variances = (*FIXED_FRAC, "learned")
+    if predicts not in PREDICTS:
+        raise ValueError(f"unknown prediction {predicts!r}; known: {', '.join(PREDICTS)}")
+    if variance not in variances:
+        raise ValueError(f"unknown variance {variance!r}; known: {', '.join(variances)}")
+    if predicts == "eps" and (schedule.alpha == 0).any():
+        raise ValueError(
+            f"eps cannot be predicted with the {schedule.name} schedule: where alpha is 0, "
+            "eps does not tell x0; predict x0 or v"
+        )
+
+
 @dataclass(frozen=True)
 class Denoiser:
     """A network together with the meaning of its output.
 
     It is called as network(x, t - 1 as float [N], **cond), which is how OpenAI's networks count.
+    ValueError as `check_prediction` says: `flow` goes with x0 and v alone.
     """
 
     network: Callable[..., Tensor]
@@ -66,11 +84,7 @@ class Denoiser:
     variance: str = "small"  # "small", "large", or "learned": the second half of the channels
 
     def __post_init__(self) -> None:
-        variances = (*FIXED_FRAC, "learned")
-        if self.predicts not in PREDICTS:
-            raise ValueError(f"unknown prediction {self.predicts!r}; known: {', '.join(PREDICTS)}")
-        if self.variance not in variances:
-            raise ValueError(f"unknown variance {self.variance!r}; known: {', '.join(variances)}")
+        check_prediction(self.predicts, self.variance, self.schedule)
 
     def __call__(self, x: Tensor, t: Tensor, **cond) -> Prediction:
         """x [N, C, ...] at levels t int64 [N] in 1..T; computes in float32 at least."""

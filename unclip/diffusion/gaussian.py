@@ -24,7 +24,8 @@ def diffuse(x0: Tensor, noise: Tensor, level: Level) -> Tensor:
 
 def beta(level_t: Level, level_s: Level) -> Tensor:
     """The variance that the step from s to t adds; beta_t of Ho et al. 2020 when s = t - 1."""
-    return level_t.sigma**2 - (level_t.alpha / level_s.alpha) ** 2 * level_s.sigma**2
+    a = (level_t.alpha / level_s.alpha).nan_to_num(1.0)  # 0 / 0 is no step, from T to T
+    return level_t.sigma**2 - a**2 * level_s.sigma**2
 
 
 def posterior_variance(level_t: Level, level_s: Level) -> Tensor:
@@ -41,6 +42,16 @@ def posterior(x: Tensor, x0: Tensor, level_t: Level, level_s: Level) -> tuple[Te
     of_x0 = level_s.alpha * beta(level_t, level_s) / level_t.sigma**2
     variance = posterior_variance(level_t, level_s)
     return like(of_x, x) * x + like(of_x0, x) * x0, like(variance, x)
+
+
+def optimal_variance(x0_variance: Tensor | float, level_t: Level, level_s: Level) -> Tensor:
+    """The best variance of p(x_s | x_t), if x0 varies by x0_variance about its prediction.
+
+    Bao et al. 2022 (Analytic-DPM), theorem 1, as a law of total variance. x0_variance: the mean
+    over data and coordinates of the variance of p(x0 | x_t), as from `analytic.x0_variance`.
+    """
+    of_x0 = level_s.alpha * beta(level_t, level_s) / level_t.sigma**2
+    return posterior_variance(level_t, level_s) + of_x0**2 * x0_variance
 
 
 def log_variance(

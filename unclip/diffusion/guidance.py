@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .denoiser import Denoise, Prediction
-from .schedule import Schedule, like
+from .schedule import Level, Schedule, like
 
 GradFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(x, t, x0) -> the gradient of a log-probability with respect to x, in x's shape."""
@@ -25,6 +25,8 @@ def classifier_free(
     cond: dict,
     null: dict,
     scale: float,
+    rescale: float = 0.0,
+    schedule: Schedule | None = None,
 ) -> Denoise:
     """null + scale (cond - null), in one batch of both (Ho & Salimans 2022, eq. 6, scale = 1 + w).
 
@@ -32,7 +34,12 @@ def classifier_free(
 
     cond, null: the same keys; tensors [N, ...] of the same shape, other values passed as in cond.
     scale: 1 is no guidance, and then only cond is run.
+    rescale: 0 to 1, see `rescaled`; more than 0 needs the schedule.
     """
+    if not 0 <= rescale <= 1:
+        raise ValueError(f"the rescaling of guidance must be between 0 and 1, got {rescale}")
+    if rescale and schedule is None:
+        raise ValueError("guidance can be rescaled only with the schedule: pass it too")
     if scale == 1:
         return bind(denoiser, **cond)
     if cond.keys() != null.keys():
@@ -46,13 +53,52 @@ def classifier_free(
         out = denoiser(torch.cat([x, x]), torch.cat([t, t]), **both)
         (x0, null_x0), (eps, null_eps) = out.x0.chunk(2), out.eps.chunk(2)
         frac = out.frac.chunk(2)[0] if isinstance(out.frac, Tensor) else out.frac
-        return Prediction(
+        guided = Prediction(
             null_x0 + scale * (x0 - null_x0),
             null_eps + scale * (eps - null_eps),
             frac,
         )
+        if rescale:
+            return rescaled(guided, Prediction(x0, eps), x, schedule.at(t), rescale)
+        return guided
 
     return denoise
+
+
+def rescaled(
+    guided: Prediction, cond: Prediction, x: Tensor, level: Level, share: float
+) -> Prediction:
+    """guided, with its v scaled by `share` of the way to the standard deviation of cond's.
+
+    Lin et al. 2023, eqs. 15 and 16, for a strong guidance that would overexpose. The paper's
+    network predicts v; here v is scaled whatever the network predicts, so that all agree.
+
+    x: [N, ...], what both are predictions of.
+    """
+    v, wanted = guided.v(level), cond.v(level).flatten(1).std(1)
+    factor = share * wanted / v.flatten(1).std(1) + (1 - share)
+    return Prediction.from_v(x, like(factor, x) * v, level, guided.frac)
+
+
+def static_threshold(x0: Tensor, limit: float = 1.0) -> Tensor:
+    """x0 [N, ...] within [-limit, limit]."""
+    return x0.clamp(-limit, limit)
+
+
+def dynamic_threshold(x0: Tensor, limit: float = 1.0, percentile: float = 0.995) -> Tensor:
+    """Each of x0 [N, ...] clipped at that percentile of its magnitudes, and scaled to the limit.
+
+    Saharia et al. 2022 (Imagen), section 2.3. A picture whose percentile is within the limit is
+    only clamped, as by `static_threshold`.
+    """
+    x0 = x0.to(torch.promote_types(x0.dtype, torch.float32))
+    # One at a time: torch.quantile takes no more than 2^24 numbers.
+    most = torch.stack([one.quantile(percentile) for one in x0.abs().flatten(1)])
+    most = like(most.clamp(min=limit), x0)
+    return x0.clamp(-most, most) * (limit / most)
+
+
+THRESHOLDS = {"static": static_threshold, "dynamic": dynamic_threshold}
 
 
 def clamp_x0(
@@ -60,9 +106,9 @@ def clamp_x0(
     schedule: Schedule,
     limit: float | Callable[[Tensor], Tensor] = 1.0,
 ) -> Denoise:
-    """x0 within [-limit, limit], or limit(x0); eps follows, so that both still make x.
+    """x0 within [-limit, limit], or limit(x0), such as `dynamic_threshold`; eps follows.
 
-    It belongs outside of classifier-free guidance, which leaves the range.
+    Both still make x. It belongs outside of classifier-free guidance, which leaves the range.
     """
     if not callable(limit) and not limit > 0:
         raise ValueError(f"the limit of x0 must be positive, got {limit}")
@@ -78,18 +124,24 @@ def clamp_x0(
 def gradient(denoise: Denoise, schedule: Schedule, grad_fn: GradFn, scale: float = 1.0) -> Denoise:
     """Adds scale * grad to the score, as eps - sigma scale grad; x0 follows.
 
-    Dhariwal & Nichol 2021, eq. 14. `grad_fn` runs with gradients enabled.
+    Dhariwal & Nichol 2021, eq. 14. `grad_fn` runs with gradients enabled. Where alpha is 0, x
+    tells nothing of the picture, and the prediction is left alone.
     """
 
     def guided(x: Tensor, t: Tensor) -> Prediction:
-        out = denoise(x, t)
-        with torch.enable_grad():
-            push = scale * grad_fn(x, t, out.x0).detach()
-        level = schedule.at(t)
-        x0 = out.x0 + like(level.sigma**2 / level.alpha, x) * push
-        return Prediction(x0, out.eps - like(level.sigma, x) * push, out.frac)
+        out, level = denoise(x, t), schedule.at(t)
+        sigma = torch.where(level.alpha > 0, level.sigma, 0.0)
+        of_x0 = sigma**2 / torch.where(level.alpha > 0, level.alpha, 1.0)
+        push = scale * gradient_of(grad_fn, x, t, out.x0)
+        return Prediction(out.x0 + like(of_x0, x) * push, out.eps - like(sigma, x) * push, out.frac)
 
     return guided
+
+
+def gradient_of(grad_fn: GradFn, x: Tensor, t: Tensor, x0: Tensor) -> Tensor:
+    """grad_fn(x, t, x0), run with gradients enabled and then cut off from them."""
+    with torch.enable_grad():
+        return grad_fn(x, t, x0).detach()
 
 
 def gradient_on_x0(

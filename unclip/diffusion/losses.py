@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -12,7 +13,7 @@ from .denoiser import Denoiser, Prediction
 from .gaussian import diffuse, discretized_log_likelihood, kl, log_variance, posterior
 from .schedule import Level, like
 
-KINDS = ("simple", "hybrid")
+KINDS = ("simple", "hybrid", "vlb", "rescaled", "auxiliary")
 
 
 def mean_flat(x: Tensor) -> Tensor:
@@ -46,6 +47,51 @@ def vlb_terms(
     return mean_flat(torch.where(at_data, nll, divergence)) / math.log(2)
 
 
+def min_snr(level: Level, gamma: float = 5.0) -> Tensor:
+    """min(SNR, gamma), the weight of x0's squared error (Hang et al. 2023, section 3.4)."""
+    return level.snr.clamp(max=gamma)
+
+
+def p2(level: Level, gamma: float = 1.0, k: float = 1.0) -> Tensor:
+    """SNR / (k + SNR)^gamma, the weight of x0's squared error (Choi et al. 2022, section 3.2).
+
+    The paper's weight 1 / (k + SNR)^gamma is that of eps's, which is SNR times x0's.
+    """
+    return level.snr / (k + level.snr) ** gamma
+
+
+WEIGHTINGS: dict[str, Callable[[Level], Tensor]] = {"min_snr": min_snr, "p2": p2}
+
+
+def over_x0_error(level: Level, predicts: str) -> Tensor:
+    """The squared error of what is predicted, as a multiple of that of its x0.
+
+    SNR for eps, and for v 1 + SNR where variance is preserved (Salimans & Ho 2022, section 4).
+    """
+    total = level.alpha**2 + level.sigma**2
+    return {
+        "eps": level.snr,
+        "x0": torch.ones_like(level.snr),
+        "v": (total / level.sigma) ** 2,
+    }[predicts]
+
+
+def check_loss(kind: str, weighting: str, variance: str) -> None:
+    """ValueError for an unknown loss or weighting, or for parts that do not go together."""
+    if kind not in KINDS:
+        raise ValueError(f"unknown loss {kind!r}; known: {', '.join(KINDS)}")
+    if weighting not in ("none", *WEIGHTINGS):
+        known = ", ".join(("none", *WEIGHTINGS))
+        raise ValueError(f"unknown weighting {weighting!r}; known: {known}")
+    if kind == "hybrid" and variance != "learned":
+        raise ValueError(f"the hybrid loss needs learned variance, not {variance!r}")
+    if weighting != "none" and kind not in ("simple", "hybrid"):
+        raise ValueError(
+            f"the weighting {weighting!r} is of the squared error, of which the {kind} loss has "
+            "none: the variational bound sets its own weights"
+        )
+
+
 def loss_terms(
     denoiser: Denoiser,
     x0: Tensor,
@@ -53,33 +99,53 @@ def loss_terms(
     noise: Tensor,
     cond: dict | None = None,
     kind: str = "simple",
+    weighting: str = "none",
+    auxiliary_weight: float = 0.001,
 ) -> dict[str, Tensor]:
     """What to minimise as "loss", and the terms that it is the sum of, each [N].
 
-    "mse": the error of what the network predicts (Ho et al. 2020, eq. 14).
-    "vlb": only when hybrid, T / 1000 of the bound's term (Nichol & Dhariwal 2021, eq. 16, with
-        the public weight). It trains the variance alone: the mean's half gets no gradient.
+    kind: which terms.
+        "simple"     mse
+        "hybrid"     mse + vlb of the variance alone, times T / 1000: the mean's half gets no
+                     gradient (Nichol & Dhariwal 2021, eq. 16, with the public weight)
+        "vlb"        the bound's term at t, in bits per dimension
+        "rescaled"   the same times T: its mean over uniform t is the whole bound, but for the
+                     prior's term
+        "auxiliary"  vlb + auxiliary (Austin et al. 2021, eq. 5)
+    "mse": the error of what the network predicts (Ho et al. 2020, eq. 14), weighted.
+    "auxiliary": auxiliary_weight times -log2 p(x0 | x_t) a dimension, where D3PM's p over
+        categories becomes N(x0; predicted x0, I): half the squared error of x0 over log 2, but
+        for a constant. The default is the paper's for CIFAR-10.
+    weighting: of the mse, stated for x0 and converted to what is predicted: "none", "min_snr"
+        (gamma = 5) or "p2" (gamma = k = 1).
 
-    x0, noise: [N, C, ...], data (in [-1, 1] when hybrid) and N(0, 1).
+    x0, noise: [N, C, ...], data (in [-1, 1] where the bound is used) and N(0, 1).
     t: int64 [N] in 1..T, as from `timesteps.uniform`.
-    kind: "simple" or "hybrid"; ValueError for any other, or for hybrid without learned variance.
+    ValueError as `check_loss` says.
     """
-    if kind not in KINDS:
-        raise ValueError(f"unknown loss {kind!r}; known: {', '.join(KINDS)}")
-    if kind == "hybrid" and denoiser.variance != "learned":
-        raise ValueError(f"the hybrid loss needs learned variance, not {denoiser.variance!r}")
+    check_loss(kind, weighting, denoiser.variance)
     schedule, last = denoiser.schedule, denoiser.schedule.timesteps
     level = schedule.at(t)
     x = diffuse(x0, noise, level)
     out = denoiser(x, t, **(cond or {}))
-    true = Prediction(x0, noise)
-    if denoiser.predicts == "v":
-        error = out.v(level) - true.v(level)
-    else:
-        error = getattr(out, denoiser.predicts) - getattr(true, denoiser.predicts)
-    terms = {"mse": mean_flat(error**2)}
-    if kind == "hybrid":
+    terms = {}
+    if kind in ("simple", "hybrid"):
+        terms["mse"] = mean_flat(_error(out, Prediction(x0, noise), level, denoiser.predicts) ** 2)
+    if weighting != "none":
+        weight = WEIGHTINGS[weighting](level) / over_x0_error(level, denoiser.predicts)
+        terms["mse"] = weight.to(terms["mse"]) * terms["mse"]
+    if kind != "simple":
         frozen = replace(out, x0=out.x0.detach(), eps=out.eps.detach())
+        judged = frozen if kind == "hybrid" else out
         below, before = schedule.at(t - 1), schedule.at((t + 1).clamp(max=last))
-        terms["vlb"] = last / 1000 * vlb_terms(frozen, x0, x, level, below, before)
+        scale = {"hybrid": last / 1000, "rescaled": last}.get(kind, 1)
+        terms["vlb"] = scale * vlb_terms(judged, x0, x, level, below, before)
+    if kind == "auxiliary":
+        terms["auxiliary"] = auxiliary_weight / (2 * math.log(2)) * mean_flat((out.x0 - x0) ** 2)
     return {"loss": sum(terms.values()), **terms}
+
+
+def _error(out: Prediction, true: Prediction, level: Level, predicts: str) -> Tensor:
+    if predicts == "v":
+        return out.v(level) - true.v(level)
+    return getattr(out, predicts) - getattr(true, predicts)

@@ -7,6 +7,8 @@ A picture at level t is x_t = alpha_t x_0 + sigma_t eps. `t` counts as in Ho et 
 from __future__ import annotations
 
 import math
+import operator
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -48,8 +50,13 @@ class Level:
 
     @property
     def log_snr(self) -> Tensor:
-        """log(alpha^2 / sigma^2): falls with t, infinite at t = 0."""
+        """log(alpha^2 / sigma^2): falls with t, infinite at t = 0 (and, in `flow`, -inf at T)."""
         return 2 * (self.alpha.log() - self.sigma.log())
+
+    @property
+    def snr(self) -> Tensor:
+        """alpha^2 / sigma^2, the signal-to-noise ratio (Kingma et al. 2021, eq. 2)."""
+        return (self.alpha / self.sigma) ** 2
 
     def like(self, x: Tensor) -> Level:
         """The same level broadcast to x [N, ...] at x's precision (float32 at least)."""
@@ -111,9 +118,19 @@ def variance_preserving(betas: np.ndarray) -> tuple[Tensor, Tensor]:
     return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
 
 
+def flow(timesteps: int) -> tuple[Tensor, Tensor]:
+    """alpha = 1 - t / T, sigma = t / T [T + 1]: a straight line (Liu et al. 2022, eq. 1).
+
+    Its variance is not preserved, and at T alpha is 0: nothing is left of the picture there.
+    """
+    sigma = torch.arange(timesteps + 1, dtype=torch.float64) / timesteps
+    return 1 - sigma, sigma
+
+
 SCHEDULES: dict[str, Callable[[int], tuple[Tensor, Tensor]]] = {
     "cosine": lambda timesteps: variance_preserving(cosine_betas(timesteps)),
     "linear": lambda timesteps: variance_preserving(linear_betas(timesteps)),
+    "flow": flow,
 }
 
 
@@ -126,6 +143,44 @@ def make_schedule(name: str, timesteps: int = 1000) -> Schedule:
     return Schedule(name, timesteps, *SCHEDULES[name](timesteps))
 
 
+def step_list(spec: int | str, timesteps: int) -> list[int]:
+    """The descending levels that a sampler visits, the last of them 0.
+
+    spec: one of
+        50               steps in all, even: `evenly_spaced`
+        "10,10,3,2,2"    even steps within equal sections, counted from the data: `sections`
+        "ddim50"         steps of one integer stride: `strided`
+        "fast27"         GLIDE's list for its upsampler: `fast27`
+    ValueError for anything else, and for what T = timesteps cannot be split into. The lists are
+    those of the public code (Nichol & Dhariwal 2021, section 4; Song et al. 2021), counted from 1,
+    with 0 at the end; some begin a little below T.
+    """
+    spec = parse_steps(spec)
+    if isinstance(spec, int):
+        return evenly_spaced(timesteps, spec)
+    if spec == "fast27":
+        return fast27(timesteps)
+    if spec.startswith("ddim"):
+        return strided(timesteps, int(spec.removeprefix("ddim")))
+    return sections(timesteps, [int(count) for count in spec.split(",")])
+
+
+def parse_steps(spec: int | str) -> int | str:
+    """A spec of `step_list`, a number of steps as an int; ValueError if it cannot be one at any T."""
+    if isinstance(spec, str):
+        spec = re.sub(r"\s", "", spec)
+        if re.fullmatch(r"[1-9][0-9]*", spec):
+            return int(spec)
+        if re.fullmatch(r"fast27|ddim[1-9][0-9]*|[1-9][0-9]*(,[1-9][0-9]*)+", spec):
+            return spec
+    elif hasattr(spec, "__index__") and not isinstance(spec, bool) and spec > 0:
+        return operator.index(spec)
+    raise ValueError(
+        "steps must be a positive number, sections such as '10,10,3,2,2', 'ddimN' or 'fast27', "
+        f"got {spec!r}"
+    )
+
+
 def evenly_spaced(timesteps: int, steps: int) -> list[int]:
     """`steps` even steps from T down to 0, as steps + 1 levels; ValueError unless 1 <= steps <= T.
 
@@ -136,11 +191,52 @@ def evenly_spaced(timesteps: int, steps: int) -> list[int]:
         raise ValueError(f"steps must be between 1 and {timesteps}, got {steps}")
     if steps == 1:
         return [timesteps, 0]
-    stride, position, levels = (timesteps - 1) / (steps - 1), 0.0, [0]
-    for _ in range(steps):
-        levels.append(round(position) + 1)
-        position += stride  # summed, not multiplied: ties must round as they do publicly
+    return sections(timesteps, [steps])
+
+
+def sections(timesteps: int, counts: Sequence[int]) -> list[int]:
+    """T levels in equal sections, data first, each with its count of even steps; the public list.
+
+    Sections differ by a level at most, and the first are the longer ones. A section visits its
+    first and its last level; with a count of 1 only its first, so that a list whose last count
+    is 1 begins far below T. ValueError if a section has fewer levels than its count, or none.
+    """
+    size, longer = divmod(timesteps, len(counts))
+    start, levels = 1, [0]
+    for i, count in enumerate(counts):
+        length = size + (i < longer)
+        if not 1 <= count <= length:
+            raise ValueError(
+                f"section {i + 1} of {','.join(map(str, counts))} has {length} of the {timesteps} "
+                f"levels, which cannot make {count} steps"
+            )
+        stride, position = (length - 1) / max(count - 1, 1), 0.0
+        for _ in range(count):
+            levels.append(start + round(position))
+            position += stride  # summed, not multiplied: ties must round as they do publicly
+        start += length
     return levels[::-1]
+
+
+def strided(timesteps: int, steps: int) -> list[int]:
+    """`steps` levels 1, 1 + stride, ... for the least integer stride that makes so many, and 0.
+
+    The public code's "ddimN" (Song et al. 2021, appendix D.2, linear). ValueError, with the
+    nearest numbers that have a stride, for one that has none.
+    """
+    lists = [range(1, timesteps + 1, stride) for stride in range(1, max(timesteps, 2))]
+    for levels in lists:
+        if len(levels) == steps:
+            return [*levels[::-1], 0]
+    counts = {len(levels) for levels in lists}
+    fewer, more = [n for n in counts if n < steps], [n for n in counts if n > steps]
+    said = " and ".join(f"ddim{n}" for n in (*sorted(fewer)[-1:], *sorted(more)[:1]))
+    raise ValueError(f"no integer stride makes {steps} steps of {timesteps}; near are {said}")
+
+
+def fast27(timesteps: int) -> list[int]:
+    """GLIDE's list for its upsampler: "10,10,3,2,2", but beginning at T - 2 (Nichol et al. 2021)."""
+    return [timesteps - 2, *sections(timesteps, (10, 10, 3, 2, 2))[1:]]
 
 
 def check_steps(steps: Sequence[int], schedule: Schedule) -> None:

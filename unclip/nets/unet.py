@@ -24,10 +24,11 @@ from unclip.nets.blocks import (
 )
 
 
-class UNetConfig(Config):
+class EncoderConfig(Config):
+    """The way down, which a U-Net and a classifier have in common."""
+
     image_size: int                              # pixels a side of the picture
     in_channels: int = 3                         # with those of a low-resolution picture or a mask
-    out_channels: int = 3                        # 6 with a learned variance
     channels: int                                # of the first level; the others are multiples
     channel_mult: tuple[float, ...]              # one for each level; each level halves the grid
     num_res_blocks: int                          # a level, going down; one more going up
@@ -39,18 +40,11 @@ class UNetConfig(Config):
     norm_groups: int = 32                        # of the group norms; see `group_norm` for speed
     scale_shift: bool = True                     # how the time embedding acts; False: it is added
     updown_in_blocks: bool = True                # False: plain convolutions, as in improved DDPM
-    context_channels: int | None = None          # width of the tokens that join the keys
-    image_embed_dim: int | None = None           # of the CLIP image embedding; None: no such input
-    image_tokens: int = 4                        # context tokens made from the image embedding
-    text_dim: int | None = None                  # width of the text tokens; None: no such input
-    text_project: bool = True                    # False: text tokens are context as they come
-    text_embed_dim: int | None = None            # of a vector for the whole text; None: no such
-    classes: int | None = None                   # number of classes; None: no such input
     pixel_unshuffle: int = 1                     # k x k pixels become channels inside the network
     attention: Backend = "sdpa"
 
     @model_validator(mode="after")
-    def _consistent(self) -> "UNetConfig":
+    def _grids_exist(self) -> "EncoderConfig":
         multiple = self.pixel_unshuffle * 2 ** (len(self.channel_mult) - 1)
         if self.image_size % multiple:
             raise ValueError(f"image_size {self.image_size} is no multiple of {multiple}")
@@ -59,10 +53,6 @@ class UNetConfig(Config):
             raise ValueError(
                 f"attention_resolutions {sorted(missing)} do not occur: {self.grid_sizes} do"
             )
-        if self.text_dim is not None and self.context_channels is None:
-            raise ValueError("text_dim needs context_channels")
-        if self.text_dim and not self.text_project and self.text_dim != self.context_channels:
-            raise ValueError("text_project false needs text_dim equal to context_channels")
         return self
 
     @property
@@ -82,6 +72,25 @@ class UNetConfig(Config):
         return 4 * self.channels
 
 
+class UNetConfig(EncoderConfig):
+    out_channels: int = 3                        # 6 with a learned variance
+    context_channels: int | None = None          # width of the tokens that join the keys
+    image_embed_dim: int | None = None           # of the CLIP image embedding; None: no such input
+    image_tokens: int = 4                        # context tokens made from the image embedding
+    text_dim: int | None = None                  # width of the text tokens; None: no such input
+    text_project: bool = True                    # False: text tokens are context as they come
+    text_embed_dim: int | None = None            # of a vector for the whole text; None: no such
+    classes: int | None = None                   # number of classes; None: no such input
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "UNetConfig":
+        if self.text_dim is not None and self.context_channels is None:
+            raise ValueError("text_dim needs context_channels")
+        if self.text_dim and not self.text_project and self.text_dim != self.context_channels:
+            raise ValueError("text_project false needs text_dim equal to context_channels")
+        return self
+
+
 class Block(nn.ModuleList):
     """Layers in a row; each takes what it needs of the embedding and the context."""
 
@@ -98,7 +107,7 @@ class Block(nn.ModuleList):
         return x
 
 
-def res_block(config: UNetConfig, channels: int, out_channels: int, resample=None) -> ResBlock:
+def res_block(config: EncoderConfig, channels: int, out_channels: int, resample=None) -> ResBlock:
     return ResBlock(
         channels,
         out_channels,
@@ -110,15 +119,16 @@ def res_block(config: UNetConfig, channels: int, out_channels: int, resample=Non
     )
 
 
-def attention(config: UNetConfig, channels: int) -> SpatialAttention:
+def attention(config: EncoderConfig, channels: int, context: int | None) -> SpatialAttention:
     heads = config.num_heads or max(1, channels // config.head_channels)
-    return SpatialAttention(
-        channels, heads, config.context_channels, config.attention, config.norm_groups
-    )
+    return SpatialAttention(channels, heads, context, config.attention, config.norm_groups)
 
 
-def encoder(config: UNetConfig) -> tuple[nn.ModuleList, list[int]]:
-    """The way down, and the channels that each of its blocks puts out."""
+def encoder(config: EncoderConfig, context: int | None) -> tuple[nn.ModuleList, list[int]]:
+    """The way down, and the channels that each of its blocks puts out.
+
+    context: width of the tokens that join the keys of attention; None = pixels only.
+    """
     channels = config.widths[0]
     in_channels = config.in_channels * config.pixel_unshuffle**2
     blocks = [Block([nn.Conv2d(in_channels, channels, 3, padding=1)])]
@@ -127,7 +137,7 @@ def encoder(config: UNetConfig) -> tuple[nn.ModuleList, list[int]]:
         for _ in range(config.num_res_blocks):
             block = Block([res_block(config, channels, width)])
             if config.grid_sizes[level] in config.attention_resolutions:
-                block.append(attention(config, width))
+                block.append(attention(config, width, context))
             blocks.append(block)
             channels = width
             skips.append(channels)
@@ -139,11 +149,11 @@ def encoder(config: UNetConfig) -> tuple[nn.ModuleList, list[int]]:
     return nn.ModuleList(blocks), skips
 
 
-def middle(config: UNetConfig, channels: int) -> Block:
+def middle(config: EncoderConfig, channels: int, context: int | None) -> Block:
     """Two residual blocks at the smallest grid, with attention between them."""
     block = Block([res_block(config, channels, channels), res_block(config, channels, channels)])
     if config.middle_attention:
-        block.insert(1, attention(config, channels))
+        block.insert(1, attention(config, channels, context))
     return block
 
 
@@ -156,7 +166,7 @@ def decoder(config: UNetConfig, skips: list[int]) -> nn.ModuleList:
         for i in range(config.num_res_blocks + 1):
             block = Block([res_block(config, channels + skips.pop(), width)])
             if config.grid_sizes[level] in config.attention_resolutions:
-                block.append(attention(config, width))
+                block.append(attention(config, width, config.context_channels))
             if level > 0 and i == config.num_res_blocks:
                 inside = config.updown_in_blocks
                 block.append(res_block(config, width, width, "up") if inside else Upsample(width))
@@ -186,8 +196,8 @@ class UNet(nn.Module):
                 self.image_tokens = nn.Linear(
                     config.image_embed_dim, context * config.image_tokens
                 )
-        self.encoder, skips = encoder(config)
-        self.middle = middle(config, skips[-1])
+        self.encoder, skips = encoder(config, context)
+        self.middle = middle(config, skips[-1], context)
         self.decoder = decoder(config, skips)
         out_channels = config.out_channels * config.pixel_unshuffle**2
         self.norm = group_norm(config.widths[0], config.norm_groups)
