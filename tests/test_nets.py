@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unclip.nets import PriorConfig, PriorTransformer, TextConfig, TextTransformer
@@ -201,6 +202,54 @@ def test_prior_without_text_knows_no_text():
         prior(null_text=False)(**given, has_text=has_text)
     with pytest.raises(ValueError, match="5 text tokens; this prior takes 4"):
         net(**given | {"text": torch.zeros(3, 5, 5), "text_mask": torch.zeros(3, 5).bool()})
+
+
+def remembering() -> tuple[PriorTransformer, Tensor, Tensor]:
+    """A prior that knows three texts, with those and what they recall."""
+    net = prior(memory=5, memory_scale=40.0)
+    generator = torch.Generator().manual_seed(3)
+    keys, values = torch.randn(2, 3, 6, generator=generator)
+    net.memory.fill(keys, values)
+    return net, keys, values
+
+
+def test_memory_recalls_by_likeness():
+    net, keys, values = remembering()
+    assert close(net.memory(2.5 * keys), values), "the length of a text's embedding does not count"
+    between = F.normalize(F.normalize(keys[0], dim=0) + F.normalize(keys[1], dim=0), dim=0)
+    # The spare slots repeat the first two texts, and so these still count alike.
+    cosines = F.normalize(keys, dim=-1) @ between
+    weights = (40 * cosines).exp() * torch.tensor([2.0, 2.0, 1.0])
+    assert close(net.memory(between[None])[0], weights / weights.sum() @ values)
+
+
+def test_a_memory_holds_no_more_than_its_slots():
+    net, keys, values = remembering()
+    for more in (keys.repeat(2, 1), keys[:0]):
+        with pytest.raises(ValueError, match="5 slots"):
+            net.memory.fill(more, more)
+    with pytest.raises(ValueError, match="5 slots"):
+        net.memory.fill(keys, values[:2])
+
+
+def test_prior_corrects_what_it_recalls():
+    config = PriorConfig(embed_dim=6, text_dim=5, text_length=4, width=8, layers=1, heads=2, memory=3)
+    net, (_, keys, values) = PriorTransformer(config), remembering()
+    net.memory.fill(keys, values)
+    given = prior_inputs()
+    assert close(net(**given), net.memory(given["text_embed"])), "an untrained one answers from memory"
+    assert not net(**given, has_text=torch.zeros(3, dtype=torch.bool)).any(), "and without a text, nothing"
+
+
+def test_prior_with_a_memory_respects_masks_and_order():
+    net, given = remembering()[0], prior_inputs()
+    short = {name: value[:2, :2] if name.startswith("text") and value.dim() > 1 and name != "text_embed"
+             else value[:2] for name, value in given.items()}
+    assert close(net(**short), net(**given)[:2])
+    has_text = torch.tensor([True, False, False])
+    other = given | {"text_embed": -given["text_embed"]}
+    assert close(net(**other, has_text=has_text)[1:], net(**given, has_text=has_text)[1:])
+    assert not close(net(**other)[:1], net(**given)[:1])
 
 
 def test_prior_may_be_given_fewer_columns_of_padding():

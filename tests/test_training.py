@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
 import signal
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,11 +20,13 @@ from PIL import Image
 from runs import files, forget, metrics, same
 
 from training import loop, pictures, prior
+from training.data import Source
 from training.loop import make_accelerator
 from training.programs import run
 from unclip.checkpoint import load_checkpoint
 from unclip.config import ConfigError, load_config
-from unclip.stages import load_stage
+from unclip.data.shards import ShardWriter, expand, read_shards
+from unclip.stages import Prior, load_stage
 
 ROOT = Path(__file__).parent.parent
 DATA = {"shards": [f"{ROOT}/tests/data/icons-64-train-*.tar"], "size": 16,
@@ -116,6 +120,43 @@ def test_samples_stand_below_the_pictures_that_they_are_of(write, tmp_path):
         assert torch.allclose(torch.tensor(pixel) / 127.5 - 1, real[k, :, 0, 0], atol=1 / 127)
 
 
+def prior_task(path: Path, **net: object) -> prior.PriorTask:
+    recipe = load_config(prior.PriorRecipe, path, [f"stage.net.{key}={value}" for key, value in net.items()])
+    return prior.PriorTask(recipe, Prior(recipe.stage), make_accelerator(recipe.train))
+
+
+def test_a_prior_remembers_the_pictures_of_each_caption(write):
+    """From shards, where the caption is the name; a sharp memory then recalls their mean embedding."""
+    path = write("prior")
+    made = json.loads(path.read_text())
+    path.write_text(json.dumps({**made, "data": {**DATA, "kind": "shards"}}))
+    task = prior_task(path, memory=400, memory_scale=1e7)
+    by_caption = defaultdict(list)
+    for names, batch in task_source(task).once(64):
+        for caption, embed in zip(names, task._embed(batch.image), strict=True):
+            by_caption[caption].append(embed)
+    assert sum(map(len, by_caption.values())) == sum(1 for _ in read_shards(expand(DATA["shards"])))
+    wanted = torch.stack([torch.stack(found).mean(0) for found in by_caption.values()])
+    texts = task.conditions(list(by_caption))["text_embed"]
+    recalled = task.stage.network.memory(texts)
+    known = torch.cdist(texts, texts).fill_diagonal_(1).amin(1) > 1e-3  # not all are told apart
+    assert known.float().mean() > 0.9
+    assert torch.allclose(recalled[known], task.stage.whiten(wanted)[known], atol=1e-3)
+
+
+def test_a_prior_remembers_each_icon_by_its_name(write):
+    task = prior_task(write("prior"), memory=60)
+    names = {record["name"] for record in task_source(task).scenes.records}
+    assert 30 < len(names) < 60
+    assert len(task.stage.network.memory.keys.unique(dim=0)) == len(names)
+    fewer = prior_task(write("prior"), memory=20)
+    assert len(fewer.stage.network.memory.values.unique(dim=0)) == 20
+
+
+def task_source(task: prior.PriorTask) -> Source:
+    return Source(task.recipe.data, task.recipe.train.seed)
+
+
 def stop_after(step: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIGTERM) -> None:
     """Sends this process a signal while it is in the middle of a step."""
     real = loop._Run._optimise
@@ -148,6 +189,27 @@ def test_the_same_command_again_goes_on(name, number, write, tmp_path, monkeypat
     assert same(tmp_path / "whole", tmp_path / "halves", kind)
     last = [metrics(tmp_path / out)[-1] for out in ("whole", "halves")]
     assert last[0] == last[1] and "validation/mse" in last[0]
+
+
+def test_classes_come_from_the_records(write, tmp_path):
+    """Of three classes those that are in the shards are learnt; icons that are composed have none."""
+    with ShardWriter(tmp_path, "labelled") as writer:
+        for number in range(8):
+            file = io.BytesIO()
+            Image.new("RGB", (16, 16), (30 * number, 0, 90)).save(file, "PNG")
+            record = json.dumps({"class": 2 * (number % 2)}).encode()
+            writer.write(str(number), {"png": file.getvalue(), "txt": b"a", "json": record})
+    more = ["stage.net.classes=3", "stage.drop_class=0", f"data.heldout=[{writer.paths[0]}]"]
+    path = write("ddpm", weight_decay=0.0)
+    MAIN["ddpm"]([str(path), f"data.shards=[{writer.paths[0]}]", *more])
+    stage = load_stage(tmp_path / "run" / "decoder.safetensors")
+    adam = torch.load(tmp_path / "run" / "state" / "optimizer.bin", weights_only=False)
+    names = [name for name, _ in stage.named_parameters()]
+    moved = adam["state"][names.index("network.classes.weight")]["exp_avg_sq"].sum(1) > 0
+    assert moved.tolist() == [True, False, True]
+    forget()
+    with pytest.raises(ConfigError, match="classes, which composed icons have not; use data.kind: shards"):
+        MAIN["ddpm"]([str(write("ddpm", "icons")), "data.kind=icons", "stage.net.classes=3"])
 
 
 def test_another_stage_in_the_same_folder_is_refused(write, tmp_path):

@@ -67,6 +67,8 @@ class PriorTask:
         self.bank = self._embed_pictures(source)
         self.heldout = self._embed_heldout(source)
         stage.set_statistics(self.bank.embed.mean(0), self.bank.embed.std(0))
+        if stage.network.memory is not None:
+            stage.set_memory(*self._names(source, net.memory))
         stage.facts["clip"] = self.clip.identity
 
     @torch.no_grad()
@@ -88,6 +90,24 @@ class PriorTask:
                 kept.append(((batch.image + 1) * 127.5).round().to(torch.uint8))
                 held += n
         return Bank(torch.cat(embeds), captions, torch.cat(kept))
+
+    @torch.no_grad()
+    def _names(self, source: Source, slots: int) -> tuple[Tensor, Tensor]:
+        """Mean embeddings [K,D] of the texts and of the pictures of each name, for at most ``slots``."""
+        number: dict[str, int] = {}
+        rows, texts, images = [], [], []
+        for names, batch in tqdm(source.once(256), desc="remembering", unit_scale=256, unit="pic",
+                                 disable=not self.accelerator.is_main_process):
+            rows += [number.setdefault(name, len(number)) for name in names]
+            texts.append(self.conditions(batch.caption)["text_embed"])
+            images.append(self._embed(batch.image))
+        row = torch.tensor(rows, device=self.device)
+        count = torch.bincount(row)[:, None]
+        kept = torch.randperm(len(number), generator=torch.Generator().manual_seed(0))[:slots].sort().values
+        def mean(parts: list[Tensor]) -> Tensor:
+            embed = torch.cat(parts)
+            return (embed.new_zeros(len(number), embed.shape[1]).index_add(0, row, embed) / count)[kept]
+        return mean(texts), mean(images)
 
     def _embed_heldout(self, source: Source) -> Bank | None:
         batch = source.heldout(512)

@@ -1,6 +1,7 @@
 """The prior's transformer (Ramesh et al. 2022, unCLIP, sec. 2.2)."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unclip.config import Config
@@ -17,14 +18,45 @@ class PriorConfig(Config):
     heads: int
     dropout: float = 0.0           # chance, on every residual branch
     null_text: bool = True         # a learned embedding of no text; False: encode "" instead
+    memory: int = 0                # slots that recall the image embeddings of known texts; 0 = none
+    memory_scale: float = 25.0     # how sharply: what a cosine of texts is multiplied by
     attention: Backend = "sdpa"
+
+
+class Memory(nn.Module):
+    """Known texts and their image embeddings, recalled by likeness: softmax(scale <text, key>) values.
+
+    One step of a modern Hopfield network (Ramsauer et al. 2021, eq. 3); diffusion conditioned on what
+    is retrieved is that of Blattmann et al. 2022. A word that no caption holds recalls its neighbours.
+    """
+
+    def __init__(self, slots: int, embed_dim: int, scale: float):
+        super().__init__()
+        self.scale = scale
+        self.register_buffer("keys", torch.zeros(slots, embed_dim))
+        self.register_buffer("values", torch.zeros(slots, embed_dim))
+
+    def fill(self, keys: Tensor, values: Tensor) -> None:
+        """Take K <= slots texts and what to recall, both [K, E]; spare slots repeat them."""
+        if keys.shape != values.shape or not 0 < len(keys) <= len(self.keys):
+            raise ValueError(f"a memory of {len(self.keys)} slots cannot hold texts {tuple(keys.shape)} "
+                             f"with embeddings {tuple(values.shape)}")
+        rows = torch.arange(len(self.keys), device=keys.device) % len(keys)
+        self.keys.copy_(F.normalize(keys, dim=-1)[rows])
+        self.values.copy_(values[rows])
+
+    def forward(self, text_embed: Tensor) -> Tensor:
+        """[N, E] -> [N, E]"""
+        likeness = F.normalize(text_embed, dim=-1) @ self.keys.T                     # [N, K]
+        return (self.scale * likeness).softmax(-1) @ self.values                     # [N, E]
 
 
 class PriorTransformer(nn.Module):
     """A causal transformer that denoises an image embedding given a text.
 
     The sequence is: text tokens, text embedding, timestep, noised image embedding, learned query;
-    the answer is read at the query.
+    the answer is read at the query. With a memory, what it recalls comes before the noised embedding,
+    and the answer is a correction to it.
     """
 
     def __init__(self, config: PriorConfig):
@@ -36,7 +68,12 @@ class PriorTransformer(nn.Module):
         self.time = time_mlp(width, width)
         self.image_embed = nn.Linear(config.embed_dim, width)
         self.query = normal(width)
-        self.position = normal(config.text_length + 4, width)
+        self.memory = None
+        if config.memory:
+            self.memory = Memory(config.memory, config.embed_dim, config.memory_scale)
+            self.recalled = nn.Linear(config.embed_dim, width)
+        self.tail = 5 if config.memory else 4  # what follows the text tokens
+        self.position = normal(config.text_length + self.tail, width)
         if config.null_text:
             self.null_text = normal(config.embed_dim)
         self.blocks = nn.ModuleList(
@@ -68,29 +105,34 @@ class PriorTransformer(nn.Module):
         config, length = self.config, text.shape[1]
         if length > config.text_length:
             raise ValueError(f"{length} text tokens; this prior takes {config.text_length}")
+        recalled = None if self.memory is None else self.memory(text_embed)          # [N, E]
         if has_text is not None:
             if not config.null_text:
                 raise ValueError("has_text needs a network that was built with null_text")
             text_embed = torch.where(has_text[:, None], text_embed, self.null_text)  # [N, E]
             text_mask = text_mask & has_text[:, None]                                # [N, L]
+            recalled = None if recalled is None else recalled * has_text[:, None]    # [N, E]
         tail = [
             self.text_embed(text_embed),                                             # [N, W]
             self.time(timestep_embedding(t, config.width)),                          # [N, W]
+            *([] if recalled is None else [self.recalled(recalled)]),                # [N, W]
             self.image_embed(x),                                                     # [N, W]
             self.query.expand(len(x), -1),                                           # [N, W]
         ]
-        h = torch.cat([self.text(text), torch.stack(tail, dim=1)], dim=1)            # [N, L+4, W]
-        h = h + torch.cat([self.position[:length], self.position[-4:]])              # [N, L+4, W]
-        mask = self._mask(text_mask)                                                 # [N,1,L+4,L+4]
+        h = torch.cat([self.text(text), torch.stack(tail, dim=1)], dim=1)            # [N, L+T, W]
+        h = h + torch.cat([self.position[:length], self.position[-self.tail:]])      # [N, L+T, W]
+        mask = self._mask(text_mask)                                                 # [N,1,L+T,L+T]
         for block in self.blocks:
-            h = block(h, mask)                                                       # [N, L+4, W]
-        return self.out(self.norm(h[:, -1]))                                         # [N, E]
+            h = block(h, mask)                                                       # [N, L+T, W]
+        out = self.out(self.norm(h[:, -1]))                                          # [N, E]
+        return out if recalled is None else out + recalled                           # [N, E]
 
     def _mask(self, text_mask: Tensor) -> Tensor:
-        """Who attends to whom: [N, L] -> [N, 1, L + 4, L + 4]."""
+        """Who attends to whom: [N, L] -> [N, 1, L + T, L + T]."""
         n, length = text_mask.shape
-        keys = torch.cat([text_mask, text_mask.new_ones(n, 4)], dim=1)               # [N, L + 4]
-        causal = keys.new_ones(length + 4, length + 4).tril()
+        size = length + self.tail
+        keys = torch.cat([text_mask, text_mask.new_ones(n, self.tail)], dim=1)       # [N, L + T]
+        causal = keys.new_ones(size, size).tril()
         # Padding attends to itself, since a softmax over no key at all is not a number.
-        itself = torch.eye(length + 4, dtype=torch.bool, device=keys.device)
+        itself = torch.eye(size, dtype=torch.bool, device=keys.device)
         return ((keys[:, None, :] & causal) | itself)[:, None]
