@@ -191,6 +191,26 @@ def test_the_same_command_again_goes_on(name, number, write, tmp_path, monkeypat
     assert last[0] == last[1] and "validation/mse" in last[0]
 
 
+def test_a_run_goes_on_though_its_version_knew_fewer_settings(write, tmp_path, capsys):
+    """Settings that came later have their defaults; those that were changed are told, and refused."""
+    MAIN["upsampler"]([str(write("upsampler", pictures=8))])
+    path = tmp_path / "run" / "state" / "progress.pt"
+    progress = torch.load(path, weights_only=True)
+    del progress["stage"]["process"]["weighting"], progress["stage"]["drop_class"]
+    torch.save(progress, path)
+    forget()
+    MAIN["upsampler"]([str(write("upsampler", pictures=16))])
+    assert "going on from 8 pictures" in capsys.readouterr().out
+    forget()
+    again = [str(write("upsampler", pictures=24)), "stage.drop_class=0.7"]
+    with pytest.raises(ConfigError, match="another stage.*drop_class: 0.1 -> 0.7"):
+        MAIN["upsampler"](again)
+    forget()
+    torch.save({**progress, "stage": {"kind": "prior"}}, path)
+    with pytest.raises(ConfigError, match="another stage"):
+        MAIN["upsampler"]([str(write("upsampler", pictures=24))])
+
+
 def test_classes_come_from_the_records(write, tmp_path):
     """Of three classes those that are in the shards are learnt; icons that are composed have none."""
     with ShardWriter(tmp_path, "labelled") as writer:
