@@ -1,0 +1,30 @@
+"""Stages: where a network and the mathematics of diffusion meet.
+
+A stage knows what its network is told (how to whiten an embedding, when to drop a condition, how a
+low-resolution picture joins the input) and how it is sampled by default. ``Prior`` makes CLIP image
+embeddings from text; ``Decoder`` makes pictures from embeddings, text, classes or nothing, and with
+``low_res`` it is an upsampler.
+"""
+
+from .config import DecoderStageConfig, LowRes, PriorStageConfig, Process, Sampling, Steps
+from .decoder import Decoder, blur3
+from .load import STAGES, load_stage
+from .prior import Prior
+from .stage import Conditions, Objective, Stage
+
+__all__ = [
+    "STAGES",
+    "Conditions",
+    "Decoder",
+    "DecoderStageConfig",
+    "LowRes",
+    "Objective",
+    "Prior",
+    "PriorStageConfig",
+    "Process",
+    "Sampling",
+    "Stage",
+    "Steps",
+    "blur3",
+    "load_stage",
+]

@@ -1,0 +1,92 @@
+"""What stages are made of: the part of a recipe, and of a checkpoint's header, that is theirs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from ..config import Config
+from ..diffusion.denoiser import check_prediction
+from ..diffusion.losses import check_loss
+from ..diffusion.schedule import make_schedule, parse_steps
+from ..nets.prior import PriorConfig
+from ..nets.unet import UNetConfig
+
+Variance = Annotated[float, Field(ge=0)]
+Steps = Annotated[int | str, BeforeValidator(parse_steps)]  # 24, "10,10,3,2,2", "ddim25" or "fast27"
+
+
+class Process(Config):
+    """A diffusion process, what the network says about it, and the loss that trains it."""
+
+    schedule: Literal["cosine", "linear", "flow"] = "cosine"
+    timesteps: int = Field(1000, ge=1)
+    predicts: Literal["eps", "x0", "v"] = "eps"
+    variance: Literal["small", "large", "learned"] = "small"
+    loss: Literal["simple", "hybrid", "vlb", "rescaled", "auxiliary"] = "simple"
+    weighting: Literal["none", "min_snr", "p2"] = "none"  # of the squared error in simple and hybrid
+    auxiliary_weight: float = Field(0.001, ge=0)          # of the x0 term in auxiliary
+
+    @model_validator(mode="after")
+    def _parts_go_together(self) -> Process:
+        check_loss(self.loss, self.weighting, self.variance)
+        check_prediction(self.predicts, self.variance, make_schedule(self.schedule, self.timesteps))
+        return self
+
+
+class Sampling(Config):
+    """Defaults that travel with a stage."""
+
+    sampler: Literal["ddpm", "ddim", "dpm++2m", "heun"] = "dpm++2m"
+    steps: Steps = 24
+    guidance_scale: float = Field(1.0, ge=0)
+    guidance_rescale: float = Field(0.0, ge=0, le=1)  # against overexposure (Lin et al. 2023); 0 = off
+    threshold: Literal["static", "dynamic", "none"] = "static"  # how x0 is kept in the data's range
+    eta: float = Field(0.0, ge=0, le=1)  # ddim: share of fresh noise
+    x0_variance: dict[int, Variance] | None = None  # ddpm: Analytic-DPM's, by t; None = the network's
+    candidates: int = Field(1, ge=1)  # prior: embeddings drawn a picture; the best by text is kept
+
+    @model_validator(mode="after")
+    def _of_the_sampler(self) -> Sampling:
+        if self.eta and self.sampler != "ddim":
+            raise ValueError(f"eta is for ddim alone, not for {self.sampler}")
+        if self.x0_variance is not None and self.sampler != "ddpm":
+            raise ValueError(f"x0_variance is for ddpm alone, not for {self.sampler}")
+        return self
+
+
+class PriorStageConfig(Config):
+    """Text to image embedding (unCLIP, Ramesh et al. 2022, section 2.2)."""
+
+    kind: Literal["prior"] = "prior"
+    net: PriorConfig
+    process: Process = Process(predicts="x0")
+    sampling: Sampling = Sampling(steps=16, guidance_scale=2.0, candidates=2)
+    drop_text: float = Field(0.1, ge=0, le=1)  # chance of training without the text
+    drop_tokens: float = Field(0.0, ge=0, le=1)  # ... with the text's embedding alone
+    text_noise: float = Field(0.0, ge=0)  # length of the noise added to the text's embedding
+    clamp: float = Field(5.0, gt=0)            # largest whitened coordinate, in standard deviations
+
+
+class LowRes(Config):
+    """The smaller picture that an upsampler starts from, and how it is corrupted in training."""
+
+    size: int = Field(gt=0)                          # its height and width in pixels
+    blur: float = Field(0.6, ge=0)                   # largest sigma of the 3x3 blur, in its pixels
+    noise: float = Field(0.0, ge=0)                  # largest standard deviation of added noise
+    residual_scale: float | None = Field(None, gt=0)  # diffuse (picture - bilinear) / this; None = picture
+
+
+class DecoderStageConfig(Config):
+    """Pictures from whatever the network takes; with ``low_res``, an upsampler."""
+
+    kind: Literal["decoder"] = "decoder"
+    net: UNetConfig
+    process: Process = Process(predicts="eps", variance="learned", loss="hybrid")
+    sampling: Sampling = Sampling()
+    drop_image: float = Field(0.1, ge=0, le=1)    # chance of training without the image embedding
+    drop_text: float = Field(0.5, ge=0, le=1)     # ... without the text tokens
+    drop_class: float = Field(0.1, ge=0, le=1)    # ... without the class
+    embed_noise: float = Field(0.0, ge=0)         # noise added to the whitened embedding in training
+    low_res: LowRes | None = None

@@ -1,0 +1,31 @@
+"""Stages from their checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ..checkpoint import CheckpointError, load_checkpoint, load_strictly
+from ..config import parse_config
+from .config import DecoderStageConfig, PriorStageConfig
+from .decoder import Decoder
+from .prior import Prior
+
+STAGES = {"prior": (Prior, PriorStageConfig), "decoder": (Decoder, DecoderStageConfig)}
+
+
+def load_stage(
+    path: str | Path,
+    kind: str | None = None,  # "prior" or "decoder"; None takes either
+    device: str | torch.device = "cpu",
+) -> Prior | Decoder:
+    """Rebuild a stage from its checkpoint, strictly; eval mode, no gradients."""
+    tensors, header = load_checkpoint(path, kind)
+    if header["kind"] not in STAGES:
+        raise CheckpointError(f"{path} holds a {header['kind']}, not a {' or a '.join(STAGES)}")
+    stage_class, config_class = STAGES[header["kind"]]
+    stage = stage_class(parse_config(config_class, header["config"], source=str(path)))
+    load_strictly(stage, tensors, source=str(path))
+    stage.facts = {k: v for k, v in header.items() if k not in ("format", "kind", "config")}
+    return stage.to(device).eval().requires_grad_(False)

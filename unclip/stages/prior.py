@@ -1,0 +1,85 @@
+"""The prior: CLIP image embeddings from text."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..diffusion import guidance
+from ..diffusion.noise import Noise
+from ..nets.prior import PriorTransformer
+from .config import PriorStageConfig, Sampling
+from .stage import Conditions, Stage, chance
+
+
+class Prior(Stage):
+    """Text -> CLIP image embedding, by diffusion in the whitened embedding space."""
+
+    def __init__(self, config: PriorStageConfig) -> None:
+        super().__init__(config, PriorTransformer(config.net), config.net.embed_dim)
+
+    def set_memory(self, text_embed: Tensor, image_embed: Tensor) -> None:
+        """Take known texts and their image embeddings, both [K,D], K <= ``net.memory``; statistics first."""
+        self.network.memory.fill(text_embed, self.whiten(image_embed))
+
+    def conditions(self, text_embed: Tensor, text: Tensor, text_mask: Tensor) -> Conditions:
+        """What the network is told: text_embed [N,D], text [N,L,W], text_mask bool [N,L]."""
+        length = self.config.net.text_length
+        if text.shape[1] > length:
+            raise ValueError(f"the prior takes {length} text tokens, not {text.shape[1]}")
+        present = torch.ones(len(text), dtype=torch.bool, device=text.device)
+        return {"text_embed": text_embed, "text": text, "text_mask": text_mask, "has_text": present}
+
+    def null(self, conditions: Conditions) -> Conditions:
+        """The same without the text."""
+        return {**conditions, "has_text": torch.zeros_like(conditions["has_text"])}
+
+    def drop(self, conditions: Conditions, generator: torch.Generator | None = None) -> Conditions:
+        """Training only: leave the text out now and then, for classifier-free guidance (Ho & Salimans
+        2021); or its tokens; and blur its embedding. The last two are for words that no caption holds:
+        their tokens are strange, but their embeddings lie near those of words with their meaning.
+        """
+        kept, config, n = dict(conditions), self.config, len(conditions["text"])
+        embed, mask = kept["text_embed"], kept["text_mask"]
+        kept["has_text"] = kept["has_text"] & ~chance(n, config.drop_text, embed, generator)
+        if config.drop_tokens:
+            kept["text_mask"] = mask & ~chance(n, config.drop_tokens, embed, generator)[:, None]
+        if config.text_noise:
+            noise = torch.randn(embed.shape, device=embed.device, generator=generator)
+            blurred = embed + config.text_noise * embed.shape[1] ** -0.5 * noise
+            kept["text_embed"] = F.normalize(blurred, dim=-1)
+        return kept
+
+    def denoise(
+        self,
+        conditions: Conditions,
+        null: Conditions,
+        guidance_scale: float,
+        guidance_rescale: float = 0.0,
+        threshold: str = "static",
+    ) -> guidance.Denoise:
+        """The guided, clamped denoiser; the last three as in ``Sampling``."""
+        denoise = guidance.classifier_free(self.denoiser, conditions, null, guidance_scale,
+                                           guidance_rescale, self.schedule)
+        if threshold == "none":
+            return denoise
+        limit = partial(guidance.THRESHOLDS[threshold], limit=self.config.clamp)
+        return guidance.clamp_x0(denoise, self.schedule, limit)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        conditions: Conditions,
+        noise: Noise,
+        sampling: Sampling | None = None,
+        null: Conditions | None = None,
+    ) -> Tensor:
+        """Image embeddings [N,D] of length 1."""
+        sampling = sampling or self.config.sampling
+        denoise = self.denoise(conditions, null or self.null(conditions), sampling.guidance_scale,
+                               sampling.guidance_rescale, sampling.threshold)
+        *_, last = self.run(denoise, (self.config.net.embed_dim,), noise, sampling)
+        return self.unwhiten(last.x)

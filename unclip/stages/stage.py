@@ -1,0 +1,87 @@
+"""What all stages share: the network with its process, whitening, and how it is sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..checkpoint import save_checkpoint
+from ..config import Config
+from ..diffusion import guidance
+from ..diffusion.denoiser import Denoiser
+from ..diffusion.losses import loss_terms
+from ..diffusion.noise import Noise
+from ..diffusion.samplers import SAMPLERS, Step
+from ..diffusion.schedule import make_schedule, step_list
+from .config import Sampling
+
+Conditions = dict[str, Tensor]  # what a network is told, one row a picture
+Objective = Callable[[Tensor], Tensor]  # pictures [N,3,S,S] in [-1,1] -> log-probability [N]
+
+
+class Stage(nn.Module):
+    """A network with its process; ``embed_mean`` and ``embed_std`` [D] whiten CLIP image embeddings."""
+
+    def __init__(self, config: Config, network: nn.Module, embed_dim: int) -> None:
+        super().__init__()
+        process = config.process
+        self.config = config
+        self.network = network
+        self.register_buffer("embed_mean", torch.zeros(embed_dim))
+        self.register_buffer("embed_std", torch.ones(embed_dim))
+        self.schedule = make_schedule(process.schedule, process.timesteps)
+        self.denoiser = Denoiser(self.call_network, self.schedule, process.predicts, process.variance)
+        self.facts: dict = {}  # what the checkpoint said besides: pictures seen, the CLIP model, ...
+
+    def call_network(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
+        """The network's raw output; a place for stages that prepare its input."""
+        return self.network(x, t, **conditions)
+
+    def forward(self, x0: Tensor, t: Tensor, noise: Tensor, conditions: Conditions) -> dict[str, Tensor]:
+        """Training loss of noised data, by name, each [N]."""
+        process = self.config.process
+        return loss_terms(self.denoiser, x0, t, noise, conditions, kind=process.loss,
+                          weighting=process.weighting, auxiliary_weight=process.auxiliary_weight)
+
+    def whiten(self, embed: Tensor) -> Tensor:
+        """CLIP image embedding [N,D] -> zero mean and unit variance a coordinate."""
+        return (embed - self.embed_mean) / self.embed_std
+
+    def unwhiten(self, x: Tensor) -> Tensor:
+        """The inverse of ``whiten``, normalised to length 1."""
+        return F.normalize(x * self.embed_std + self.embed_mean, dim=-1)
+
+    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Take the mean and standard deviation [D] of the training embeddings."""
+        self.embed_mean.copy_(mean)
+        self.embed_std.copy_(std.clamp_min(1e-4))
+
+    def run(
+        self,
+        denoise: guidance.Denoise,
+        shape: tuple[int, ...],
+        noise: Noise,
+        sampling: Sampling,
+    ) -> Iterator[Step]:
+        """Sample pictures (or embeddings) of ``shape``, one for each stream of ``noise``."""
+        options = {"ddim": {"eta": sampling.eta}, "ddpm": {"x0_variance": sampling.x0_variance}}
+        return SAMPLERS[sampling.sampler](denoise, self.schedule, noise(shape), self.levels(sampling), noise,
+                                          **options.get(sampling.sampler, {}))
+
+    def levels(self, sampling: Sampling) -> list[int]:
+        """The levels that sampling visits, from noise down to 0: one more than its steps."""
+        return step_list(sampling.steps, self.schedule.timesteps)
+
+    def save(self, path: str | Path, dtype: torch.dtype | None = None, **facts: object) -> None:
+        """Write the stage as one checkpoint."""
+        save_checkpoint(path, self.state_dict(), kind=self.config.kind, dtype=dtype,
+                        config=self.config.model_dump(mode="json"), **{**self.facts, **facts})
+
+
+def chance(n: int, p: float, like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Bool [n], True with probability ``p``."""
+    return torch.rand(n, device=like.device, generator=generator) < p
