@@ -116,8 +116,8 @@ def likelihood(
         "timesteps": timesteps, "steps": len(chain) - 1, "seed": seed, "bits_per_dim": total.mean().item(),
         "standard_error": total.std().item() / n**0.5 if n > 1 else None,
         "prior": bits["prior"].mean().item(),
-        "terms": [{"t": t, "s": s, "bits": term} for t, s, term in
-                  zip(chain, chain[1:], bits["terms"].mean(0).tolist(), strict=False)],
+        "terms": [{"t": t, "s": s, "bits": term} for (t, s), term in
+                  zip(itertools.pairwise(chain), bits["terms"].mean(0).tolist(), strict=True)],
     }
 
 

@@ -223,7 +223,7 @@ def test_classes_come_from_the_records(write, tmp_path):
     path = write("ddpm", weight_decay=0.0)
     MAIN["ddpm"]([str(path), f"data.shards=[{writer.paths[0]}]", *more])
     stage = load_stage(tmp_path / "run" / "decoder.safetensors")
-    adam = torch.load(tmp_path / "run" / "state" / "optimizer.bin", weights_only=False)
+    adam = torch.load(tmp_path / "run" / "state" / "optimizer.bin", weights_only=True)
     names = [name for name, _ in stage.named_parameters()]
     moved = adam["state"][names.index("network.classes.weight")]["exp_avg_sq"].sum(1) > 0
     assert moved.tolist() == [True, False, True]

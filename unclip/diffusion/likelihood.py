@@ -49,7 +49,7 @@ def bits_per_dim(
     if steps[-1] != 0:
         raise ValueError(f"the bound's last step is to 0, the data; these end at {steps[-1]}")
     terms = []
-    for before, (t, s) in zip([steps[0], *steps], pairwise(steps), strict=False):
+    for before, (t, s) in zip([steps[0], *steps[:-2]], pairwise(steps), strict=True):
         levels = schedule.at(t), schedule.at(s), schedule.at(before)
         x = diffuse(x0, noise(x0.shape[1:]).to(x0), levels[0])
         out = denoise(x, torch.full((len(x),), t, device=x.device))
