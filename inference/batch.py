@@ -23,9 +23,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from unclip import cli, load
+from unclip import cli
 from unclip.config import parse_config
-from unclip.pipeline import Options, Pipeline
+from unclip.options import Options
+from unclip.pipeline import Pipeline
 
 from .album import Album
 
@@ -135,7 +136,7 @@ def main(argv: list[str] | None = None) -> int:
     def work() -> None:
         start = time.perf_counter()
         prompts = read_prompts(args.prompts)
-        pipeline = cli.guided(load(args.model, args.device), args)
+        pipeline = cli.loaded(args)
         made = draw(pipeline, prompts, args.output, n=args.n, seed=args.seed, batch_size=args.batch_size,
                     overwrite=args.overwrite, **cli.options_from(args))
         print(f"{args.output}: {made} pictures made of {len(prompts) * args.n}  (model {args.model}, "

@@ -35,12 +35,11 @@ def works(pipeline: Pipeline, n: int) -> dict[str, Callable[[], object]]:
         made["text"] = lambda: pipeline.encode_text([PROMPT] * n)
     if pipeline.prior is not None:
         many = text.repeat(pipeline.prior.config.sampling.candidates)
-        conditions = pipeline.prior.conditions(many.embed, many.tokens, many.mask)
+        conditions = pipeline.prior_conditions(many)
         made["prior"] = lambda: pipeline.prior.sample(conditions, Noise(range(len(many)), pipeline.device))
-        embed = text.embed
-    tokens, mask = (None, None) if text is None else (text.tokens, text.mask)
-    for stage in (pipeline.decoder, *pipeline.upsamplers):
-        told = stage.conditions(n, embed, tokens, mask, low_res=picture)
+        embed = text.clip.embed
+    for stage in pipeline.picture_stages:
+        told = pipeline.conditions(stage, n, embed, text, picture)
         made["decoder" if picture is None else f"upsampler {stage.size}"] = _sampling(stage, told, n)
         picture = torch.zeros(n, 3, stage.size, stage.size, device=pipeline.device)
     return made

@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         samples = read_shards(shards_of([args.shards]), shuffle=10_000, seed=fold(args.seed))
         samples = list(itertools.islice(samples, args.n))
         size = args.size or min(samples[0]["image"].size)
-        x0, conditions = examples(pipeline.decoder, pipeline.clip, samples, size)
+        x0, conditions = examples(pipeline.decoder, pipeline.clip, samples, size, pipeline.tokenizer)
         noise = Noise([fold(args.seed, k) for k in range(len(x0))], x0.device)
         steps = look(pipeline.decoder, x0, conditions, args.columns, noise)
         save_png(film_strip(steps, args.columns), args.output)

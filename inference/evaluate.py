@@ -36,14 +36,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from training.icons.captions import styled
-from unclip import cli, load
+from unclip import cli
 from unclip.checkpoint import write_json
 from unclip.clip import Clip, load_clip
 from unclip.config import parse_config
 from unclip.data.images import to_tensor
 from unclip.data.shards import expand, read_shards
 from unclip.diffusion.noise import fold
-from unclip.pipeline import Options, Pipeline
+from unclip.options import Options
+from unclip.pipeline import Pipeline
 
 from . import likelihood, metrics
 
@@ -94,7 +95,7 @@ def draw(
     elif pipeline.prior is not None:
         embed = pipeline.sample_prior(text, seeds, options)
     drawn = pipeline.decode(seeds, embed, text, options, classes=classes)
-    return pipeline.upsample(drawn, seeds, embed, text, options)
+    return pipeline.upsample(drawn, seeds, embed, text, options, classes=classes)
 
 
 @torch.no_grad()
@@ -285,7 +286,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError("--batch-size must be at least 1, and --limit at least 2")
         options = parse_config(Options, cli.options_from(args), source="the command line")
         heldout, train = shard_sets(args.shards, args.train_shards)
-        pipeline = cli.guided(load(args.model, args.device), args)
+        pipeline = cli.loaded(args)
         judges = {source: load_clip(source, pipeline.device) for source in args.judge}
         report = evaluate(pipeline, heldout, train, judges=judges, limit=args.limit, seed=args.seed,
                           batch_size=args.batch_size, decoder_only=args.decoder_only, options=options)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from unclip import cli, load
+from unclip import cli
 from unclip.data.images import save_png
 from unclip.pipeline import Pipeline
 
@@ -130,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
         cli.check_writable(args.output)
         if min(args.n, args.side, args.batch_size, args.columns) < 1:
             raise ValueError("-n, --side, --columns and --batch-size must be at least 1")
-        save_png(sheet_of(cli.guided(load(args.model, args.device), args), args), args.output)
+        save_png(sheet_of(cli.loaded(args), args), args.output)
         print(args.output)
 
     return cli.run("inference.gallery", work)

@@ -42,7 +42,8 @@ from unclip.config import parse_config
 from unclip.data.shards import expand, read_shards
 from unclip.diffusion.noise import fold
 from unclip.hardware import default_device
-from unclip.pipeline import Options, Pipeline
+from unclip.options import Options
+from unclip.pipeline import Pipeline
 
 from . import metrics
 from .evaluate import draw

@@ -39,6 +39,7 @@ from unclip.diffusion.noise import Noise, fold
 from unclip.diffusion.schedule import step_list
 from unclip.pipeline import Pipeline
 from unclip.stages import Conditions, Decoder
+from unclip.tokenizer import GlideTokenizer
 
 
 def stage_of(pipeline: Pipeline, name: str) -> Decoder:
@@ -56,10 +57,12 @@ def stage_of(pipeline: Pipeline, name: str) -> Decoder:
     return stages[name]
 
 
-def examples(stage: Decoder, clip: Clip | None, samples: list[dict], size: int) -> tuple[Tensor, Conditions]:
+def examples(stage: Decoder, clip: Clip | None, samples: list[dict], size: int,
+             tokenizer: GlideTokenizer | None = None) -> tuple[Tensor, Conditions]:
     """Pictures [N,3,S,S], multiples of 1/127.5 in [-1,1], and what the stage is told of them.
 
     size: pictures are first made this high and wide, as by the recipe's ``data.size``.
+    tokenizer: for a stage with a text transformer of its own.
     """
     batch = stack(samples, size)
     captions = [styled(s["record"]) if {"name", "style"} <= s["record"].keys() else s["caption"]
@@ -68,7 +71,7 @@ def examples(stage: Decoder, clip: Clip | None, samples: list[dict], size: int) 
     x0 = ((shrink(batch.image, stage.size) + 1) * 127.5).round() / 127.5 - 1
     low_res = stage.config.low_res
     small = None if low_res is None else shrink(x0, low_res.size)
-    return x0, conditions_of(stage, clip, batch, small)
+    return x0, conditions_of(stage, clip, batch, small, tokenizer)
 
 
 def likelihood(
@@ -76,6 +79,7 @@ def likelihood(
     samples: Iterable[dict],
     *,
     clip: Clip | None = None,
+    tokenizer: GlideTokenizer | None = None,
     steps: int | str | None = None,
     size: int | None = None,
     batch_size: int = 32,
@@ -83,7 +87,7 @@ def likelihood(
 ) -> dict:
     """The bound on ``samples``, as ``read_shards`` yields them; returns a report, JSON-able.
 
-    clip:  None for a stage that takes neither text nor embeddings.
+    clip:  None for a stage that takes neither CLIP's text nor its embeddings; tokenizer: as in ``examples``.
     steps: of a respaced chain, as ``step_list`` takes them; None = every step of the process.
     size:  as for ``examples``; None = that of the first picture.
 
@@ -99,7 +103,7 @@ def likelihood(
             if size < stage.size:
                 raise ValueError(f"pictures of {size} pixels are smaller than the stage's {stage.size}")
             done = sum(len(part["total"]) for part in parts)
-            x0, conditions = examples(stage, clip, some, size)
+            x0, conditions = examples(stage, clip, some, size, tokenizer)
             noise = Noise([fold(seed, k) for k in range(done, done + len(some))], x0.device)
             denoise = _counted(stage.denoise(conditions, stage.null(conditions), 1.0), bar)
             made = bits_per_dim(denoise, stage.schedule, x0, chain, noise)
@@ -109,7 +113,7 @@ def likelihood(
         raise ValueError("there are no pictures to measure the likelihood of")
     bits = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
     total, n = bits["total"], len(bits["total"])
-    told = {"class": stage.takes_class, "text": stage.takes_text, "image embedding": stage.takes_image,
+    told = {"class": stage.takes_class, "text": stage.takes_prompt, "image embedding": stage.takes_image,
             "smaller picture": stage.config.low_res is not None}
     return {
         "pictures": n, "size": stage.size, "given": [what for what, given in told.items() if given],
@@ -188,8 +192,8 @@ def main(argv: list[str] | None = None) -> int:
         pipeline = load(args.model, args.device)
         samples = itertools.islice(read_shards(shards, shuffle=10_000, seed=fold(args.seed)), args.limit)
         report = {"model": args.model, "stage": args.stage} | likelihood(
-            stage_of(pipeline, args.stage), samples, clip=pipeline.clip, steps=args.steps, size=args.size,
-            batch_size=args.batch_size, seed=args.seed)
+            stage_of(pipeline, args.stage), samples, clip=pipeline.clip, tokenizer=pipeline.tokenizer,
+            steps=args.steps, size=args.size, batch_size=args.batch_size, seed=args.seed)
         if args.json:
             write_json(args.json, report)
         print(table(report))

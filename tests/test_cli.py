@@ -37,12 +37,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever loads a model has begun to work."""
-    monkeypatch.setattr("unclip.__main__.load", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("unclip.cli.load", lambda *_: pytest.fail("a model was loaded"))
 
 
 @pytest.fixture
 def loaded(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unclip.__main__.load", lambda *_: pipeline)
+    monkeypatch.setattr("unclip.cli.load", lambda *_: pipeline)
 
 
 def names(folder: Path) -> list[str]:
@@ -83,7 +83,8 @@ def test_every_option_is_passed_on(here, pipeline, monkeypatch):
             asked.update(options, prompt=prompt)
             return Image.new("RGB", (2, 2))
 
-    monkeypatch.setattr("unclip.__main__.load", lambda model, device: asked.update(device=device) or Asked())
+    monkeypatch.setattr("unclip.cli.load",
+                        lambda model, device, dtype, offload: asked.update(device=device) or Asked())
     options = {"seed": -2, "steps": "3", "prior_steps": "10,4", "upsampler_steps": "5", "guidance_scale": 1.5,
                "prior_guidance_scale": 2.5, "clip_guidance_scale": 3.5, "sampler": "ddim",
                "negative_prompt": "a dog", "class_": 4, "classifier_scale": 0.5, "n": 1, "device": "cpu"}

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import karlo_models
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,8 @@ from unclip.clip import (
     Clip,
     build_clip,
     load_clip,
+    load_openai,
+    load_transformers,
     save_clip,
 )
 from unclip.towers import OpenClipTowers, TransformersTowers
@@ -216,3 +219,92 @@ def test_a_saved_clip_needs_neither_library(tmp_path):
         "assert not {'open_clip', 'transformers', 'torchvision'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_clip_of_transformers_is_saved_and_loaded(tmp_path):
+    first = of_transformers(tmp_path / "theirs")
+    for clip, folder in ((first, "a"), (load_clip(save_to(first, tmp_path / "once")), "b")):
+        save_clip(clip, tmp_path / folder)
+    again = load_clip(tmp_path / "b")
+    assert isinstance(again.towers, TransformersTowers)
+    assert_same(first, again)
+    assert first.identity.partition("#")[2] == again.identity.partition("#")[2]
+    assert torch.equal(first.std, again.std) and not torch.equal(first.std, tiny().std)
+    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert {"config.json", "model.safetensors", "preprocessor_config.json"} < set(files)
+    for name in files:  # nothing but these, and the same bytes
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def save_to(clip: Clip, folder: Path) -> Path:
+    save_clip(clip, folder)
+    return folder
+
+
+def of_transformers(folder: Path) -> Clip:
+    """A CLIP in the code of transformers, with statistics of its own, from its folder."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    torch.manual_seed(2)
+    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "max_position_embeddings": 16, "vocab_size": 49408, "eos_token_id": 49407,
+            "bos_token_id": 49406, "pad_token_id": 49407}  # fmt: skip
+    vision = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "image_size": 32, "patch_size": 8}  # fmt: skip
+    folder.mkdir()
+    byte_pair_tokenizer(folder).save_pretrained(folder)
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)).save_pretrained(folder)
+    CLIPImageProcessor(image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.3, 0.4]).save_pretrained(folder)
+    return load_clip(f"transformers:{folder}")
+
+
+def test_a_saved_clip_of_transformers_takes_half_the_room_if_that_rounds_nothing(tmp_path):
+    clip = of_transformers(tmp_path / "theirs")
+    whole = (save_to(clip, tmp_path / "whole") / "model.safetensors").stat().st_size
+    clip.towers.model.half().float()
+    half = (save_to(clip, tmp_path / "half") / "model.safetensors").stat().st_size
+    assert 0.4 < half / whole < 0.6
+    assert_same(clip, load_clip(tmp_path / "half"))
+
+
+def test_a_folder_takes_a_clip_of_another_kind(tmp_path):
+    plain = tiny()
+    plain.towers.model.half().float()
+    for clip in (plain, of_transformers(tmp_path / "theirs"), plain):
+        assert_same(clip, load_clip(save_to(clip, tmp_path / "same")))
+
+
+def test_texts_alone(tmp_path):
+    tokens = karlo_models.tokenizer(tmp_path / "words")
+    karlo_models.text_encoder(tokens).save_pretrained(tmp_path / "encoder")
+    tokens.save_pretrained(tmp_path / "tokenizer")
+    clip = load_transformers(tmp_path / "encoder", tmp_path / "tokenizer")
+    assert clip.image_size is None and (clip.embed_dim, clip.text_dim) == (16, 16)
+    text = clip.encode_text(["a red cat", "fish"])
+    assert (text.raw.norm(dim=-1) - 1).abs().min() > 0.01
+    assert torch.allclose(F.normalize(text.raw, dim=-1), text.embed)
+    again = load_clip(save_to(clip, tmp_path / "again"))
+    assert torch.equal(again.encode_text(["a red cat", "fish"]).raw, text.raw)
+    for ask in (lambda: again.encode_image(torch.zeros(1, 3, 8, 8)), lambda: again.logit_scale):
+        with pytest.raises(ValueError, match="again knows texts alone"):
+            ask()
+
+
+def test_transformers_that_hold_no_clip(tmp_path):
+    with pytest.raises(CheckpointError, match="cannot be read as a CLIP"):
+        load_clip(f"transformers:{tmp_path}")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    with pytest.raises(CheckpointError, match="'gpt2', not a CLIP"):
+        load_clip(tmp_path)
+
+
+def test_openais_tensors():
+    clip = tiny({**VIT, "head_width": 16}, quick_gelu=True)
+    tensors = {**clip.towers.model.state_dict(), "context_length": torch.tensor(16)}
+    made = load_openai({name: value.half() for name, value in tensors.items()}, "it", head_width=16)
+    clip.towers.model.half().float()
+    assert_same(clip, made)
+    with pytest.raises(CheckpointError, match=r"it is no .* lacks \['visual.conv1.weight', 'visual.pos"):
+        load_openai({name: value for name, value in tensors.items() if "visual" not in name}, "it")
+    with pytest.raises(CheckpointError, match="unexpected: \\['more'\\]"):
+        load_openai({**tensors, "more": torch.zeros(1)}, "it", head_width=16)

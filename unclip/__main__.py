@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from . import DEFAULT_MODEL, __version__, cli, load
+from . import DEFAULT_MODEL, __version__, cli, shipped_models
 
 
 def parser() -> argparse.ArgumentParser:
@@ -19,25 +19,34 @@ def parser() -> argparse.ArgumentParser:
     add("--strip", type=Path, metavar="FILE", help="write there how it came out of the noise: a film strip "
         "of the decoder's steps, x_t above and the predicted picture below")
     add("--columns", type=int, default=8, metavar="N", help="steps that the strip shows (default 8)")
+    add("--image", type=Path, metavar="FILE", help="a picture, of which a model that inpaints paints a part")
+    add("--mask", type=Path, metavar="FILE", help="which part: a picture of its size, white = painted anew")
     cli.add_model(made)
     cli.add_options(made)
+    add("--plan", action="store_true", help="print what the model takes of memory, a stage, and end; nothing "
+        "is fetched")
+    add("--models", action="store_true", help="list the models that are known by name, and end")
     add("--version", action="version", version=f"unclip {__version__}")
     return made
 
 
 def draw(args: argparse.Namespace) -> Path:
     """Draw what the command line asks for; returns the picture's file."""
+    from PIL import Image
+
     from .data.images import grid, save_png, to_tensor
 
     if args.prompt is not None and not args.prompt.strip():
         raise ValueError("the prompt is empty; say what to draw, for example: a goldfish")
     output = args.output or Path(f"{cli.words(args.prompt or args.model)}.png")
     _check_files(args, output)
-    pipeline, frames, watching = cli.guided(load(args.model, args.device), args), [], {}
+    files = {"image": args.image, "mask": args.mask}
+    given = {name: Image.open(file) for name, file in files.items() if file is not None}
+    pipeline, frames, watching = cli.loaded(args), [], {}
     if args.strip:
         watching = {"watch": frames.append, "batch_size": args.n}  # one batch: a strip of every picture
     made = pipeline.generate(args.prompt, n=args.n, seed=args.seed, **cli.options_from(args), **watching,
-                             progress=_progress if sys.stderr.isatty() else None)
+                             **given, progress=_progress if sys.stderr.isatty() else None)
     if isinstance(made, list):
         import torch
 
@@ -68,10 +77,29 @@ def _progress(stage: str, done: int, total: int) -> None:
     print(f"{stage:>14} [{bar:<20}] {done}/{total}", end=end, file=sys.stderr, flush=True)
 
 
+def _models() -> str:
+    from .convert.models import MODELS
+
+    rows = [(name, "comes with the package", "MIT") for name in shipped_models()]
+    rows += [(model.name, model.about, model.licence.name) for model in MODELS.values()]
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    return "\n".join(f"{name:<{widths[0]}}  {about:<{widths[1]}}  {licence}" for name, about, licence in rows)
+
+
+def _plan(args: argparse.Namespace) -> str:
+    from .plan import plan
+
+    return str(plan(args.model, args.dtype, args.n))
+
+
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     start = time.perf_counter()
     args = parser().parse_args(argv)
+    if args.models:
+        return cli.run("unclip", lambda: print(_models()))
+    if args.plan:
+        return cli.run("unclip", lambda: print(_plan(args)))
     if args.prompt is None and args.model == DEFAULT_MODEL:
         parser().print_help()
         return 2

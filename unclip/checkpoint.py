@@ -14,6 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .memory import in_precision
+
 FORMAT = 1  # the version of the header's form; raised when an old file would be misread
 
 
@@ -31,12 +33,25 @@ def written_aside(path: str | Path) -> Iterator[Path]:
     aside = Path(name)
     try:
         yield aside
-        with open(aside, "rb+") as file:
-            os.fsync(file.fileno())
         os.chmod(aside, 0o644)  # mkstemp makes private files
+        flush(aside)
         os.replace(aside, path)
+        flush(path.parent)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Force a file, or a folder's list of names, to the disk."""
+    if path.is_file():
+        with open(path, "rb+") as file:
+            os.fsync(file.fileno())
+    elif os.name == "posix":  # elsewhere folders cannot be opened
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_json(path: str | Path, values: object) -> None:
@@ -71,6 +86,15 @@ def save_checkpoint(
                   metadata={"unclip": json.dumps(header)})
 
 
+def is_ours(path: str | Path) -> bool:
+    """Whether a safetensors file describes itself as our checkpoints do; a damaged one counts as ours."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "unclip" in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return True
+
+
 def read_header(path: str | Path, kind: str | None = None) -> dict:
     """The header of a checkpoint; raises ``CheckpointError`` if it is not ours, or not of ``kind``."""
     path = Path(path)
@@ -95,19 +119,30 @@ def read_header(path: str | Path, kind: str | None = None) -> dict:
     return header
 
 
-def load_checkpoint(path: str | Path, kind: str | None = None) -> tuple[dict[str, Tensor], dict]:
-    """Read ``(tensors, header)``; floating tensors come back as float32."""
+def load_checkpoint(
+    path: str | Path,
+    kind: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+) -> tuple[dict[str, Tensor], dict]:
+    """Read ``(tensors, header)``, each tensor once, to where it stays.
+
+    dtype: of weights, as ``memory.in_precision`` says; other floating tensors come back as float32.
+    """
     header = read_header(path, kind)
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            tensors = {key: in_precision(file.get_tensor(key), dtype) for key in file.keys()}
     except SafetensorError as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
-    return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}, header
+    return tensors, header
 
 
 def load_strictly(module: torch.nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Fill ``module``; a missing, unexpected or misshapen tensor fails, and all are listed at once."""
+    """Fill ``module``; a missing, unexpected or misshapen tensor fails, and all are listed at once.
+
+    A module that was built on the meta device takes the tensors themselves, uncopied.
+    """
     target = module.state_dict()
     missing = sorted(set(target) - set(tensors))
     unexpected = sorted(set(tensors) - set(target))
@@ -116,4 +151,4 @@ def load_strictly(module: torch.nn.Module, tensors: Mapping[str, Tensor], source
     if missing or unexpected or misshapen:
         raise CheckpointError(f"{source} does not fit the network:\n  missing: {missing}\n"
                               f"  unexpected: {unexpected}\n  of another shape: {misshapen}")
-    module.load_state_dict(tensors, strict=True)
+    module.load_state_dict(tensors, strict=True, assign=any(value.is_meta for value in target.values()))

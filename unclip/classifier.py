@@ -18,6 +18,7 @@ from .config import Config, parse_config
 from .diffusion.gaussian import diffuse
 from .diffusion.guidance import GradFn
 from .diffusion.schedule import make_schedule
+from .memory import weightless
 from .nets.classifier import ClassifierConfig, NoisedClassifier
 from .stages import Conditions
 
@@ -29,6 +30,7 @@ class ClassifierStageConfig(Config):
     net: ClassifierConfig
     schedule: Literal["cosine", "linear", "flow"] = "cosine"  # that of the decoder to be guided
     timesteps: int = Field(1000, ge=1)
+    scale: float = Field(1.0, ge=0)  # how strongly it leads where nothing else is asked for
 
 
 class Classifier(nn.Module):
@@ -83,12 +85,18 @@ class Classifier(nn.Module):
                         config=self.config.model_dump(mode="json"), **{**self.facts, **facts})
 
 
-def load_classifier(path: str | Path, device: str | torch.device = "cpu") -> Classifier:
-    """Rebuild a classifier from its checkpoint, or from the folder of its run; eval mode, no gradients."""
+def load_classifier(path: str | Path, device: str | torch.device = "cpu",
+                    dtype: torch.dtype = torch.float32) -> Classifier:
+    """Rebuild a classifier from its checkpoint, or from the folder of its run; eval mode, no gradients.
+
+    dtype: of its weights, as in ``load_stage``.
+    """
     path = Path(path)
     path = path / "classifier.safetensors" if path.is_dir() else path
-    tensors, header = load_checkpoint(path, "classifier")
-    classifier = Classifier(parse_config(ClassifierStageConfig, header["config"], source=str(path)))
+    tensors, header = load_checkpoint(path, "classifier", dtype, device)
+    config = parse_config(ClassifierStageConfig, header["config"], source=str(path))
+    with weightless():
+        classifier = Classifier(config)
     load_strictly(classifier, tensors, source=str(path))
     classifier.facts = {k: v for k, v in header.items() if k not in ("format", "kind", "config")}
     return classifier.to(device).eval().requires_grad_(False)

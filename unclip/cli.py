@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import DEFAULT_MODEL, known_models
+from . import DEFAULT_MODEL, load, shipped_models
 
 if TYPE_CHECKING:
     from .pipeline import Pipeline
@@ -36,6 +36,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--classifier", type=Path, metavar="FILE", help="of noised pictures: its gradient leads to --class")
     add("--classifier-scale", type=float, metavar="S", help="how strongly (default 1)")
     add_device(parser)
+    add_memory(parser)
+
+
+def add_memory(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
+                        help="of the weights: bfloat16 takes half the memory (default float32)")
+    parser.add_argument("--offload", action="store_true", help="keep stages in the computer's memory, and on "
+                        "the device only while they work")
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -55,8 +63,14 @@ def _device(name: str) -> str:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default=DEFAULT_MODEL, help=f"{', '.join(known_models())}, a folder, or a "
-                        "decoder's checkpoint")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help=f"{', '.join(shipped_models())}; glide, karlo "
+                        "or another public model (unclip --models lists them); a folder; or a decoder's "
+                        "checkpoint")
+
+
+def loaded(args: argparse.Namespace) -> Pipeline:
+    """The pipeline that the command line names, with its classifier if it names one."""
+    return guided(load(args.model, args.device, args.dtype, args.offload), args)
 
 
 def guided(pipeline: Pipeline, args: argparse.Namespace) -> Pipeline:

@@ -65,13 +65,13 @@ def to_yaml(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
 
 
-def differences(old: dict, new: dict, prefix: str = "") -> str:
-    """Where two dumped configurations differ: "net.channels: 64 -> 32, ..."; "" if they are equal."""
-    found = []
+def differences(old: dict, new: dict, prefix: str = "") -> dict[str, str]:
+    """Where two dumped configurations differ, by key: {"net.channels": "64 -> 32", ...}."""
+    found = {}
     for key in sorted({*old, *new}):
         a, b = old.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
-            found.append(differences(a, b, f"{prefix}{key}."))
+            found |= differences(a, b, f"{prefix}{key}.")
         elif a != b:
-            found.append(f"{prefix}{key}: {a} -> {b}")
-    return ", ".join(item for item in found if item)
+            found[f"{prefix}{key}"] = f"{a} -> {b}"
+    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class EMA:
@@ -28,9 +28,16 @@ class EMA:
 
     @torch.no_grad()
     def update(self, module: nn.Module, batch: int, seen: int) -> None:
-        """Move the average towards ``module``; buffers are copied."""
+        """Move the average towards ``module``; buffers are copied. Of weights that are shared out among
+        processes (both alike) each averages its part.
+        """
         beta = self.beta(batch, seen)
-        averaged, current = list(self.module.parameters()), list(module.parameters())
+        averaged, current = ([_local(p) for p in net.parameters()] for net in (self.module, module))
         torch._foreach_lerp_(averaged, current, 1.0 - beta)
         for ours, theirs in zip(self.module.buffers(), module.buffers(), strict=True):
             ours.copy_(theirs)
+
+
+def _local(weight: Tensor) -> Tensor:
+    """This process's part of a weight (a ``DTensor``), or the weight."""
+    return weight.to_local() if hasattr(weight, "to_local") else weight

@@ -14,6 +14,11 @@ def default_device() -> torch.device:
     return torch.device("cpu")
 
 
+def as_device(device: str | torch.device | None) -> torch.device:
+    """The device of that name; None = ``default_device``."""
+    return default_device() if device is None else torch.device(device)
+
+
 def has_fast_bf16(device: torch.device) -> bool:
     """Whether bfloat16 arithmetic is done in hardware there."""
     if device.type == "cuda":

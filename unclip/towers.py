@@ -5,7 +5,8 @@ Each tower pair has `model`, `image_size`, `context_length` and
     tokenize(texts)      -> ids int64 [N, L] and mask bool [N, L], True up to the end-of-text token
     encode(text)         -> ids of a text without start and end;  decode(ids) -> text
     text(ids, mask)      -> pooled and projected [N, D], hidden states after the last norm [N, L, W]
-    image(images)        -> [N, D], of pictures that are already resized and normalised
+    image(images)        -> [N, D], of pictures that are already resized and normalised; those without
+                            a picture tower have the image_size None
 
 Nothing is normalised to unit length here, and no library is imported.
 """
@@ -101,28 +102,31 @@ class OpenClipTowers(nn.Module):
 
 
 class TransformersTowers(nn.Module):
-    """Any CLIPModel of transformers."""
+    """Any CLIPModel of transformers, or a CLIPTextModelWithProjection, which takes no pictures."""
 
     def __init__(self, model: nn.Module, tokenizer) -> None:
         super().__init__()
         self.model, self.tokenizer = model, tokenizer
-        self.image_size = model.config.vision_config.image_size
-        self.context_length = model.config.text_config.max_position_embeddings
+        config = model.config
+        self.image_size = config.vision_config.image_size if hasattr(config, "vision_config") else None
+        text = getattr(config, "text_config", config)
+        self.context_length = min(text.max_position_embeddings, tokenizer.model_max_length)
 
     def tokenize(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        ids = self.tokenizer(texts, padding="max_length", truncation=True,
-                             max_length=self.context_length, return_tensors="pt")["input_ids"]
-        return ids, upto(ids, self.tokenizer.eos_token_id)
+        made = self.tokenizer(texts, padding="max_length", truncation=True, max_length=self.context_length,
+                              return_tensors="pt")
+        return made["input_ids"], made["attention_mask"].bool()
 
     def encode(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
     def decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids)
 
     def text(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        hidden = self.model.text_model(ids).last_hidden_state
-        return self.model.text_projection(read_at(hidden, mask)), hidden
+        """Which state stands for the whole text is for the model's own config to say."""
+        out = self.model.text_model(ids)
+        return self.model.text_projection(out.pooler_output), out.last_hidden_state
 
     def image(self, images: Tensor) -> Tensor:
         return self.model.visual_projection(self.model.vision_model(images).pooler_output)

@@ -11,13 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .decode import flatten
 
-def to_tensor(image: Image.Image) -> Tensor:
-    """Any PIL picture as float32 [3,H,W] in [-1,1]; what is transparent shows white."""
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    pixels = torch.from_numpy(np.array(image.convert("RGB")))  # [H,W,3] uint8
+
+def to_tensor(image: Image.Image, background: str = "white") -> Tensor:
+    """Any PIL picture as float32 [3,H,W] in [-1,1]; what is transparent shows ``background``."""
+    pixels = torch.from_numpy(np.array(flatten(image, background)))  # [H,W,3] uint8
     return pixels.permute(2, 0, 1).float() / 127.5 - 1
 
 

@@ -1,28 +1,37 @@
 """Shards: webdataset tars of pictures with captions, written alike every time and read in order.
 
 A sample is some files with one key: a picture (``.webp``, ``.png``, ``.jpg`` or ``.jpeg``), a
-caption (``.txt``) and, where there is more to say, a record (``.json``).
+caption (``.txt``) and, where there is more to say, a record (``.json``). The record may hold the caption
+("caption", as img2dataset has it) or several ("captions"). ``tars.py`` reads shards on disk by number.
 """
 
 from __future__ import annotations
 
+import bz2
 import glob
+import gzip
 import io
 import itertools
-import json
+import lzma
 import os
 import random
 import sys
+import time
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import webdataset as wds
-from PIL import Image
 from webdataset.shardlists import expand_urls
 
-PICTURES = ("webp", "png", "jpg", "jpeg")
+from .decode import open_picture
+from .samples import picture_of, texts_of
+from .tars import samples
+
+WAITS = (1.0, 5.0)  # seconds before a shard that came over the network is asked for again
 
 
 class ShardError(ValueError):
@@ -40,7 +49,7 @@ def expand(paths: str | Path | Iterable[str | Path]) -> list[str]:
         raise ShardError("no shards are named")
     shards = []
     for item in items:
-        for path in expand_urls(str(item)):
+        for path in spelled_out(item):
             if "://" in path or path.startswith("pipe:"):
                 shards.append(path)
                 continue
@@ -54,6 +63,11 @@ def expand(paths: str | Path | Iterable[str | Path]) -> list[str]:
     return shards
 
 
+def spelled_out(item: str | Path) -> list[str]:
+    """What a brace range stands for, whether it is there or not; anything else as it is."""
+    return list(expand_urls(str(item)))
+
+
 def read_shards(
     shards: str | Path | Iterable[str | Path],  # as for ``expand``
     shuffle: int = 0,  # samples in the shuffle buffer; 0 keeps the order of the files
@@ -61,9 +75,9 @@ def read_shards(
     epochs: int | None = 1,  # times through the shards; None: for ever
     skipped: Counter[str] | None = None,  # counts the samples that were left out, by reason
 ) -> Iterator[dict[str, Any]]:
-    """Yield samples as dicts: ``key`` str, ``image`` PIL, ``caption`` str, ``record`` dict.
+    """Yield samples: ``key``, ``image`` PIL, ``caption``, all ``captions``, ``record`` dict, ``shard``.
 
-    The image is RGBA where the file has transparency, else RGB. The same arguments give the same
+    The image is upright, RGBA where the file has transparency, else RGB. The same arguments give the same
     order. A sample that cannot be read (no picture, no caption, a damaged file) is skipped and
     counted, and at the end of an epoch the count is told on stderr. Raises ``ShardError`` when
     there are no shards, or no sample in them can be read.
@@ -75,7 +89,7 @@ def read_shards(
         for sample in _epoch(urls, shuffle, random.Random(f"{seed} {epoch}"), lost):
             try:
                 decoded = decode(sample)
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            except ValueError as error:
                 lost[f"{type(error).__name__}: {error}"] += 1
                 continue
             count += 1
@@ -102,26 +116,80 @@ def _epoch(
     if shuffle:
         rng.shuffle(urls)
     samples = wds.tarfile_to_samples(handler=note)({"url": url} for url in urls)
-    return wds.shuffle(shuffle, initial=shuffle, rng=rng)(samples) if shuffle else samples
+    return buffered(samples, shuffle, rng) if shuffle else samples
+
+
+def buffered(samples: Iterable[Any], size: int, rng: random.Random) -> Iterator[Any]:
+    """``samples`` shuffled by a buffer of ``size`` of them."""
+    return wds.shuffle(size, initial=size, rng=rng)(samples)
+
+
+def stream(url: str, waits: Sequence[float] = WAITS) -> Iterator[dict[str, Any]]:
+    """A shard's samples from front to back, undecoded, from wherever webdataset can open it.
+
+    What came over the network and broke off is asked for again after each of ``waits`` seconds, and goes
+    on where it was. What stays damaged ends with ``{"__key__": url, "__error__": reason}``.
+    """
+    given = 0
+    for wait in [*(waits if "://" in url else ()), None]:
+        try:
+            with _opened(url) as file:
+                for number, sample in enumerate(samples(file, url)):
+                    if number == given:
+                        given += 1
+                        yield sample
+                _drain(file)
+            return
+        except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
+            if wait is None:
+                if getattr(error, "rest", None) is not None:
+                    yield error.rest
+                yield {"__key__": url, "__url__": url, "__error__": f"{type(error).__name__}: {error}"}
+                return
+        time.sleep(wait)
+
+
+@contextmanager
+def _opened(url: str) -> Iterator[BinaryIO]:
+    """What webdataset opens (files, URLs by curl, pipes), unpacked if it is compressed."""
+    unpack = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
+    raw = wds.gopen(url)
+    try:
+        file = io.BufferedReader(_Raw(raw), 1 << 16)
+        start = file.peek(2)[:2]
+        yield unpack[start](file) if start in unpack else file
+    finally:
+        with suppress(OSError):  # of a program that was stopped before it had written everything
+            raw.close()
+
+
+class _Raw(io.RawIOBase):
+    """What only reads, as the standard library wants it."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        data = self.stream.read(len(buffer))
+        buffer[:len(data)] = data
+        return len(data)
+
+
+def _drain(file: BinaryIO) -> None:
+    """Read what follows the end mark, so that what writes it ends well."""
+    while file.read(1 << 20):
+        pass
 
 
 def decode(sample: dict[str, Any]) -> dict[str, Any]:
-    """A raw sample's bytes as picture, caption and record; ``ValueError`` for what is missing."""
-    picture = next((sample[kind] for kind in PICTURES if kind in sample), None)
-    if picture is None:
-        raise ValueError("a sample without a picture")
-    if "txt" not in sample:
-        raise ValueError("a sample without a caption")
-    image = Image.open(io.BytesIO(picture))
-    record = json.loads(sample.get("json", b"{}"))
-    if not isinstance(record, dict):
-        raise ValueError("a record that is no JSON object")
-    return {
-        "key": sample["__key__"],
-        "image": image.convert("RGBA" if image.has_transparency_data else "RGB"),
-        "caption": sample["txt"].decode("utf-8").strip(),
-        "record": record,
-    }
+    """A raw sample's bytes as picture, captions and record; ``ValueError`` for what is missing."""
+    image = open_picture(picture_of(sample))
+    captions, record = texts_of(sample)
+    return {"key": sample["__key__"], "image": image, "caption": captions[0], "captions": captions,
+            "record": record, "shard": sample["__url__"]}
 
 
 class ShardWriter:
@@ -142,6 +210,7 @@ class ShardWriter:
         self.folder, self.prefix, self.per_shard = Path(folder), prefix, per_shard
         self.folder.mkdir(parents=True, exist_ok=True)
         self.paths: list[Path] = []  # complete tars, in order
+        self.counts: list[int] = []  # samples in each of them
         self.count = 0  # samples written
         self._tar: wds.TarWriter | None = None
 
@@ -171,6 +240,7 @@ class ShardWriter:
         path = self.folder / f"{self.prefix}-{len(self.paths):06d}.tar"
         os.replace(self._partial, path)
         self.paths.append(path)
+        self.counts.append(self.count - sum(self.counts))
 
     def __enter__(self) -> ShardWriter:
         return self

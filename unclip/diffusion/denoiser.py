@@ -74,14 +74,16 @@ def check_prediction(predicts: str, variance: str, schedule: Schedule) -> None:
 class Denoiser:
     """A network together with the meaning of its output.
 
-    It is called as network(x, t - 1 as float [N], **cond), which is how OpenAI's networks count.
-    ValueError as `check_prediction` says: `flow` goes with x0 and v alone.
+    It is called as network(x, (t - 1) * time_scale as float [N], **cond), which is how OpenAI's
+    networks count; the scale is 1000 / T in improved DDPM, and 1 elsewhere. ValueError as
+    `check_prediction` says: `flow` goes with x0 and v alone.
     """
 
     network: Callable[..., Tensor]
     schedule: Schedule
     predicts: str = "eps"  # "eps", "x0" or "v"
     variance: str = "small"  # "small", "large", or "learned": the second half of the channels
+    time_scale: float = 1.0
 
     def __post_init__(self) -> None:
         check_prediction(self.predicts, self.variance, self.schedule)
@@ -89,7 +91,7 @@ class Denoiser:
     def __call__(self, x: Tensor, t: Tensor, **cond) -> Prediction:
         """x [N, C, ...] at levels t int64 [N] in 1..T; computes in float32 at least."""
         dtype = torch.promote_types(x.dtype, torch.float32)
-        out = self.network(x, (t - 1).float(), **cond).to(dtype)
+        out = self.network(x, (t - 1).float() * self.time_scale, **cond).to(dtype)
         frac = FIXED_FRAC.get(self.variance)
         channels = x.shape[1] * (2 if frac is None else 1)
         if out.shape != (x.shape[0], channels, *x.shape[2:]):

@@ -144,6 +144,14 @@ def gradient_of(grad_fn: GradFn, x: Tensor, t: Tensor, x0: Tensor) -> Tensor:
         return grad_fn(x, t, x0).detach()
 
 
+def together(*grad_fns: GradFn | None) -> GradFn | None:
+    """The sum of gradients, which is that of independent conditions; None if there are none."""
+    given = [grad_fn for grad_fn in grad_fns if grad_fn is not None]
+    if not given:
+        return None
+    return lambda x, t, x0: sum(grad_fn(x, t, x0) for grad_fn in given)
+
+
 def gradient_on_x0(
     denoise: Denoise,
     schedule: Schedule,

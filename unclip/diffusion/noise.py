@@ -22,17 +22,45 @@ def fold(seed: int, *numbers: int) -> int:
 class Noise:
     """One stream of Gaussian noise per picture, so that a picture is the same in any batch.
 
-    The streams are drawn on the CPU, which makes them the same on every device.
+    The streams are drawn on the CPU, which makes them the same on every device; or, as ``drawn_on``
+    says, where they are needed, which is faster.
     """
 
-    def __init__(self, seeds: Sequence[int], device: str | torch.device = "cpu"):
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        device: str | torch.device = "cpu",
+        drawn_on: str | torch.device = "cpu",
+    ):
         self.device = device
-        self.generators = [torch.Generator().manual_seed(fold(seed)) for seed in seeds]
+        self.generators = [torch.Generator(drawn_on).manual_seed(fold(seed)) for seed in seeds]
 
     def __len__(self) -> int:
         return len(self.generators)
 
     def __call__(self, shape: Sequence[int]) -> Tensor:
         """The next noise of every picture: [N, *shape] float32, where shape is that of one."""
-        noise = [torch.randn(tuple(shape), generator=g) for g in self.generators]
+        noise = [torch.randn(tuple(shape), generator=g, device=g.device) for g in self.generators]
         return torch.stack(noise).to(self.device)
+
+    def uniform(self, shape: Sequence[int] = ()) -> Tensor:
+        """The next uniform numbers in [0, 1) of every picture: [N, *shape] float32."""
+        drawn = [torch.rand(tuple(shape), generator=g, device=g.device) for g in self.generators]
+        return torch.stack(drawn).to(self.device)
+
+
+Random = torch.Generator | Noise | None  # one stream for a batch, one a picture, or torch's own
+
+
+def randn(shape: Sequence[int], device: torch.device | str, source: Random = None) -> Tensor:
+    """Gaussian noise of a batch, [N, ...] float32; of streams, there must be N."""
+    if isinstance(source, Noise):
+        return source(shape[1:]).to(device)
+    return torch.randn(tuple(shape), device=device, generator=source)
+
+
+def rand(shape: Sequence[int], device: torch.device | str, source: Random = None) -> Tensor:
+    """Uniform numbers in [0, 1) of a batch, [N, ...] float32; of streams, there must be N."""
+    if isinstance(source, Noise):
+        return source.uniform(shape[1:]).to(device)
+    return torch.rand(tuple(shape), device=device, generator=source)

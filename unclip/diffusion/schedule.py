@@ -140,7 +140,8 @@ def make_schedule(name: str, timesteps: int = 1000) -> Schedule:
         raise ValueError(f"unknown schedule {name!r}; known: {', '.join(SCHEDULES)}")
     if timesteps < 1:
         raise ValueError(f"a schedule needs at least 1 timestep, got {timesteps}")
-    return Schedule(name, timesteps, *SCHEDULES[name](timesteps))
+    with torch.device("cpu"):  # also where a network is being built on the meta device
+        return Schedule(name, timesteps, *SCHEDULES[name](timesteps))
 
 
 def step_list(spec: int | str, timesteps: int) -> list[int]:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .noise import Random, rand
 
-def uniform(n: int, timesteps: int, generator: torch.Generator | None = None) -> Tensor:
+
+def uniform(n: int, timesteps: int, source: Random = None) -> Tensor:
     """t [n] int64, each of 1..timesteps equally likely (Ho et al. 2020, algorithm 1)."""
-    device = None if generator is None else generator.device
-    return torch.randint(1, timesteps + 1, (n,), generator=generator, device=device)
+    return 1 + (timesteps * rand((n,), _place(source), source)).long()
+
+
+def _place(source: Random) -> torch.device | str:
+    return "cpu" if source is None else source.device
 
 
 class LossSecondMoment:
@@ -43,11 +48,12 @@ class LossSecondMoment:
         p = self.losses.square().mean(1).sqrt()
         return (1 - self.uniform_share) * p / p.sum() + self.uniform_share * flat
 
-    def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """t [n] int64 in 1..T, on the generator's device."""
-        device = None if generator is None else generator.device
-        p = self.probabilities().to(device, torch.float32)  # MPS has no float64
-        return torch.multinomial(p, n, replacement=True, generator=generator) + 1
+    def draw(self, n: int, source: Random = None) -> Tensor:
+        """t [n] int64 in 1..T, on the source's device: where the uniform numbers fall among the sums of p."""
+        device = _place(source)
+        sums = self.probabilities().cumsum(0)
+        drawn = rand((n,), device, source).cpu().double() * sums[-1]
+        return (torch.searchsorted(sums, drawn, right=True) + 1).clamp(max=len(sums)).to(device)
 
     def weights(self, t: Tensor) -> Tensor:
         """1 / (T p_t) for t int64 [n] in 1..T: [n] float64 on the CPU."""

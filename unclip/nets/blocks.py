@@ -1,12 +1,14 @@
 """Building blocks: residual block, spatial attention, transformer block, up and down."""
 
 import math
+from collections.abc import Callable
 from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from unclip.nets.attention import Backend, attend
 
@@ -22,7 +24,7 @@ def zero(layer: Layer) -> Layer:
 
 def normal(*shape: int, std: float = 0.02) -> nn.Parameter:
     """A learned embedding, N(0, std^2) at the start."""
-    return nn.Parameter(torch.randn(*shape) * std)
+    return nn.init.normal_(nn.Parameter(torch.empty(*shape)), std=std)
 
 
 def group_norm(channels: int, groups: int = 32) -> nn.GroupNorm:
@@ -50,6 +52,23 @@ def time_mlp(channels: int, width: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(channels, width), nn.SiLU(), nn.Linear(width, width))
 
 
+class Unit(nn.Module):
+    """A part that a network is a row of: where memory is saved, and weights are shared out (FSDP).
+
+    With ``checkpointing`` the backward pass computes the unit again, instead of having kept what was
+    computed in it (Chen et al. 2016, arXiv:1604.06174).
+    """
+
+    checkpointing = False
+
+    def forward(self, *inputs: Tensor | None) -> Tensor:
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(self.compute, *inputs, use_reentrant=False)
+        return self.compute(*inputs)
+
+    compute: Callable[..., Tensor]
+
+
 def upsample(x: Tensor) -> Tensor:
     """Nearest neighbour, [N, C, H, W] -> [N, C, 2H, 2W]."""
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
@@ -63,20 +82,20 @@ def downsample(x: Tensor) -> Tensor:
 class Upsample(nn.Module):
     """Nearest neighbour, then a convolution: [N, C, H, W] -> [N, C, 2H, 2W]."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, conv: bool = True):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if conv else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(upsample(x))
 
 
 class Downsample(nn.Module):
-    """A convolution of stride 2: [N, C, H, W] -> [N, C, H/2, W/2]."""
+    """A convolution of stride 2, or the mean of 2x2: [N, C, H, W] -> [N, C, H/2, W/2]."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, conv: bool = True):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if conv else nn.AvgPool2d(2)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x)
@@ -179,7 +198,7 @@ class SpatialAttention(nn.Module):
         )
 
 
-class TransformerBlock(nn.Module):
+class TransformerBlock(Unit):
     """Pre-norm attention and a GELU MLP of 4 times the width (GPT-2; unCLIP's prior; GLIDE's text).
 
     The channels of `qkv` are ordered by head first, and q, k, v within a head.
@@ -200,7 +219,7 @@ class TransformerBlock(nn.Module):
         )
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def compute(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x: [N, L, W]; mask as in `attend`. Returns [N, L, W]."""
         qkv = self.qkv(self.norm1(x))                                     # [N, L, 3W]
         q, k, v = rearrange(

@@ -3,6 +3,8 @@
 Dhariwal & Nichol 2021, section 4.
 """
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -10,12 +12,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from unclip.nets.attention import Backend, attend
-from unclip.nets.blocks import group_norm, normal, time_mlp, timestep_embedding
+from unclip.nets.blocks import group_norm, normal, time_mlp, timestep_embedding, zero
 from unclip.nets.unet import EncoderConfig, encoder, middle
 
 
 class ClassifierConfig(EncoderConfig):
     classes: int = Field(gt=1)                   # number of classes
+    # How the classes are read: from the last grid by attention or as its mean, or from the means of
+    # all grids by two layers (with a group norm between them in v2). Named as in the public code.
+    pool: Literal["attention", "adaptive", "spatial", "spatial_v2"] = "attention"
 
 
 class AttentionPool(nn.Module):
@@ -56,25 +61,46 @@ class NoisedClassifier(nn.Module):
         self.time = time_mlp(config.channels, config.emb_channels)
         self.encoder, skips = encoder(config, context=None)
         self.middle = middle(config, skips[-1], context=None)
-        self.norm = group_norm(skips[-1], config.norm_groups)
-        heads = config.num_heads or max(1, skips[-1] // config.head_channels)
-        self.pool = AttentionPool(
-            config.grid_sizes[-1], skips[-1], heads, config.classes, config.attention
-        )
+        if not config.pool.startswith("spatial"):
+            self.norm = group_norm(skips[-1], config.norm_groups)
+        self.pool = _pool(config, skips)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """x: [N, Cin, image_size, image_size]; t: float [N]. Returns [N, classes]."""
-        return self.pool(self._grid(x, t))                                    # [N, classes]
+        if self.config.pool == "attention":
+            return self.pool(self._normed(self._grids(x, t)[-1]))             # [N, classes]
+        return self.pool(self.features(x, t))                                 # [N, classes]
 
     def features(self, x: Tensor, t: Tensor) -> Tensor:
-        """What the classes are read from, averaged over places: [N, C], C of the last level."""
-        return self._grid(x, t).mean((2, 3))                                  # [N, C]
+        """What the classes are read from, averaged over places: [N, C], C of the last level (in a
+        spatial pool, of all grids)."""
+        grids = self._grids(x, t)
+        if self.config.pool.startswith("spatial"):
+            return torch.cat([grid.mean((2, 3)) for grid in grids], dim=1)    # [N, sum of C]
+        return self._normed(grids[-1]).mean((2, 3))                           # [N, C]
 
-    def _grid(self, x: Tensor, t: Tensor) -> Tensor:
+    def _normed(self, x: Tensor) -> Tensor:
+        return F.silu(self.norm(x))                                           # [N, C, H', W']
+
+    def _grids(self, x: Tensor, t: Tensor) -> list[Tensor]:
         emb = F.silu(self.time(timestep_embedding(t, self.config.channels)))  # [N, E]
         k = self.config.pixel_unshuffle
         h = F.pixel_unshuffle(x, k) if k > 1 else x                           # [N, kkCin, H/k, W/k]
-        for block in self.encoder:
+        grids = []
+        for block in [*self.encoder, self.middle]:
             h = block(h, emb, None, None)                                     # [N, C, H', W']
-        h = self.middle(h, emb, None, None)                                   # [N, C, H', W']
-        return F.silu(self.norm(h))                                           # [N, C, H', W']
+            grids.append(h)
+        return grids
+
+
+def _pool(config: ClassifierConfig, skips: list[int]) -> nn.Module:
+    """skips: channels of the grids on the way down; the middle's are those of the last."""
+    if config.pool == "attention":
+        heads = config.heads(skips[-1])
+        return AttentionPool(config.grid_sizes[-1], skips[-1], heads, config.classes, config.attention)
+    if config.pool == "adaptive":
+        return zero(nn.Linear(skips[-1], config.classes))
+    first, last = nn.Linear(sum(skips) + skips[-1], 2048), nn.Linear(2048, config.classes)
+    if config.pool == "spatial":
+        return nn.Sequential(first, nn.ReLU(), last)
+    return nn.Sequential(first, group_norm(2048), nn.SiLU(), last)

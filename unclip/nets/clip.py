@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from unclip.config import Config
 from unclip.nets.attention import attend
+from unclip.nets.blocks import Unit
 
 
 class VisionConfig(Config):
@@ -66,7 +67,7 @@ class QuickGELU(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
-class Block(nn.Module):
+class Block(Unit):
     def __init__(self, width: int, heads: int, mlp_ratio: float, quick_gelu: bool) -> None:
         super().__init__()
         hidden = int(width * mlp_ratio)
@@ -78,7 +79,7 @@ class Block(nn.Module):
         self.mlp.add_module("gelu", QuickGELU() if quick_gelu else nn.GELU())
         self.mlp.add_module("c_proj", nn.Linear(hidden, width))
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def compute(self, x: Tensor, mask: Tensor | None) -> Tensor:
         x = x + self.attn(self.ln_1(x), mask)
         return x + self.mlp(self.ln_2(x))
 

@@ -15,14 +15,17 @@ class TextConfig(Config):
     layers: int
     heads: int
     dropout: float = 0.0           # chance, on every residual branch
+    padding: bool = True           # False: a text is padded with its tokens, whatever the mask says
+    final_norm: bool = True        # a layer norm at the end
     attention: Backend = "sdpa"
 
 
 class TextTransformer(nn.Module):
     """Tokens -> one vector and one vector a token.
 
-    A position past the text holds a learned padding embedding of that position. It is attended
-    to, so that an empty text is a learned input too.
+    A position past the text holds a learned padding embedding of that position (with
+    ``padding``; else what the token there says). It is attended to, so that an empty text is a
+    learned input too.
     """
 
     def __init__(self, config: TextConfig):
@@ -31,12 +34,13 @@ class TextTransformer(nn.Module):
         self.token = nn.Embedding(config.vocab_size, config.width)
         nn.init.normal_(self.token.weight, std=0.02)
         self.position = normal(config.length, config.width)
-        self.padding = normal(config.length, config.width)
+        if config.padding:
+            self.padding = normal(config.length, config.width)
         self.blocks = nn.ModuleList(
             TransformerBlock(config.width, config.heads, config.dropout, config.attention)
             for _ in range(config.layers)
         )
-        self.norm = nn.LayerNorm(config.width)
+        self.norm = nn.LayerNorm(config.width) if config.final_norm else nn.Identity()
 
     def forward(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """tokens: int64 [N, L]; mask: bool [N, L], False = padding, whatever the token is.
@@ -47,7 +51,8 @@ class TextTransformer(nn.Module):
         if tokens.shape[1] != self.config.length:
             raise ValueError(f"{tokens.shape[1]} tokens a text, not {self.config.length}")
         x = self.token(tokens) + self.position                    # [N, L, W]
-        x = torch.where(mask[..., None], x, self.padding)         # [N, L, W]
+        if self.config.padding:
+            x = torch.where(mask[..., None], x, self.padding)     # [N, L, W]
         for block in self.blocks:
             x = block(x)                                          # [N, L, W]
         x = self.norm(x)                                          # [N, L, W]

@@ -15,6 +15,7 @@ from unclip.nets.blocks import (
     Downsample,
     ResBlock,
     SpatialAttention,
+    Unit,
     Upsample,
     group_norm,
     normal,
@@ -40,6 +41,7 @@ class EncoderConfig(Config):
     norm_groups: int = 32                        # of the group norms; see `group_norm` for speed
     scale_shift: bool = True                     # how the time embedding acts; False: it is added
     updown_in_blocks: bool = True                # False: plain convolutions, as in improved DDPM
+    conv_resample: bool = True                   # False: none at all, where they would be plain
     pixel_unshuffle: int = 1                     # k x k pixels become channels inside the network
     attention: Backend = "sdpa"
 
@@ -66,6 +68,10 @@ class EncoderConfig(Config):
         """Channels at each level."""
         return tuple(int(mult * self.channels) for mult in self.channel_mult)
 
+    def heads(self, channels: int, up: bool = False) -> int:
+        """Attention heads at a level of so many channels. up: on the way up."""
+        return self.num_heads or max(1, channels // self.head_channels)
+
     @property
     def emb_channels(self) -> int:
         """Width of the time embedding."""
@@ -74,6 +80,7 @@ class EncoderConfig(Config):
 
 class UNetConfig(EncoderConfig):
     out_channels: int = 3                        # 6 with a learned variance
+    num_heads_up: int | None = None              # num_heads on the way up; None: as on the way down
     context_channels: int | None = None          # width of the tokens that join the keys
     image_embed_dim: int | None = None           # of the CLIP image embedding; None: no such input
     image_tokens: int = 4                        # context tokens made from the image embedding
@@ -88,13 +95,18 @@ class UNetConfig(EncoderConfig):
             raise ValueError("text_dim needs context_channels")
         if self.text_dim and not self.text_project and self.text_dim != self.context_channels:
             raise ValueError("text_project false needs text_dim equal to context_channels")
+        if self.num_heads_up and not self.num_heads:
+            raise ValueError("num_heads_up needs num_heads")
         return self
 
+    def heads(self, channels: int, up: bool = False) -> int:
+        return up and self.num_heads_up or super().heads(channels)
 
-class Block(nn.ModuleList):
+
+class Block(Unit, nn.ModuleList):
     """Layers in a row; each takes what it needs of the embedding and the context."""
 
-    def forward(
+    def compute(
         self, x: Tensor, emb: Tensor, context: Tensor | None, mask: Tensor | None
     ) -> Tensor:
         for layer in self:
@@ -119,8 +131,10 @@ def res_block(config: EncoderConfig, channels: int, out_channels: int, resample=
     )
 
 
-def attention(config: EncoderConfig, channels: int, context: int | None) -> SpatialAttention:
-    heads = config.num_heads or max(1, channels // config.head_channels)
+def attention(
+    config: EncoderConfig, channels: int, context: int | None, up: bool = False
+) -> SpatialAttention:
+    heads = config.heads(channels, up)
     return SpatialAttention(channels, heads, context, config.attention, config.norm_groups)
 
 
@@ -142,8 +156,10 @@ def encoder(config: EncoderConfig, context: int | None) -> tuple[nn.ModuleList, 
             channels = width
             skips.append(channels)
         if level < len(config.widths) - 1:
-            inside = config.updown_in_blocks
-            down = res_block(config, channels, channels, "down") if inside else Downsample(channels)
+            if config.updown_in_blocks:
+                down = res_block(config, channels, channels, "down")
+            else:
+                down = Downsample(channels, config.conv_resample)
             blocks.append(Block([down]))
             skips.append(channels)
     return nn.ModuleList(blocks), skips
@@ -166,10 +182,12 @@ def decoder(config: UNetConfig, skips: list[int]) -> nn.ModuleList:
         for i in range(config.num_res_blocks + 1):
             block = Block([res_block(config, channels + skips.pop(), width)])
             if config.grid_sizes[level] in config.attention_resolutions:
-                block.append(attention(config, width, config.context_channels))
+                block.append(attention(config, width, config.context_channels, up=True))
             if level > 0 and i == config.num_res_blocks:
-                inside = config.updown_in_blocks
-                block.append(res_block(config, width, width, "up") if inside else Upsample(width))
+                if config.updown_in_blocks:
+                    block.append(res_block(config, width, width, "up"))
+                else:
+                    block.append(Upsample(width, config.conv_resample))
             blocks.append(block)
             channels = width
     return nn.ModuleList(blocks)

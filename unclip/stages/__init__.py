@@ -7,8 +7,9 @@ embeddings from text; ``Decoder`` makes pictures from embeddings, text, classes 
 """
 
 from .config import DecoderStageConfig, LowRes, PriorStageConfig, Process, Sampling, Steps
-from .decoder import Decoder, blur3
+from .decoder import Decoder
 from .load import STAGES, load_stage
+from .low_res import blur3
 from .prior import Prior
 from .stage import Conditions, Objective, Stage
 

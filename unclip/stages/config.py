@@ -11,6 +11,7 @@ from ..diffusion.denoiser import check_prediction
 from ..diffusion.losses import check_loss
 from ..diffusion.schedule import make_schedule, parse_steps
 from ..nets.prior import PriorConfig
+from ..nets.text import TextConfig
 from ..nets.unet import UNetConfig
 
 Variance = Annotated[float, Field(ge=0)]
@@ -22,6 +23,7 @@ class Process(Config):
 
     schedule: Literal["cosine", "linear", "flow"] = "cosine"
     timesteps: int = Field(1000, ge=1)
+    time_scale: float = Field(1.0, gt=0)  # the network is fed (t - 1) times this; improved DDPM: 1000 / T
     predicts: Literal["eps", "x0", "v"] = "eps"
     variance: Literal["small", "large", "learned"] = "small"
     loss: Literal["simple", "hybrid", "vlb", "rescaled", "auxiliary"] = "simple"
@@ -44,6 +46,10 @@ class Sampling(Config):
     guidance_rescale: float = Field(0.0, ge=0, le=1)  # against overexposure (Lin et al. 2023); 0 = off
     threshold: Literal["static", "dynamic", "none"] = "static"  # how x0 is kept in the data's range
     eta: float = Field(0.0, ge=0, le=1)  # ddim: share of fresh noise
+    noise_scale: float = Field(1.0, gt=0)  # of the noise it starts from; GLIDE's upsampler: 0.997
+    # What a guide's gradient changes: the score, in any sampler, or the mean of ddpm's step, times its
+    # variance (Dhariwal & Nichol 2021, algorithm 1), as GLIDE and ADM do publicly.
+    gradient: Literal["score", "mean"] = "score"
     x0_variance: dict[int, Variance] | None = None  # ddpm: Analytic-DPM's, by t; None = the network's
     candidates: int = Field(1, ge=1)  # prior: embeddings drawn a picture; the best by text is kept
 
@@ -53,6 +59,8 @@ class Sampling(Config):
             raise ValueError(f"eta is for ddim alone, not for {self.sampler}")
         if self.x0_variance is not None and self.sampler != "ddpm":
             raise ValueError(f"x0_variance is for ddpm alone, not for {self.sampler}")
+        if self.gradient == "mean" and self.sampler != "ddpm":
+            raise ValueError(f"gradient mean is for ddpm alone, not for {self.sampler}")
         return self
 
 
@@ -67,6 +75,7 @@ class PriorStageConfig(Config):
     drop_tokens: float = Field(0.0, ge=0, le=1)  # ... with the text's embedding alone
     text_noise: float = Field(0.0, ge=0)  # length of the noise added to the text's embedding
     clamp: float = Field(5.0, gt=0)            # largest whitened coordinate, in standard deviations
+    unit_norm: bool = True  # embeddings are brought to length 1; False: left as they come (Karlo)
 
 
 class LowRes(Config):
@@ -75,7 +84,9 @@ class LowRes(Config):
     size: int = Field(gt=0)                          # its height and width in pixels
     blur: float = Field(0.6, ge=0)                   # largest sigma of the 3x3 blur, in its pixels
     noise: float = Field(0.0, ge=0)                  # largest standard deviation of added noise
-    residual_scale: float | None = Field(None, gt=0)  # diffuse (picture - bilinear) / this; None = picture
+    residual_scale: float | None = Field(None, gt=0)  # diffuse (picture - enlarged) / this; None = picture
+    round_to_8bit: bool = False                      # to the 256 values that files hold, before enlarging
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # bicubic is antialiased, as Karlo's
 
 
 class DecoderStageConfig(Config):
@@ -90,3 +101,7 @@ class DecoderStageConfig(Config):
     drop_class: float = Field(0.1, ge=0, le=1)    # ... without the class
     embed_noise: float = Field(0.0, ge=0)         # noise added to the whitened embedding in training
     low_res: LowRes | None = None
+    text: TextConfig | None = None                # a text transformer of its own (GLIDE), fed with tokens
+    null_text: Literal["masked", "empty"] = "masked"  # guidance starts from no token, or from "" (Karlo)
+    inpaint: bool = False                         # four more channels say what of the picture is known
+    last_network: bool = False                    # a second U-Net takes the step to data (Karlo)

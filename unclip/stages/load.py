@@ -8,6 +8,7 @@ import torch
 
 from ..checkpoint import CheckpointError, load_checkpoint, load_strictly
 from ..config import parse_config
+from ..memory import weightless
 from .config import DecoderStageConfig, PriorStageConfig
 from .decoder import Decoder
 from .prior import Prior
@@ -19,13 +20,21 @@ def load_stage(
     path: str | Path,
     kind: str | None = None,  # "prior" or "decoder"; None takes either
     device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> Prior | Decoder:
-    """Rebuild a stage from its checkpoint, strictly; eval mode, no gradients."""
-    tensors, header = load_checkpoint(path, kind)
+    """Rebuild a stage from its checkpoint, strictly; eval mode, no gradients.
+
+    It is built on the meta device and takes the file's tensors as they are: nothing is initialised at
+    random, and there is never a second copy. dtype: of its weights; bfloat16 takes half the memory, and
+    is to be run under autocast.
+    """
+    tensors, header = load_checkpoint(path, kind, dtype, device)
     if header["kind"] not in STAGES:
         raise CheckpointError(f"{path} holds a {header['kind']}, not a {' or a '.join(STAGES)}")
     stage_class, config_class = STAGES[header["kind"]]
-    stage = stage_class(parse_config(config_class, header["config"], source=str(path)))
+    config = parse_config(config_class, header["config"], source=str(path))
+    with weightless():
+        stage = stage_class(config)
     load_strictly(stage, tensors, source=str(path))
     stage.facts = {k: v for k, v in header.items() if k not in ("format", "kind", "config")}
     return stage.to(device).eval().requires_grad_(False)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..diffusion import guidance
-from ..diffusion.noise import Noise
+from ..diffusion.noise import Noise, Random, randn
 from ..nets.prior import PriorTransformer
 from .config import PriorStageConfig, Sampling
 from .stage import Conditions, Stage, chance
@@ -26,29 +26,42 @@ class Prior(Stage):
         self.network.memory.fill(text_embed, self.whiten(image_embed))
 
     def conditions(self, text_embed: Tensor, text: Tensor, text_mask: Tensor) -> Conditions:
-        """What the network is told: text_embed [N,D], text [N,L,W], text_mask bool [N,L]."""
+        """What the network is told: text_embed [N,D], text [N,L,W], text_mask bool [N,L].
+
+        text_embed is of length 1, or as CLIP has it if ``config.unit_norm`` is false.
+        """
         length = self.config.net.text_length
         if text.shape[1] > length:
             raise ValueError(f"the prior takes {length} text tokens, not {text.shape[1]}")
-        present = torch.ones(len(text), dtype=torch.bool, device=text.device)
-        return {"text_embed": text_embed, "text": text, "text_mask": text_mask, "has_text": present}
+        told = {"text_embed": text_embed, "text": text, "text_mask": text_mask}
+        if self.config.net.null_text:
+            told["has_text"] = torch.ones(len(text), dtype=torch.bool, device=text.device)
+        return told
 
     def null(self, conditions: Conditions) -> Conditions:
-        """The same without the text."""
+        """The same without the text; ``ValueError`` for a prior that knows the text "" in its place."""
+        if "has_text" not in conditions:
+            raise ValueError("this prior was trained without a learned 'no text' (null_text is false): "
+                             'guide it with the conditions of the text ""')
         return {**conditions, "has_text": torch.zeros_like(conditions["has_text"])}
 
-    def drop(self, conditions: Conditions, generator: torch.Generator | None = None) -> Conditions:
+    def drop(self, conditions: Conditions, generator: Random = None) -> Conditions:
         """Training only: leave the text out now and then, for classifier-free guidance (Ho & Salimans
         2021); or its tokens; and blur its embedding. The last two are for words that no caption holds:
         their tokens are strange, but their embeddings lie near those of words with their meaning.
         """
         kept, config, n = dict(conditions), self.config, len(conditions["text"])
         embed, mask = kept["text_embed"], kept["text_mask"]
-        kept["has_text"] = kept["has_text"] & ~chance(n, config.drop_text, embed, generator)
+        if "has_text" in kept:
+            kept["has_text"] = kept["has_text"] & ~chance(n, config.drop_text, embed, generator)
+        elif config.drop_text:
+            raise ValueError('a prior whose null_text is false starts guidance from the text "", which no '
+                             "text that is left out becomes; train it with drop_text 0 on captions some of "
+                             "which are empty")
         if config.drop_tokens:
             kept["text_mask"] = mask & ~chance(n, config.drop_tokens, embed, generator)[:, None]
         if config.text_noise:
-            noise = torch.randn(embed.shape, device=embed.device, generator=generator)
+            noise = randn(embed.shape, embed.device, generator)
             blurred = embed + config.text_noise * embed.shape[1] ** -0.5 * noise
             kept["text_embed"] = F.normalize(blurred, dim=-1)
         return kept
@@ -77,9 +90,14 @@ class Prior(Stage):
         sampling: Sampling | None = None,
         null: Conditions | None = None,
     ) -> Tensor:
-        """Image embeddings [N,D] of length 1."""
+        """Image embeddings [N,D], of length 1 unless ``config.unit_norm`` is false.
+
+        null: what guidance starts from; None = the learned "no text".
+        """
         sampling = sampling or self.config.sampling
-        denoise = self.denoise(conditions, null or self.null(conditions), sampling.guidance_scale,
-                               sampling.guidance_rescale, sampling.threshold)
+        if null is None:
+            null = conditions if sampling.guidance_scale == 1 else self.null(conditions)
+        denoise = self.denoise(conditions, null, sampling.guidance_scale, sampling.guidance_rescale,
+                               sampling.threshold)
         *_, last = self.run(denoise, (self.config.net.embed_dim,), noise, sampling)
-        return self.unwhiten(last.x)
+        return self.unwhiten(last.x) if self.config.unit_norm else self.coloured(last.x)

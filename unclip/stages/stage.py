@@ -14,7 +14,7 @@ from ..config import Config
 from ..diffusion import guidance
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.losses import loss_terms
-from ..diffusion.noise import Noise
+from ..diffusion.noise import Noise, Random, rand
 from ..diffusion.samplers import SAMPLERS, Step
 from ..diffusion.schedule import make_schedule, step_list
 from .config import Sampling
@@ -34,7 +34,8 @@ class Stage(nn.Module):
         self.register_buffer("embed_mean", torch.zeros(embed_dim))
         self.register_buffer("embed_std", torch.ones(embed_dim))
         self.schedule = make_schedule(process.schedule, process.timesteps)
-        self.denoiser = Denoiser(self.call_network, self.schedule, process.predicts, process.variance)
+        self.denoiser = Denoiser(self.call_network, self.schedule, process.predicts, process.variance,
+                                 process.time_scale)
         self.facts: dict = {}  # what the checkpoint said besides: pictures seen, the CLIP model, ...
 
     def call_network(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
@@ -53,7 +54,11 @@ class Stage(nn.Module):
 
     def unwhiten(self, x: Tensor) -> Tensor:
         """The inverse of ``whiten``, normalised to length 1."""
-        return F.normalize(x * self.embed_std + self.embed_mean, dim=-1)
+        return F.normalize(self.coloured(x), dim=-1)
+
+    def coloured(self, x: Tensor) -> Tensor:
+        """The inverse of ``whiten``, as long as it comes."""
+        return x * self.embed_std + self.embed_mean
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
         """Take the mean and standard deviation [D] of the training embeddings."""
@@ -66,10 +71,16 @@ class Stage(nn.Module):
         shape: tuple[int, ...],
         noise: Noise,
         sampling: Sampling,
+        shift: guidance.GradFn | None = None,
     ) -> Iterator[Step]:
-        """Sample pictures (or embeddings) of ``shape``, one for each stream of ``noise``."""
-        options = {"ddim": {"eta": sampling.eta}, "ddpm": {"x0_variance": sampling.x0_variance}}
-        return SAMPLERS[sampling.sampler](denoise, self.schedule, noise(shape), self.levels(sampling), noise,
+        """Sample pictures (or embeddings) of ``shape``, one for each stream of ``noise``.
+
+        shift: of ddpm's mean, see ``samplers.ddpm``.
+        """
+        options = {"ddim": {"eta": sampling.eta},
+                   "ddpm": {"x0_variance": sampling.x0_variance, "shift": shift}}
+        start = sampling.noise_scale * noise(shape)
+        return SAMPLERS[sampling.sampler](denoise, self.schedule, start, self.levels(sampling), noise,
                                           **options.get(sampling.sampler, {}))
 
     def levels(self, sampling: Sampling) -> list[int]:
@@ -82,6 +93,6 @@ class Stage(nn.Module):
                         config=self.config.model_dump(mode="json"), **{**self.facts, **facts})
 
 
-def chance(n: int, p: float, like: Tensor, generator: torch.Generator | None) -> Tensor:
+def chance(n: int, p: float, like: Tensor, generator: Random) -> Tensor:
     """Bool [n], True with probability ``p``."""
-    return torch.rand(n, device=like.device, generator=generator) < p
+    return rand((n,), like.device, generator) < p

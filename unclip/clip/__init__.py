@@ -1,0 +1,26 @@
+"""Frozen CLIP encoders behind one interface, whichever library they come from.
+
+    clip = load_clip("open_clip:ViT-B-32@laion2b_s34b_b79k")
+    clip = load_clip("transformers:openai/clip-vit-base-patch32")
+    clip = load_clip("path/to/folder")          # one of ours, written by save_clip
+
+Radford et al. 2021 (arXiv:2103.00020).
+"""
+
+from .encoders import Clip, Text
+from .files import CONFIG, MEAN, STD, WEIGHTS, build_clip, load_clip, save_clip
+from .public import load_openai, load_transformers
+
+__all__ = [
+    "CONFIG",
+    "MEAN",
+    "STD",
+    "WEIGHTS",
+    "Clip",
+    "Text",
+    "build_clip",
+    "load_clip",
+    "load_openai",
+    "load_transformers",
+    "save_clip",
+]

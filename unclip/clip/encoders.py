@@ -1,0 +1,133 @@
+"""What the rest of unclip knows of a CLIP: ``Clip`` encodes, ``Text`` is what becomes of sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..towers import OpenClipTowers, PlainTowers, TransformersTowers
+
+
+@dataclass(frozen=True)
+class Text:
+    """Encoded sentences.
+
+    embed:  float32 [N, D], unit norm.
+    tokens: float32 [N, L, W], hidden states after the last layer norm; zero where masked.
+    mask:   bool [N, L], True up to and with the end-of-text token.
+    raw:    float32 [N, D], the embedding as CLIP's projection leaves it, of any length (Karlo's).
+    """
+
+    embed: Tensor
+    tokens: Tensor
+    mask: Tensor
+    raw: Tensor
+
+    def to(self, device: str | torch.device) -> Text:
+        return Text(*(x.to(device) for x in self._parts()))
+
+    def repeat(self, n: int) -> Text:
+        """Each sentence `n` times in a row."""
+        return Text(*(x.repeat_interleave(n, dim=0) for x in self._parts()))
+
+    def trimmed(self) -> Text:
+        """Without the columns at the end that no sentence reaches."""
+        length = int(self.mask.sum(1).max())
+        return Text(self.embed, self.tokens[:, :length], self.mask[:, :length], self.raw)
+
+    def __getitem__(self, index: slice | Tensor) -> Text:
+        return Text(*(x[index] for x in self._parts()))
+
+    def __len__(self) -> int:
+        return len(self.embed)
+
+    def _parts(self) -> tuple[Tensor, ...]:
+        return self.embed, self.tokens, self.mask, self.raw
+
+
+class Clip(nn.Module):
+    """Two frozen encoders and their statistics; always in eval mode.
+
+    towers: a backend of `unclip.towers`; one without pictures serves for texts alone.
+    mean, std: per channel, of pictures in [0, 1]. source: its name.
+    exact: saved without a loss; otherwise at half precision.
+    """
+
+    def __init__(self, towers: PlainTowers | OpenClipTowers | TransformersTowers, mean: Sequence[float],
+                 std: Sequence[float], source: str, exact: bool = False) -> None:
+        super().__init__()
+        self.towers, self.source, self.exact = towers, source, exact
+        self.image_size: int | None = towers.image_size  # pixels a side; None = it takes no pictures
+        self.context_length: int = towers.context_length
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+
+    def train(self, mode: bool = True) -> Clip:
+        """Stays in eval mode: the encoders are frozen."""
+        return super().train(False)
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """The factor on cosine similarities, learned in CLIP's training; ValueError without pictures."""
+        self._check_pictures("compare texts with pictures")
+        return self.towers.model.logit_scale.exp()
+
+    @cached_property
+    def embed_dim(self) -> int:
+        return self.encode_text([""]).embed.shape[-1]
+
+    @cached_property
+    def text_dim(self) -> int:
+        return self.encode_text([""]).tokens.shape[-1]
+
+    @cached_property
+    def identity(self) -> str:
+        """The model's name and a hash of its weights (at half precision, whatever they are saved at)."""
+        digest = sha256()
+        for name, tensor in sorted(self.towers.model.state_dict().items()):
+            digest.update(name.encode() + tensor.detach().cpu().half().numpy().tobytes())
+        return f"{self.source}#{digest.hexdigest()[:12]}"
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """ids int64 [N, L], cut at the context length, and mask bool [N, L]."""
+        return self.towers.tokenize(list(texts))
+
+    def truncated(self, text: str) -> str | None:
+        """The end of `text` that does not fit into the context; None if all of it does."""
+        ids = self.towers.encode(text)
+        room = self.context_length - 2  # start and end of text
+        return self.towers.decode(ids[room:]).strip() if len(ids) > room else None
+
+    @torch.no_grad()
+    def encode_text(self, texts: Sequence[str]) -> Text:
+        ids, mask = (x.to(self.mean.device) for x in self.tokenize(texts))
+        raw, tokens = self.towers.text(ids, mask)
+        raw, tokens = raw.float(), tokens.float() * mask[..., None]
+        return Text(F.normalize(raw, dim=-1), tokens, mask, raw)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """images: [N, 3, H, W] in [-1, 1], any size. Returns [N, D] of unit norm, differentiable.
+
+        ValueError for a CLIP that takes no pictures.
+        """
+        return F.normalize(self.towers.image(self.preprocess(images)).float(), dim=-1)
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """Resized to the model's size (bicubic, antialiased) and normalised by its statistics."""
+        self._check_pictures("encode pictures")
+        size = (self.image_size, self.image_size)
+        if images.shape[-2:] != size:
+            images = F.interpolate(images, size, mode="bicubic", antialias=True)
+        return ((images + 1) / 2 - self.mean) / self.std
+
+    def _check_pictures(self, purpose: str) -> None:
+        if self.image_size is None:
+            raise ValueError(f"the CLIP {self.source} knows texts alone and cannot {purpose}; "
+                             "a CLIP with both towers can")

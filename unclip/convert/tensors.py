@@ -1,0 +1,118 @@
+"""Tensors of public files: read safely, renamed by rules, and put into a network strictly."""
+
+from __future__ import annotations
+
+import re
+import warnings
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..checkpoint import CheckpointError
+
+Rules = Mapping[str, str]
+"""Regular expressions over whole names -> our names; the first that matches counts."""
+WRAPPERS = ("state_dict", "model_state_dict", "model")  # where a training program keeps the weights
+
+
+def read(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a `.safetensors` file, or of one that PyTorch wrote (`.pt`, `.ckpt`, `.th`, `.bin`).
+
+    They are mapped from the disk, not copied. Nothing in the file is executed. Raises CheckpointError,
+    which names the file, for one that is absent, cut short, damaged, or holds more than tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"there is no file {path}")
+    try:
+        found = load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read: it is damaged or cut short ({error})") from None
+    for key in WRAPPERS:
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
+    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise CheckpointError(f"{path} holds something else than named tensors")
+    return dict(found)
+
+
+def _unpickled(path: Path) -> object:
+    with open(path, "rb") as file:
+        start = file.read(2)
+    zipped, pickled = start == b"PK", start[:1] == b"\x80"
+    try:
+        if zipped:  # PyTorch's reader looks at no checksum
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            if damaged:
+                raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what a damaged pickle seems to be
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except Exception as error:  # a damaged pickle can lead to any
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        code = [line.strip() for line in lines if re.search("GLOBAL|Unsupported", line)]
+        if isinstance(error, UnpicklingError) and code and (zipped or pickled):
+            raise CheckpointError(f"{path} is refused: it holds more than tensors, and opening such a file "
+                                  f"can run code ({code[0]})") from None
+        raise CheckpointError(
+            f"{path} cannot be read: it is damaged or cut short ({lines[0]})") from None
+
+
+def renamed(tensors: Mapping[str, Tensor], rules: Rules, source: str) -> tuple[dict[str, Tensor], list[str]]:
+    """Tensors under our names, and the names that no rule knows.
+
+    Raises CheckpointError when two tensors would take one name. source: says where they are from.
+    """
+    compiled = [(re.compile(pattern), ours) for pattern, ours in rules.items()]
+    found: dict[str, Tensor] = {}
+    unused = []
+    for name, value in tensors.items():
+        match = next(((m, ours) for pattern, ours in compiled if (m := pattern.fullmatch(name))), None)
+        if match is None:
+            unused.append(name)
+            continue
+        ours = match[0].expand(match[1])
+        if ours in found:
+            raise CheckpointError(f"{source} holds {ours} twice, once as {name}")
+        found[ours] = value
+    return found, unused
+
+
+def linear(weight: Tensor) -> Tensor:
+    """The weight of a 1x1 convolution, [out, in, 1] or [out, in, 1, 1], as that of a linear layer."""
+    return weight.flatten(1) if weight.dim() > 2 and set(weight.shape[2:]) == {1} else weight
+
+
+def fill(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    unused: Iterable[str] = (),
+    source: str = "the file",
+    dtype: torch.dtype | None = torch.float32,
+) -> None:
+    """Put tensors into a module, which may be on the meta device: they become its own, uncopied.
+
+    unused: names of the source that no rule knew; any is an error.
+    dtype:  of floating tensors; None = as they are.
+
+    Raises CheckpointError, which lists the unused, the unfilled and the misshapen at once.
+    """
+    target = module.state_dict()
+    unused = sorted({*unused, *(set(tensors) - set(target))})
+    unfilled = sorted(set(target) - set(tensors))
+    misshapen = [f"{key} {tuple(tensors[key].shape)} for {tuple(target[key].shape)}"
+                 for key in sorted(set(target) & set(tensors)) if tensors[key].shape != target[key].shape]
+    if unused or unfilled or misshapen:
+        raise CheckpointError(f"{source} does not fit the network:\n  not used: {unused}\n"
+                              f"  not filled: {unfilled}\n  of another shape: {misshapen}")
+    if dtype is not None:
+        tensors = {key: value.to(dtype) if value.is_floating_point() else value
+                   for key, value in tensors.items()}
+    module.load_state_dict(tensors, strict=True, assign=True)

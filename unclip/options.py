@@ -1,0 +1,51 @@
+"""How a pipeline is asked to draw: its options, and the checks of what it is called with."""
+
+from __future__ import annotations
+
+import operator
+
+from pydantic import Field, model_validator
+
+from .config import Config
+from .diffusion.samplers import SAMPLERS
+from .stages import Sampling, Steps
+
+
+class Options(Config):
+    """How pictures are drawn; None = what the model was tuned for."""
+
+    guidance_scale: float | None = Field(None, ge=0)        # decoder; 1 = none, more = more literal
+    prior_guidance_scale: float | None = Field(None, ge=0)  # prior; likewise
+    clip_guidance_scale: float = Field(0.0, ge=0)           # climbs CLIP's similarity; 0 = off
+    steps: Steps | None = None  # decoder's sampling steps: a number, "10,10,3,2,2", "ddim25" or "fast27"
+    prior_steps: Steps | None = None
+    upsampler_steps: Steps | None = None
+    sampler: str | None = None                              # of the decoder: ddpm, ddim, dpm++2m or heun
+    negative_prompt: str | None = None                      # what guidance moves away from
+    class_: int | None = Field(None, ge=0)                  # for a model of classes, or with a classifier
+    classifier_scale: float | None = Field(None, ge=0)      # climbs the classifier's log p(class); None = 1
+
+    @model_validator(mode="after")
+    def _known_sampler(self) -> Options:
+        if self.sampler is not None and self.sampler not in SAMPLERS:
+            raise ValueError(f"unknown sampler '{self.sampler}'; known: {', '.join(SAMPLERS)}")
+        return self
+
+
+DEFAULTS = Options()
+
+
+def override(sampling: Sampling, **changes: object) -> Sampling:
+    """A stage's defaults with the changes that are not None."""
+    return sampling.model_copy(update={k: v for k, v in changes.items() if v is not None})
+
+
+def integer(name: str, value: object, least: int | None = None) -> int:
+    """An argument that must be a whole number; ``ValueError`` names it if it is none, or too small."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be an integer, not {value!r}") from None
+    if least is not None and number < least:
+        raise ValueError(f"{name} must be at least {least}, not {number}")
+    return number

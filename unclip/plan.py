@@ -1,0 +1,222 @@
+"""What a model takes of memory, stage by stage, before any of it is fetched or loaded.
+
+    print(plan("karlo", "bfloat16"))
+
+Networks are built on the meta device at full size and called there once, as sampling calls them: with
+guidance's doubled batch, and the gradient of what guides by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .checkpoint import CheckpointError, read_header
+from .classifier import Classifier, ClassifierStageConfig
+from .config import Config, parse_config
+from .memory import held_bytes, parameters, parse_dtype, peak_activations, place, weightless
+from .noised_clip import NoisedClip, NoisedClipStageConfig
+from .stages import Decoder, DecoderStageConfig, Prior, PriorStageConfig
+
+TEXT_LENGTH = 77  # CLIP's; for a decoder of text tokens
+GIB, MIB = 2**30, 2**20
+GUIDES = ("classifier", "guide")
+KINDS = {"prior": (PriorStageConfig, Prior), "decoder": (DecoderStageConfig, Decoder),
+         "classifier": (ClassifierStageConfig, Classifier),
+         "noised_clip": (NoisedClipStageConfig, NoisedClip)}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One stage: learned numbers, bytes of them, and the most bytes beside them while it works."""
+
+    stage: str
+    parameters: int
+    weights: int
+    activations: int | None  # None = not measured, for a text encoder: little
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The rows of a model; ``str`` makes a table of them."""
+
+    title: str
+    rows: tuple[Row, ...]
+
+    @property
+    def parameters(self) -> int:
+        return sum(row.parameters for row in self.rows)
+
+    @property
+    def peak(self) -> int:
+        """Bytes, with all stages on the device."""
+        return sum(row.weights for row in self.rows) + max(row.activations or 0 for row in self.rows)
+
+    @property
+    def peak_offloaded(self) -> int:
+        """Bytes, with one stage on the device at a time, but for what guides the decoder beside it."""
+        together = [row for row in self.rows if row.stage in ("decoder", *GUIDES)]
+        groups = [[row] for row in self.rows if row not in together] + [together]
+        return max(sum(row.weights for row in group) + max(row.activations or 0 for row in group)
+                   for group in groups)
+
+    def __str__(self) -> str:
+        lines = [self.title, f"{'stage':<16}{'parameters':>16}{'weights':>12}{'activations':>14}"]
+        for row in self.rows:
+            taken = "" if row.activations is None else _size(row.activations)
+            lines.append(f"{row.stage:<16}{row.parameters:>16,}{_size(row.weights):>12}{taken:>14}")
+        total = sum(row.weights for row in self.rows)
+        lines.append(f"{'together':<16}{self.parameters:>16,}{_size(total):>12}")
+        lines.append(f"peak: {_size(self.peak)}; with --offload {_size(self.peak_offloaded)} on the device")
+        return "\n".join(lines)
+
+
+def _size(size: int) -> str:
+    return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / MIB:.0f} MiB"
+
+
+def plan(name_or_path: str | Path, dtype: str | torch.dtype = "float32", pictures: int = 1) -> Plan:
+    """Parameters and memory of a model: a shipped or public name, a pipeline directory, a public file.
+
+    dtype:    of the weights; activations are counted as they are computed with them, in float32 or under
+              bfloat16's autocast.
+    pictures: drawn at a time.
+
+    Nothing is fetched. Raises ``ValueError`` for what ``unclip.load`` does not know either.
+    """
+    dtype = parse_dtype(dtype)
+    title, configs, clip = _parts(name_or_path)
+    rows = [Row("clip", clip, clip * 4, None)] if clip else []  # float32 in any case
+    for stage, config in configs:
+        module = on_meta(config)
+        place(module, torch.device("meta"), dtype)
+        count, size = parameters(module), held_bytes(module)
+        activations = peak_activations(lambda module=module: _call(module, pictures),
+                                       None if dtype == torch.float32 else dtype)
+        rows.append(Row(stage, count, size, activations))
+    return Plan(f"{title}: {str(dtype).removeprefix('torch.')} weights, {pictures} picture"
+                f"{'s' * (pictures > 1)} at a time", tuple(rows))
+
+
+def on_meta(config: Config) -> nn.Module:
+    """The stage of a configuration, at full size and without any memory."""
+    with weightless():
+        return KINDS[config.kind][1](config).eval().requires_grad_(False)
+
+
+def _parts(name_or_path: str | Path) -> tuple[str, list[tuple[str, Config]], int]:
+    """Title, configurations by stage, and the parameters of CLIP; of ours from headers alone."""
+    from . import _local
+
+    path = _local(name_or_path)
+    if path is not None:
+        return str(name_or_path), *_ours(path)
+    from . import convert
+
+    model = convert.MODELS.get(str(name_or_path))
+    if model is not None:
+        configs = convert.configs(model)
+        return f"{model.name} ({model.about})", list(_labelled(configs)), configs.get("clip", 0)
+    pipeline = convert.load(name_or_path, "cpu")  # mapped from the disk, not read
+    stages = {"prior": pipeline.prior, "decoder": pipeline.decoder, "classifier": pipeline.classifier,
+              "guide": pipeline.guide}
+    configs = {name: stage.config for name, stage in stages.items() if stage is not None}
+    configs["upsamplers"] = [stage.config for stage in pipeline.upsamplers]
+    clip = 0 if pipeline.clip is None else parameters(pipeline.clip)
+    return str(name_or_path), list(_labelled(configs)), clip
+
+
+def _labelled(configs: dict) -> Iterator[tuple[str, Config]]:
+    for stage in ("prior", "decoder", "classifier", "guide"):
+        if stage in configs:
+            yield stage, configs[stage]
+    for config in configs.get("upsamplers", ()):
+        yield f"upsampler {config.net.image_size}", config
+
+
+def _ours(path: Path) -> tuple[list[tuple[str, Config]], int]:
+    from .directory import DECODER_FILE, MODEL_FILE, read_manifest
+
+    if path.is_file() or not (path / MODEL_FILE).is_file() and (path / DECODER_FILE).is_file():
+        return [("decoder", _config(path if path.is_file() else path / DECODER_FILE))], 0
+    manifest = read_manifest(path).model_dump(exclude_none=True)
+    configs = {stage: _config(path / manifest[stage]) for stage in ("prior", "decoder", "classifier", "guide")
+               if stage in manifest}
+    configs["upsamplers"] = [_config(path / file) for file in manifest["upsamplers"]]
+    clip = _stored(path / manifest["clip"]) if "clip" in manifest else 0
+    return list(_labelled(configs)), clip
+
+
+def _config(path: Path) -> Config:
+    header = read_header(path)
+    if header["kind"] not in KINDS:
+        raise CheckpointError(f"{path} holds a {header['kind']}, not a {' or a '.join(KINDS)}")
+    return parse_config(KINDS[header["kind"]][0], header["config"], source=str(path))
+
+
+def _stored(folder: Path) -> int:
+    """Numbers in a folder's safetensors files, from their headers."""
+    from safetensors import safe_open
+
+    count = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            count += sum(torch.Size(file.get_slice(key).get_shape()).numel() for key in file.keys())
+    return count
+
+
+def _call(module: nn.Module, n: int) -> object:
+    """One step of sampling ``n`` pictures, on the meta device."""
+    if isinstance(module, Classifier):
+        x = _pictures(n, module.config.net.image_size)
+        return module.climb(_whole(n))(x, _whole(n), x)
+    if isinstance(module, NoisedClip):
+        x = _pictures(n, module.config.net.image_size)
+        return module.climb(["a goldfish"] * n)(x, _whole(n), x)
+    with torch.no_grad():
+        return (_call_prior if isinstance(module, Prior) else _call_decoder)(module, n)
+
+
+def _call_prior(prior: Prior, n: int) -> object:
+    net, sampling = prior.config.net, prior.config.sampling
+    n *= sampling.candidates
+    text = torch.empty(n, net.text_length, net.text_dim, device="meta")
+    told = prior.conditions(torch.empty(n, net.embed_dim, device="meta"), text, _yes(n, net.text_length))
+    denoise = prior.denoise(told, told, sampling.guidance_scale, sampling.guidance_rescale,
+                            sampling.threshold)
+    return denoise(torch.empty(n, net.embed_dim, device="meta"), _whole(n))
+
+
+def _call_decoder(decoder: Decoder, n: int) -> object:
+    decoder.last = None  # of two networks one works at a time, and which is a question to numbers
+    config, net = decoder.config, decoder.config.net
+    given: dict[str, Tensor] = {"classes": _whole(n)}
+    if decoder.takes_image:
+        given["image_embed"] = torch.empty(n, net.image_embed_dim, device="meta")
+    if decoder.takes_text:
+        given["text"] = torch.empty(n, TEXT_LENGTH, net.text_dim, device="meta")
+        given["text_mask"] = _yes(n, TEXT_LENGTH)
+    if config.low_res:
+        given["low_res"] = _pictures(n, config.low_res.size)
+    if config.inpaint:
+        given["image"], given["mask"] = _pictures(n, net.image_size), _pictures(n, net.image_size)[:, :1]
+    told = decoder.encode(decoder.conditions(n, **given))
+    denoise = decoder.denoise(told, told, config.sampling.guidance_scale, None,
+                              config.sampling.guidance_rescale, config.sampling.threshold)
+    return denoise(_pictures(n, net.image_size), _whole(n))
+
+
+def _pictures(n: int, size: int) -> Tensor:
+    return torch.empty(n, 3, size, size, device="meta")
+
+
+def _whole(n: int) -> Tensor:
+    return torch.zeros(n, dtype=torch.int64, device="meta")
+
+
+def _yes(*shape: int) -> Tensor:
+    return torch.ones(shape, dtype=torch.bool, device="meta")
