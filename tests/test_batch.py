@@ -28,8 +28,7 @@ def pipeline(tiny_model: Path) -> Pipeline:
 
 @pytest.fixture(autouse=True)
 def _loaded_once(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    for program in (batch, gallery):
-        monkeypatch.setattr(program, "load", lambda *_: pipeline)
+    monkeypatch.setattr("unclip.cli.load", lambda *_: pipeline)
 
 
 @pytest.fixture

@@ -97,5 +97,5 @@ def test_to_yaml_is_read_back_to_the_same(tmp_path, values):
 def test_differences_name_the_key_and_both_values():
     a = {"net": {"channels": 64, "mult": [1, 2]}, "rate": 1, "old": 0}
     b = {"net": {"channels": 32, "mult": [1, 2]}, "rate": 1, "low": {"size": 8}}
-    assert differences(a, a) == ""
-    assert differences(a, b) == "low: None -> {'size': 8}, net.channels: 64 -> 32, old: 0 -> None"
+    assert differences(a, a) == {}
+    assert differences(a, b) == {"low": "None -> {'size': 8}", "net.channels": "64 -> 32", "old": "0 -> None"}

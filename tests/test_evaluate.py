@@ -19,7 +19,8 @@ import unclip
 from inference import evaluate, metrics
 from unclip.clip import save_clip
 from unclip.data.shards import ShardWriter, read_shards
-from unclip.pipeline import Options, Pipeline
+from unclip.options import Options
+from unclip.pipeline import Pipeline
 
 pytestmark = pytest.mark.usefixtures("float32")
 NAMES = ["red-apple", "tropical-fish", "cat", "dog", "rocket", "pizza"]
@@ -210,7 +211,7 @@ def test_command(pipeline, tiny_model, shards, tmp_path, capsys):
     (["{shards}", "--prior-steps", "0"], "prior_steps"),
 ])
 def test_bad_input_is_one_message(pipeline, tiny_model, shards, monkeypatch, capsys, options, said):
-    monkeypatch.setattr(evaluate, "load", lambda *_: pipeline)
+    monkeypatch.setattr("unclip.cli.load", lambda *_: pipeline)
     assert evaluate.main([str(tiny_model), *(text.format(shards=shards) for text in options)]) == 2
     assert said in capsys.readouterr().err
 

@@ -33,10 +33,13 @@ DOORS = {
     "transformers": {"unclip.clip", "training.teacher"},
     "webdataset": {"unclip.data.shards", "training.icons"},
     "sklearn": {"training.digits"},
+    "tokenizers": {"unclip.tokenizer"},
+    "pyarrow": {"training.sources"},
     "xformers": {"unclip.nets.attention"},
 }
 DYNAMIC = ("import_module", "__import__")
-LATE = {"xformers", "open_clip", "transformers", "sklearn"}  # only inside of functions: slow, or absent
+# Only inside of functions: slow, or absent.
+LATE = {"xformers", "open_clip", "transformers", "tokenizers", "sklearn", "pyarrow"}
 
 
 def name_of(path: Path) -> str:
@@ -164,6 +167,7 @@ unclip.known_models()
 slow = {"torch", "numpy", "PIL"} & set(sys.modules)
 assert not slow, f"the command line alone imports {slow}"
 import unclip.pipeline
+unclip.load("icons", "cpu")
 slow = {"open_clip", "transformers", "webdataset", "accelerate", "torchvision", "omegaconf", "xformers",
         "tensorboard", "torch._dynamo"} & set(sys.modules)
 assert not slow, f"drawing imports {slow}"

@@ -20,7 +20,7 @@ from unclip.classifier import Classifier, ClassifierStageConfig
 from unclip.config import ConfigError
 from unclip.data.shards import ShardWriter, read_shards
 from unclip.diffusion import Noise, make_schedule
-from unclip.pipeline import Options
+from unclip.options import Options
 from unclip.stages import Process, Sampling
 
 pytestmark = pytest.mark.usefixtures("float32")

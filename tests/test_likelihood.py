@@ -212,7 +212,7 @@ def test_a_model_of_text_and_embeddings_is_given_them(tiny_model, run, monkeypat
     told = {}
     real = likelihood.conditions_of
 
-    def conditions_of(stage, clip, batch, low_res):
+    def conditions_of(stage, clip, batch, low_res, tokenizer):
         told.update(caption=batch.caption, shape=batch.image.shape, made=real(stage, clip, batch, low_res))
         return told["made"]
 

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import math
-import os
-import subprocess
+import signal
 import sys
+import time
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import torch
-from runs import files, forget, metrics, raw, same
+from runs import equal, fit, forget, make_run, metrics, noise, raw, saved, tiny_stage
+from torch import nn
 
-from training import loop
-from training.loop import Training, make_accelerator, micro_batch, train
+from training.guard import NotFinite
+from training.loop import Run
+from training.settings import Training
+from training.signals import Signals
+from unclip.config import ConfigError
 from unclip.diffusion.timesteps import LossSecondMoment
-from unclip.nets.unet import UNetConfig
-from unclip.stages import Decoder, DecoderStageConfig, Process, Sampling
+from unclip.nets.blocks import Unit
+from unclip.nets.prior import PriorConfig, PriorTransformer
+from unclip.nets.text import TextConfig, TextTransformer
+from unclip.nets.unet import UNet, UNetConfig
 
 
 @pytest.fixture(autouse=True)
@@ -26,118 +33,53 @@ def fresh() -> Iterator[None]:
     forget()
 
 
-ROOT = Path(__file__).parent.parent
-
-
-def tiny_stage(timesteps: int = 1000) -> Decoder:
-    torch.manual_seed(0)
-    net = UNetConfig(image_size=8, channels=16, channel_mult=(1,), num_res_blocks=1, head_channels=8)
-    process = Process(predicts="v", timesteps=timesteps)
-    return Decoder(DecoderStageConfig(net=net, process=process, sampling=Sampling(steps=2)))
-
-
-class Rows:
-    """Batch k is the k-th ``n`` of some pictures, over and over."""
-
-    def __init__(self, x0: torch.Tensor, n: int) -> None:
-        self.x0, self.n = x0, n
-
-    def batches(self, start: int):
-        while True:
-            first = start * self.n % len(self.x0)
-            yield self.x0[first:first + self.n], {}
-            start += 1
-
-    def validation(self):
-        return [(self.x0, {})]
-
-    def draw(self, stage):
-        return None
-
-
-def fit(out: Path, x0: torch.Tensor, timesteps: int = 1000, **settings) -> Path:
-    """Trains a tiny decoder of 8 pixels on ``x0``; returns the folder of the run."""
-    settings = Training(**{"out": str(out), "pictures": 32, "batch_size": 8, "precision": "fp32", "warmup": 0,
-                           "log_every": 8, "weight_decay": 0.0, **settings})
-    forget()
-    accelerator = make_accelerator(settings)
-    task = Rows(x0, micro_batch(settings, accelerator))
-    train(tiny_stage(timesteps), task, settings, settings, accelerator)
-    return out
-
-
-def progress(out: Path) -> dict:
-    """What a run saved besides what accelerate saves."""
-    return torch.load(out / "state" / "progress.pt", weights_only=True)
-
-
-def noise(n: int = 16) -> torch.Tensor:
-    return torch.randn(n, 3, 8, 8, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
-
-
 def test_one_picture_is_learnt(tmp_path):
-    out = fit(tmp_path / "run", noise(1).expand(8, -1, -1, -1), pictures=60 * 8, learning_rate=5e-3)
+    out = fit(tmp_path / "run", noise(1), pictures=60 * 8, learning_rate=5e-3)
     losses = [line["loss"] for line in metrics(out) if "loss" in line]
     assert len(losses) == 60
     assert sum(losses[-10:]) / 10 < 0.6 * losses[0]
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero(tmp_path):
-    out = fit(tmp_path / "cosine", noise(8), pictures=48, learning_rate=1e-3, warmup=24)
+    out = fit(tmp_path / "cosine", pictures=48, learning_rate=1e-3, warmup=24)
     rates = [line["learning_rate"] for line in metrics(out) if "loss" in line]
     expected = [min(1, (k + 1) / 3) * (1 + math.cos(math.pi * k / 6)) / 2 * 1e-3 for k in range(1, 7)]
     assert rates == pytest.approx(expected) and rates[-1] == 0
-    out = fit(tmp_path / "none", noise(8), pictures=48, learning_rate=1e-3, decay="none")
+    out = fit(tmp_path / "none", pictures=48, learning_rate=1e-3, decay="none")
     assert {line["learning_rate"] for line in metrics(out) if "loss" in line} == {1e-3}
 
 
-def test_accumulation_is_one_large_batch(tmp_path, monkeypatch):
-    """With t and noise given by the picture, two halves make the gradient of the whole."""
-    def losses(self, x0, conditions, index):
-        return self.stage(x0, torch.full((len(x0),), 300), x0.flip(2), conditions)
+def test_a_steps_rate_is_that_of_its_number(tmp_path, monkeypatch):
+    """Adam's first step is as long as its rate, whatever the gradient is."""
+    run = make_run(tmp_path / "run", pictures=8, learning_rate=1e-3, warmup=32)
+    before = run.raw.network.time[0].weight.clone()
+    run.train()
+    assert (run.raw.network.time[0].weight - before).abs().max() <= 1e-3 / 4 * 1.01
+    assert run.raw.network.out.bias.abs().max().item() == pytest.approx(1e-3 / 4, rel=1e-3)
 
-    monkeypatch.setattr(loop._Run, "_losses", losses)
-    settings = {"log_every": 10**6, "learning_rate": 1e-3, "clip_norm": 100.0}
-    whole, halves, half = (fit(tmp_path / name, x0, **settings, **more) for name, x0, more in (
-        ("whole", noise(), {}), ("halves", noise(), {"accumulate": 2}), ("half", noise()[:8], {})))
-    weights = [raw(out) for out in (whole, halves, half)]
+
+def test_accumulation_is_one_large_batch(tmp_path):
+    """The same pictures with the same t and noise, in one part or four: the gradients are the same."""
+    whole, quarters = (fit(tmp_path / str(k), accumulate=k, learning_rate=1e-3) for k in (1, 4))
     start = tiny_stage().state_dict()
-
-    def apart(a, b):
-        return max((a[key] - b[key]).abs().max().item() for key in a if a[key].numel())
-
-    assert apart(weights[0], weights[1]) < 0.1 * min(apart(weights[0], start), apart(weights[0], weights[2]))
-    assert [progress(out)["step"] for out in (whole, halves)] == [4, 4]
-
-
-def test_a_crash_costs_what_came_after_the_last_save(tmp_path, monkeypatch):
-    whole, out = fit(tmp_path / "whole", noise()), tmp_path / "crashed"
-    real = loop._Run._optimise
-
-    def crash(self, batches):
-        if self.step == 3:
-            raise RuntimeError("the power went")
-        real(self, batches)
-
-    with monkeypatch.context() as patched, pytest.raises(RuntimeError):
-        patched.setattr(loop._Run, "_optimise", crash)
-        fit(out, noise(), save_every=8)
-    assert progress(out)["step"] == 3
-    (out / "state").rename(out / "state.old")  # ... and another crash, between the two renamings
-    (out / "state.new").mkdir()
-    (out / "state.new" / "pytorch_model.bin").write_bytes(b"half")
-    fit(out, noise())
-    assert same(whole, out, "decoder")
-    assert {"state.new", "state.old"}.isdisjoint(files(out))
+    weights = [raw(out) for out in (whole, quarters)]
+    moved = max((weights[0][key] - start[key]).abs().max() for key in start if start[key].numel())
+    apart = max((weights[0][key] - weights[1][key]).abs().max() for key in start if start[key].numel())
+    assert apart < 0.05 * moved
+    losses = [[line["loss"] for line in metrics(out) if "loss" in line] for out in (whole, quarters)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
 def test_a_finished_run_does_nothing_more(tmp_path):
-    out = fit(tmp_path / "run", noise())
-    before = metrics(out)[-1], raw(out)
-    fit(out, noise())
-    assert metrics(out)[-1] == before[0]  # validated again, with the same result
-    assert all(torch.equal(value, before[1][key])
-               for key, value in raw(out).items())
+    out = fit(tmp_path / "run")
+    before = metrics(out), raw(out), (out / "state").stat().st_mtime_ns
+    fit(out)
+    assert metrics(out) == before[0] and equal(raw(out), before[1])
+    assert (out / "state").stat().st_mtime_ns == before[2]
+    (out / "decoder.safetensors").unlink()  # killed after the last save, before the checkpoint
+    (out / "metrics.jsonl").write_text("".join((out / "metrics.jsonl").read_text().splitlines(True)[:-1]))
+    fit(out)
+    assert metrics(out) == before[0] and (out / "decoder.safetensors").is_file()
 
 
 IMPORTANCE = {"timestep_sampler": "loss_second_moment", "timesteps": 2, "pictures": 96}
@@ -145,77 +87,211 @@ IMPORTANCE = {"timestep_sampler": "loss_second_moment", "timesteps": 2, "picture
 
 def test_importance_sampling_learns_what_the_losses_were(tmp_path, monkeypatch):
     """Of T = 2, every t has its history after a few batches of 8; then a loss counts 1 / (T p_t)."""
-    seen, real = [], loop._Run._weighted
+    seen, real = [], Run._weighted
 
-    def weighted(self, terms, t):
+    def weighted(self, loss, t):
         p = self.importance.probabilities()
-        out = real(self, terms, t)
-        seen.append((t, terms["loss"].detach(), out["loss"].detach(), p))
-        assert torch.equal(out["mse"], terms["mse"])
-        return out
+        counted = real(self, loss, t)
+        seen.append((t, loss.detach(), counted.detach(), p))
+        return counted
 
-    monkeypatch.setattr(loop._Run, "_weighted", weighted)
-    out = fit(tmp_path / "run", noise(), **IMPORTANCE)
+    monkeypatch.setattr(Run, "_weighted", weighted)
+    out = fit(tmp_path / "run", **IMPORTANCE)
     expected = LossSecondMoment(2)
     for t, loss, counted, p in seen:
         assert torch.equal(p, expected.probabilities())
         torch.testing.assert_close(counted, (loss / (2 * p[t - 1])).float())
         expected.update(t, loss)
     assert len(seen) == 12 and not torch.equal(seen[0][3], seen[-1][3])  # it did warm up
-    state = progress(out)["importance"]
-    assert all(torch.equal(state[key], value) for key, value in expected.state_dict().items())
+    assert equal(saved(out)["importance"], expected.state_dict())
     curve = [line["loss"] for line in metrics(out) if "loss" in line]
     assert curve == pytest.approx([loss.mean().item() for _, loss, _, _ in seen])
 
 
-def test_importance_sampling_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    whole, out = fit(tmp_path / "whole", noise(), **IMPORTANCE), tmp_path / "stopped"
+def test_curves_are_means_over_pictures(tmp_path, monkeypatch):
+    """By quartile too, however the pictures fall on steps."""
+    parts, real = [], Run._losses
+
+    def losses(self, examples, index):
+        part, loss = real(self, examples, index)
+        parts.append(part)
+        return part, loss
+
+    monkeypatch.setattr(Run, "_losses", losses)
+    point = metrics(fit(tmp_path / "run", log_every=32))[0]
+    loss, t = torch.cat([part.terms["loss"] for part in parts]), torch.cat([part.t for part in parts])
+    assert len(loss) == 32 and point["loss"] == pytest.approx(loss.mean().item())
+    for q in range(4):
+        of = (t > 250 * q) & (t <= 250 * (q + 1))
+        assert point[f"mse/quartile{q}"] == pytest.approx(loss[of].mean().item())
+
+
+def broken(monkeypatch: pytest.MonkeyPatch, steps: set[int], wrong: float = math.nan) -> None:
+    """In these steps (from 0) the loss of the second picture is no number."""
+    real = Run._losses
+
+    def losses(self, examples, index):
+        part, loss = real(self, examples, index)
+        if self.step in steps:
+            spoilt = torch.where(torch.arange(len(loss)) == 1, wrong * loss, loss)
+            part, loss = replace(part, terms={**part.terms, "loss": spoilt.detach()}), spoilt
+        return part, loss
+
+    monkeypatch.setattr(Run, "_losses", losses)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_a_step_without_a_finite_loss_is_left_out(wrong, tmp_path, monkeypatch, capsys):
+    """As if its pictures had not been; t and key of the culprit are told."""
+    whole = make_run(tmp_path / "whole", pictures=96)
+    real = Run._optimise
+
+    def without(self, batches):
+        if self.step == 2:
+            next(batches)
+            self.step += 1
+        real(self, batches)
+
     with monkeypatch.context() as patched:
-        patched.setattr(loop._Run, "_told_to_stop", lambda self: self.step == 7)
-        fit(out, noise(), **IMPORTANCE)
-    assert progress(out)["step"] == 7 and progress(out)["importance"]["counts"].sum() == 56
-    fit(out, noise(), **IMPORTANCE)
-    assert same(whole, out, "decoder")
-    assert torch.equal(*(progress(run)["importance"]["losses"] for run in (whole, out)))
-    assert progress(fit(tmp_path / "uniform", noise()))["importance"] is None
+        patched.setattr(Run, "_optimise", without)
+        whole.train()
+    broken(monkeypatch, {2}, wrong)
+    out = fit(tmp_path / "broken", pictures=96)
+    assert equal(raw(out), raw(tmp_path / "whole"))
+    assert equal(saved(out, "ema.bin"), saved(tmp_path / "whole", "ema.bin"))
+    err = capsys.readouterr().err
+    assert "left out the step to 24 pictures, 1 in a row: a loss is not finite: picture-1 (t = " in err
+    (line,) = [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
+    (sample,) = line["samples"]
+    assert sample["key"] == "picture-1" and sample["loss"] == str(wrong) and 1 <= sample["t"] <= 1000
+    assert all(math.isfinite(value) for point in metrics(out) for value in point.values())
+    assert [point.get("skipped") for point in metrics(out) if "loss" in point] == [None] * 2 + [1] * 9
 
 
-TWO = """
-import os
-import sys
-from pathlib import Path
-import torch
-from test_loop import Rows, noise, tiny_stage
-from training import loop
-rank = int(os.environ["RANK"])
-settings = loop.Training(out=sys.argv[1], pictures=96, batch_size=16, precision="fp32", accumulate=2,
-                         timestep_sampler="loss_second_moment")
-accelerator = loop.make_accelerator(settings)
-seen, real = [], loop._Run._weighted
-def weighted(self, terms, t):
-    seen.append((t, terms["loss"].detach()))
-    return real(self, terms, t)
-loop._Run._weighted = weighted
-run = loop._Run(tiny_stage(2), Rows(noise(16)[8 * rank:][:8], 4), settings, settings, accelerator)
-run.train()
-torch.save((seen, run.importance.state_dict()), Path(sys.argv[1]) / f"rank{rank}.pt")
-"""
+def test_importance_sampling_learns_from_finite_losses_alone(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run", **IMPORTANCE)
+    forward = run.stage.forward
+
+    def spoilt(x0, *inputs):
+        terms = forward(x0, *inputs)
+        return {**terms, "loss": terms["loss"] * torch.where(torch.arange(len(x0)) == 1, math.nan, 1)}
+
+    monkeypatch.setattr(run.raw, "forward", lambda *inputs: (spoilt if run.step == 2 else forward)(*inputs))
+    run.train()
+    assert run.importance.counts.sum() == 95 and run.importance.losses.isfinite().all()
+    assert run.guard.total == 1
 
 
-def test_two_processes_have_one_history(tmp_path):
-    """Every process remembers the losses of both, in the order of their ranks."""
-    (tmp_path / "two.py").write_text(TWO)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-               str(tmp_path / "two.py"), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600,
-                          env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/tests", "OMP_NUM_THREADS": "1",
-                               "ACCELERATE_USE_CPU": "true"})
-    assert done.returncode == 0, done.stderr[-3000:]
-    (ours, mine), (theirs, other) = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
-    expected = LossSecondMoment(2)
-    for one, two in zip(ours, theirs, strict=True):
-        expected.update(*(torch.cat(pair) for pair in zip(one, two, strict=True)))
-        assert not torch.equal(one[1], two[1])
-    for key, value in expected.state_dict().items():
-        assert torch.equal(mine[key], value) and torch.equal(other[key], value)
-    assert expected.counts.sum() == 96 and expected.probabilities()[0] != 0.5
+def test_a_gradient_that_is_not_finite_is_one_too(tmp_path, monkeypatch, capsys):
+    run = make_run(tmp_path / "run", pictures=16)
+    weight = run.raw.network.out.weight
+    weight.register_hook(lambda grad: grad * math.nan if run.step == 1 else grad)
+    run.train()
+    err = capsys.readouterr().err
+    assert "the gradient (its norm is nan), though no loss, is not finite: picture-8 (t =" in err
+    assert weight.isfinite().all() and saved(tmp_path / "run")["skipped"] == 1
+
+
+def test_too_many_in_a_row_end_the_run_with_the_last_good_weights(tmp_path, monkeypatch):
+    settings = {"pictures": 80, "max_skipped": 3}
+    with monkeypatch.context() as patched, pytest.raises(NotFinite, match="in 3 steps in a row"):
+        broken(patched, {1, 2, 4, 5, 6})  # two in a row are allowed
+        fit(tmp_path / "run", **settings)
+    good = fit(tmp_path / "good", pictures=80, max_skipped=3, save_every=8)
+    assert saved(tmp_path / "run")["step"] == 7 and saved(good)["step"] == 10
+    assert all(value.isfinite().all() for value in raw(tmp_path / "run").values())
+    fit(tmp_path / "run", **settings)  # and it goes on
+    assert saved(tmp_path / "run")["step"] == 10 and saved(tmp_path / "run")["skipped"] == 5
+
+
+DEEP = {"width": 16, "layers": 2, "heads": 2, "dropout": 0.2}
+NETS = {
+    "unet": lambda: UNet(UNetConfig(image_size=8, channels=16, channel_mult=(1, 2), num_res_blocks=1,
+                                    head_channels=8, attention_resolutions=(4,), context_channels=8,
+                                    image_embed_dim=6, dropout=0.2)),
+    "prior": lambda: PriorTransformer(PriorConfig(embed_dim=6, text_dim=5, text_length=4, **DEEP)),
+    "text": lambda: TextTransformer(TextConfig(vocab_size=9, length=4, **DEEP)),
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("bf16", [False, True])
+def test_checkpointing_changes_no_gradient(name, bf16):
+    """Dropout is repeated, and so is bfloat16; and less is kept for the backward pass."""
+    torch.manual_seed(0)
+    net, g = NETS[name](), torch.Generator().manual_seed(1)
+    for weight in net.parameters():
+        weight.data += 0.1 * torch.randn(weight.shape, generator=g)
+    t, ids = torch.tensor([3.0, 8.0]), torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]])
+    inputs = {"unet": (torch.randn(2, 3, 8, 8), t, torch.randn(2, 6)),
+              "prior": (torch.randn(2, 6), t, torch.randn(2, 6), torch.randn(2, 4, 5), ids > 2),
+              "text": (ids, ids > 0)}[name]
+
+    def gradients(checkpointing: bool) -> tuple[list[torch.Tensor], int]:
+        for module in net.modules():
+            if isinstance(module, Unit):
+                module.checkpointing = checkpointing
+        kept: list[int] = []
+        net.zero_grad()
+        torch.manual_seed(2)
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x), \
+                torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            out = net(*inputs)
+        loss = (out[1] if isinstance(out, tuple) else out).float().square().sum()
+        loss.backward()
+        return [weight.grad.clone() for weight in net.parameters() if weight.grad is not None], sum(kept)
+
+    (plain, much), (again, little) = gradients(False), gradients(True)
+    assert equal(plain, again) and any(grad.any() for grad in plain)
+    assert little < 0.5 * much
+
+
+def test_everything_at_once(tmp_path, monkeypatch):
+    """bfloat16, checkpointing, accumulation, clipping and a compiled network learn as a plain run does."""
+    import torch._dynamo
+
+    monkeypatch.setattr(nn.Module, "compile", lambda self: setattr(  # without the slow C++ compiler
+        self, "_compiled_call_impl", torch.compile(self._call_impl, backend="aot_eager")))
+    settings = {"pictures": 24, "learning_rate": 2e-3}
+    plain = fit(tmp_path / "plain", noise(8), **settings)
+    out = fit(tmp_path / "all", noise(8), **settings, precision="bf16", checkpointing=True, accumulate=2,
+              compile=True, clip_norm=0.9)
+    torch._dynamo.reset()
+    losses = [[line["loss"] for line in metrics(run) if "loss" in line] for run in (plain, out)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05) and losses[1] != losses[0]
+
+
+def test_wandb_draws_the_curves_offline(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    out = fit(tmp_path / "run", pictures=16, trackers=["wandb", "tensorboard"])
+    (written,) = (out / "wandb").glob("offline-run-*/run-*.wandb")
+    assert written.stat().st_size > 0 and (out / "wandb-id").read_text() in written.name
+    assert any("tfevents" in file.name for file in (out / "curves").rglob("*"))
+
+
+def test_a_tracker_that_is_not_there_is_told_before_work_starts(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises((ConfigError, ValueError), match="wandb"):
+        fit(tmp_path / "run", trackers=["wandb"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_second_ctrl_c_stops_at_once_but_not_a_launchers_echo(monkeypatch):
+    before = signal.getsignal(signal.SIGINT)
+    with Signals() as signals:
+        for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
+            signal.raise_signal(number)
+            assert signals.came
+        monkeypatch.setattr(time, "monotonic", lambda: signals._first + 3)
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_settings_are_those_of_the_optimiser(tmp_path):
+    run = make_run(tmp_path / "run", beta1=0.8, beta2=0.95, eps=1e-6, weight_decay=0.1)
+    (group,) = run.optimizer.param_groups
+    assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.8, 0.95), 1e-6, 0.1)
+    assert Training(out="x", pictures=1).max_skipped == 10

@@ -17,7 +17,8 @@ import pytest
 import torch
 from conftest import WIDTH
 from PIL import Image
-from runs import files, forget, metrics, same
+from processes import Processes
+from runs import files, forget, metrics, same, saved
 
 from training import loop, pictures, prior
 from training.data import Source
@@ -111,10 +112,10 @@ def test_samples_stand_below_the_pictures_that_they_are_of(write, tmp_path):
     stage = load_stage(tmp_path / "run" / "decoder.safetensors")
     task = pictures.PictureTask(recipe, stage, make_accelerator(recipe.train))
     (examples,) = task.validation()
-    assert len(examples[0]) == 19
+    assert len(examples) == len(examples.keys) == 19
     drawn, scale = task.draw(stage), 64 // 8
     assert drawn.size == ((16 * 10 - 2) * scale, (3 * 10 - 2) * scale)
-    real = stage.to_picture(*examples)
+    real = stage.to_picture(examples.x0, examples.conditions)
     for k in range(16):
         pixel = drawn.getpixel((10 * k * scale, 0))
         assert torch.allclose(torch.tensor(pixel) / 127.5 - 1, real[k, :, 0, 0], atol=1 / 127)
@@ -157,38 +158,61 @@ def task_source(task: prior.PriorTask) -> Source:
     return Source(task.recipe.data, task.recipe.train.seed)
 
 
-def stop_after(step: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIGTERM) -> None:
-    """Sends this process a signal while it is in the middle of a step."""
-    real = loop._Run._optimise
+def stop_after(step: int, number: int = signal.SIGTERM, rank: int = 0) -> Callable[..., object]:
+    """``Run._optimise``, but one process gets a signal while it is in the middle of a step."""
+    real = loop.Run._optimise
 
     def optimise(self, batches):
-        if self.step == step - 1:
+        if self.step == step - 1 and self.accelerator.process_index == rank:
             os.kill(os.getpid(), number)
         real(self, batches)
 
-    monkeypatch.setattr(loop._Run, "_optimise", optimise)
+    return optimise
 
 
-@pytest.mark.parametrize("name, number", [("decoder", signal.SIGTERM), ("ddpm", signal.SIGINT),
-                                          ("prior", signal.SIGTERM)])
-def test_the_same_command_again_goes_on(name, number, write, tmp_path, monkeypatch, capsys):
-    """As if nothing had been: to the last bit."""
+@pytest.mark.parametrize("name, number, more", [
+    ("decoder", signal.SIGTERM, []), ("ddpm", signal.SIGINT, ["data.workers=2"]),
+    ("upsampler", signal.SIGTERM, ["train.accumulate=2", "train.log_every=24"]),
+    ("prior", signal.SIGTERM, []),
+])  # fmt: skip
+def test_the_same_command_again_goes_on(name, number, more, write, tmp_path, monkeypatch, capsys):
+    """As if nothing had been: weights, averages, optimiser and curves, to the last bit."""
     kind = "prior" if name == "prior" else "decoder"
     before = signal.getsignal(number)
-    MAIN[name]([str(write(name, "whole"))])
+    MAIN[name]([str(write(name, "whole")), *more])
     path = write(name, "halves")
     with monkeypatch.context() as patched:
-        stop_after(2, patched, number)
-        MAIN[name]([str(path)])
+        patched.setattr(loop.Run, "_optimise", stop_after(2, number))
+        MAIN[name]([str(path), *more])
     assert load_checkpoint(tmp_path / "halves" / f"{kind}.safetensors")[1]["pictures_seen"] == 16
     assert not same(tmp_path / "whole", tmp_path / "halves", kind)
     assert signal.getsignal(number) is before
     forget()
-    MAIN[name]([str(path)])
+    MAIN[name]([str(path), *more])
     assert "going on from 16 pictures" in capsys.readouterr().out
     assert same(tmp_path / "whole", tmp_path / "halves", kind)
-    last = [metrics(tmp_path / out)[-1] for out in ("whole", "halves")]
-    assert last[0] == last[1] and "validation/mse" in last[0]
+    curves = [metrics(tmp_path / out) for out in ("whole", "halves")]
+    assert curves[0] == curves[1] and "validation/mse" in curves[0][-1]
+
+
+def command(argv: list[str], step: int | None = None) -> None:
+    """Train a DDPM; with a step, until its second process gets a signal there."""
+    if step is not None:
+        loop.Run._optimise = stop_after(step, rank=1)
+    pictures.main("", False, argv)
+
+
+def test_two_processes_with_data_workers_go_on_too(write, tmp_path):
+    """Each with two processes that read shards for it; a signal to one of the two ends both."""
+    argv = {out: [str(write("ddpm", out, save_every=8)), "data.workers=2"] for out in ("whole", "halves")}
+    Processes(tmp_path / "log1", 2, command, argv["whole"]).succeed()
+    Processes(tmp_path / "log2", 2, command, argv["halves"], 2).succeed()
+    assert saved(tmp_path / "halves")["step"] == 2
+    last = Processes(tmp_path / "log3", 2, command, argv["halves"])
+    last.succeed()
+    assert "going on from 16 pictures" in last.log()
+    assert same(tmp_path / "whole", tmp_path / "halves")
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "halves")
 
 
 def test_a_run_goes_on_though_its_version_knew_fewer_settings(write, tmp_path, capsys):
@@ -196,18 +220,22 @@ def test_a_run_goes_on_though_its_version_knew_fewer_settings(write, tmp_path, c
     MAIN["upsampler"]([str(write("upsampler", pictures=8))])
     path = tmp_path / "run" / "state" / "progress.pt"
     progress = torch.load(path, weights_only=True)
-    del progress["stage"]["process"]["weighting"], progress["stage"]["drop_class"]
+    del progress["recipe"]["stage"]["process"]["weighting"], progress["recipe"]["stage"]["drop_class"]
+    (path.parent / "manifest.json").unlink()
+    del progress["format"]  # earlier versions had neither
     torch.save(progress, path)
     forget()
     MAIN["upsampler"]([str(write("upsampler", pictures=16))])
     assert "going on from 8 pictures" in capsys.readouterr().out
     forget()
     again = [str(write("upsampler", pictures=24)), "stage.drop_class=0.7"]
-    with pytest.raises(ConfigError, match="another stage.*drop_class: 0.1 -> 0.7"):
+    with pytest.raises(ConfigError, match="cannot continue .stage.drop_class: 0.1 -> 0.7"):
         MAIN["upsampler"](again)
     forget()
-    torch.save({**progress, "stage": {"kind": "prior"}}, path)
-    with pytest.raises(ConfigError, match="another stage"):
+    progress["recipe"]["stage"] = {"kind": "prior"}
+    torch.save(progress, path)
+    (path.parent / "manifest.json").unlink(missing_ok=True)
+    with pytest.raises(ConfigError, match="stage.kind: prior -> decoder"):
         MAIN["upsampler"]([str(write("upsampler", pictures=24))])
 
 
@@ -237,11 +265,11 @@ def test_another_stage_in_the_same_folder_is_refused(write, tmp_path):
     MAIN["ddpm"]([str(path)])
     recipe = (tmp_path / "run" / "recipe.yaml").read_text()
     forget()
-    with pytest.raises(ConfigError, match="net.channels: 16 -> 32, process.schedule: cosine -> linear"):
+    with pytest.raises(ConfigError, match="net.channels: 16 -> 32, stage.process.schedule: cosine -> linear"):
         MAIN["ddpm"]([str(path), "stage.net.channels=32", "stage.process.schedule=linear"])
     assert (tmp_path / "run" / "recipe.yaml").read_text() == recipe
     forget()
-    with pytest.raises(ConfigError, match="was begun with batch_size 8; go on with that"):
+    with pytest.raises(ConfigError, match="train.batch_size: 8 -> 4"):
         MAIN["ddpm"]([str(path), "train.batch_size=4"])
     forget()
     MAIN["ddpm"]([str(path), "train.pictures=16", "train.learning_rate=1e-5"])  # these may change
@@ -278,16 +306,19 @@ def test_mistakes_are_one_message(name, overrides, said, write, tmp_path, capsys
     assert not list(tmp_path.glob("run/*"))
 
 
-def test_two_processes(write, tmp_path):
-    """As a launcher starts them, with gradients averaged over both."""
-    path = write("ddpm", pictures=16, save_every=8)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-               "-m", "training.decoder", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600,
+def test_a_launcher_starts_two_processes(write, tmp_path):
+    """They learn what one does: from the same pictures, read by one more process each."""
+    settings = ["stage.net.dropout=0", "data.workers=1"]
+    path = write("ddpm", "two", pictures=16, save_every=8)
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+             "-m", "training.decoder", str(path), *settings]
+    done = subprocess.run(start, capture_output=True, text=True, timeout=600,
                           env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
                                "ACCELERATE_USE_CPU": "true"})
     assert done.returncode == 0, done.stderr[-3000:]
-    out = tmp_path / "run"
-    assert load_stage(out / "decoder.safetensors").facts["pictures_seen"] == 16
-    assert [line["pictures"] for line in metrics(out)] == [8, 16, 16]
-    assert len(list((out / "state").glob("random_states_*.pkl"))) == 2
+    MAIN["ddpm"]([str(write("ddpm", "one", pictures=16, save_every=8)), *settings])
+    two, one = (tmp_path / name for name in ("two", "one"))
+    assert load_stage(two / "decoder.safetensors").facts["pictures_seen"] == 16
+    assert files(two) == files(one)
+    for ours, theirs in zip(metrics(one), metrics(two), strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-5)

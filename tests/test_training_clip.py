@@ -1,4 +1,7 @@
-"""`training.clip` on the test shard: both ways of learning, resume, and what the vocabulary is made of."""
+"""`training.clip` on the test shard: both ways of learning, and what its losses and vocabulary are made of.
+
+How its runs start, stop and go on: test_training_clip_runs.py.
+"""
 
 import json
 from pathlib import Path
@@ -6,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from runs import equal, saved
 
 from training import clip as program
 from training.clip_data import augment
-from training.clip_parts import Head, contrastive
+from training.clip_parts import Head, alike, contrastive
 from training.teacher import article, lemmas, plural, vocabulary
 from unclip.clip import load_clip
 from unclip.config import ConfigError, load_config
@@ -72,11 +76,10 @@ def test_with_a_teacher_and_resumed(recipe, tmp_path, monkeypatch):
     program.main([*arguments, "texts.samples=320"])
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert set(metrics["unseen"]) == {"puppy"} and len(metrics["unseen"]["puppy"]) == 5
-    images = torch.load(tmp_path / "run/state-images.pt", weights_only=True)
+    images = saved(tmp_path / "run/images", "phase.pt")
     program.main([*arguments, "texts.samples=960"])  # goes on where it stopped
-    again = torch.load(tmp_path / "run/state-images.pt", weights_only=True)
-    assert all(torch.equal(a, again["module"][name]) for name, a in images["module"].items())
-    assert torch.load(tmp_path / "run/state-texts.pt", weights_only=True)["step"] == 60
+    assert equal(images, saved(tmp_path / "run/images", "phase.pt"))
+    assert saved(tmp_path / "run/texts", "phase.pt")["step"] == 60
     more = json.loads((tmp_path / "run/metrics.json").read_text())
     assert more["text_cosine"] > metrics["text_cosine"]
 
@@ -84,11 +87,13 @@ def test_with_a_teacher_and_resumed(recipe, tmp_path, monkeypatch):
 def test_recipes(recipe, capsys):
     program.main([str(recipe), "images.samples=5", "--dry-run"])
     assert "samples: 5" in capsys.readouterr().out
-    with pytest.raises(ConfigError, match="needs `distinct`"):
-        load_config(program.ClipRecipe, recipe, ["images.samples=5", "teacher.noise=0.1"])
+    for override, said in (("teacher.noise=0.1", "needs `distinct`"), ("start=there", "either `model` says"),
+                           ("texts.samples=5", "there is no teacher"), ("model=null", "either `model` says")):
+        with pytest.raises(ConfigError, match=said):
+            load_config(program.ClipRecipe, recipe, ["images.samples=5", override])
     configs = Path(__file__).parent.parent / "configs"
-    for name in ("clip.yaml", "icons/clip.yaml", "icons/judge.yaml"):
-        load_config(program.ClipRecipe, configs / name)
+    for name in ("clip", "icons/clip", "icons/judge", "paper/clip", "paper/noised-clip"):
+        load_config(program.ClipRecipe, configs / f"{name}.yaml")
 
 
 def test_unseen_words_are_in_no_name():
@@ -110,6 +115,24 @@ def test_contrastive_against_its_definition():
     target[0], target[1] = torch.tensor([2, 1, 0, 0, 0]) / 3, torch.tensor([1, 2, 0, 0, 0]) / 3
     shared = -((target * logits.log_softmax(1)).sum() + (target * logits.T.log_softmax(1)).sum()) / 10
     assert torch.allclose(contrastive(image, text, torch.tensor(10.0), same), shared)
+
+
+def test_what_is_alike():
+    """1 for equal captions, a share for equal names, of one's own samples against those of all."""
+    every = torch.tensor([[7, 0], [8, 1], [7, 2], [9, 1]])  # caption, name
+    found = alike(every[:2], every, 0.5)
+    assert found.tolist() == [[1, 0, 1, 0], [0, 1, 0, 0.5]]
+
+
+def test_contrastive_in_parts_is_that_of_the_whole():
+    """The mean over equal parts of a batch, each against all of it."""
+    torch.manual_seed(0)
+    image, text = (F.normalize(torch.randn(6, 4), dim=-1) for _ in range(2))
+    same = torch.eye(6) + 0.5 * torch.eye(6).flip(0)
+    scale = torch.tensor(10.0)
+    parts = [contrastive(image[rows], text[rows], scale, same[rows], image, text)
+             for rows in (slice(0, 3), slice(3, 6))]
+    assert torch.allclose(torch.stack(parts).mean(), contrastive(image, text, scale, same))
 
 
 def test_head_starts_as_principal_directions():

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from unclip.nets.prior import PriorConfig
+from unclip.nets.text import TextConfig
 from unclip.nets.unet import UNetConfig
 from unclip.stages import (
     Decoder,
@@ -53,8 +54,9 @@ def upsampler(size: int = 64, low: int = 16, **low_res) -> Decoder:
                    low_res=LowRes(size=low, **low_res))
 
 
-def prior(**config) -> Prior:
-    net = PriorConfig(embed_dim=DIM, text_dim=5, text_length=7, width=16, layers=1, heads=2)
+def prior(null_text: bool = True, **config) -> Prior:
+    net = PriorConfig(embed_dim=DIM, text_dim=5, text_length=7, width=16, layers=1, heads=2,
+                      null_text=null_text)
     return awake(Prior(PriorStageConfig(net=net, sampling=Sampling(steps=3, guidance_scale=2.0), **config)))
 
 
@@ -74,3 +76,24 @@ def everything(stage: Decoder, n: int = 2) -> dict[str, torch.Tensor]:
 def last(steps):
     *_, step = steps
     return step
+
+
+TEXT = {"vocab_size": 40, "length": 6, "width": 8, "layers": 1, "heads": 2}
+
+
+def glide(size: int = 8, low: int | None = None, inpaint: bool = False, **config) -> Decoder:
+    """A tiny GLIDE: eps and a learned variance, from the tokens of a text transformer of its own."""
+    channels = 3 + 4 * inpaint + (3 if low else 0)
+    net = {"image_size": size, "in_channels": channels, "attention_resolutions": (size,),
+           "context_channels": 8, "text_dim": 8, "text_embed_dim": 8, "text_project": False}
+    process = config.pop("process", Process(predicts="eps", variance="learned", loss="hybrid"))
+    if low:
+        config["low_res"] = LowRes(size=low, **config.pop("low_res", {}))
+    return decoder(net=net, process=process, text=TextConfig(**TEXT), inpaint=inpaint, **config)
+
+
+def tokens(n: int, seed: int = 6) -> dict[str, torch.Tensor]:
+    """Texts of different lengths, one of them empty if there are three."""
+    lengths = torch.tensor([3, 6, 0] * n)[:n, None]
+    ids = torch.randint(TEXT["vocab_size"], (n, TEXT["length"]), generator=seeded(seed))
+    return {"tokens": ids, "token_mask": torch.arange(TEXT["length"]) < lengths}

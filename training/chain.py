@@ -23,9 +23,10 @@ from unclip.clip import Clip, load_clip
 from unclip.config import Config, ConfigError, load_config
 from unclip.pipeline import Pipeline
 from unclip.stages import Decoder, Prior, load_stage
+from unclip.tokenizer import GlideTokenizer
 
 from .clip import ClipRecipe
-from .pictures import PictureRecipe
+from .pictures import TOKENIZER, PictureRecipe
 from .prior import PriorRecipe
 from .programs import run
 
@@ -46,6 +47,7 @@ class Chain(Config):
     description: str = ""
     out: str                                        # the pipeline directory
     half: bool = True                               # store weights in half precision
+    clip: str | None = None                         # one that is not trained here, as ``load_clip`` takes it
     stages: list[Link]
 
 
@@ -85,14 +87,25 @@ def assemble(chain: Chain) -> Path:
     parts: dict[str, list] = {"clip": [], "prior": [], "decoder": [], "upsampler": []}
     for link in chain.stages:
         parts[link.program].append(load_link(link))
+    if chain.clip is not None:
+        parts["clip"].append(load_clip(chain.clip))
     for program in ("clip", "prior", "decoder"):
         if len(parts[program]) > 1:
             raise ConfigError(f"a model has one {program}, not {len(parts[program])}")
     if not parts["decoder"]:
         raise ConfigError("a model needs a decoder")
     clip, prior = (parts[k][0] if parts[k] else None for k in ("clip", "prior"))
-    pipeline = Pipeline(parts["decoder"][0], prior, parts["upsampler"], clip, chain.name, chain.description)
+    pipeline = Pipeline(parts["decoder"][0], prior, parts["upsampler"], clip, chain.name, chain.description,
+                        tokenizer=_tokenizer(chain))
     return pipeline.save(chain.out, torch.float16 if chain.half else None)
+
+
+def _tokenizer(chain: Chain) -> GlideTokenizer | None:
+    """That of the first stage with a text transformer of its own."""
+    for recipe in map(recipe_of, chain.stages):
+        if isinstance(recipe, PictureRecipe) and recipe.stage.text is not None:
+            return GlideTokenizer.load(Path(recipe.train.out) / TOKENIZER)
+    return None
 
 
 def _wait(process: subprocess.Popen) -> None:

@@ -44,11 +44,13 @@ class ClassifierTask:
             raise ConfigError(f"pictures of {data.crop or data.size} pixels are smaller than the "
                               f"classifier's {self.net.image_size}")
         self.source = Source(data, recipe.train.seed, accelerator.process_index, accelerator.num_processes)
+        self.order = self.source.order
 
     def examples(self, batch: Batch) -> Examples:
         device = self.accelerator.device
         classes = classes_of(batch, self.net.classes).to(device)
-        return shrink(batch.image.to(device), self.net.image_size), {"classes": classes}
+        picture = shrink(batch.image.to(device), self.net.image_size)
+        return Examples(picture, {"classes": classes}, batch.key)
 
     def batches(self, start: int) -> Iterator[Examples]:
         n = micro_batch(self.recipe.train, self.accelerator)

@@ -17,9 +17,12 @@ from tqdm import tqdm
 
 from training.data import DataConfig, Source
 from training.icons.scenes import PLAIN_ONLY, Scenes
+from training.pictures import shrink
 from training.teacher import Teacher, fetch_wordnet, vocabulary
 from unclip.checkpoint import written_aside
 from unclip.clip import Clip
+from unclip.diffusion.noise import Random, rand
+from unclip.noised_clip import NoisedClip
 
 if TYPE_CHECKING:
     from training.clip import ClipRecipe
@@ -62,10 +65,10 @@ def build_pool(recipe: ClipRecipe, cache: Path, batch: int = 256) -> Pool:
     return Pool(kept["image"], kept["caption"], torch.tensor([number[name] for name in names]))
 
 
-def augment(images: Tensor, generator: torch.Generator) -> Tensor:
+def augment(images: Tensor, source: Random) -> Tensor:
     """Small turns, shifts, sizes, brightness and contrast. images: [N, 3, S, S] in [-1, 1]."""
-    n, device = len(images), images.device
-    r = (torch.rand(n, 6, generator=generator) * 2 - 1).to(device)      # [N, 6] in [-1, 1]
+    n = len(images)
+    r = rand((n, 6), images.device, source) * 2 - 1                     # [N, 6] in [-1, 1]
     angle, scale = 0.15 * r[:, 0], 1 + 0.1 * r[:, 1]
     rows = [scale * angle.cos(), -scale * angle.sin(), 0.08 * r[:, 2],
             scale * angle.sin(), scale * angle.cos(), 0.08 * r[:, 3]]
@@ -145,6 +148,26 @@ class Evaluation:
     def _embed(clip: Clip, images: Tensor) -> Tensor:
         parts = images.split(256)
         return torch.cat([clip.encode_image(part.to(clip.mean.device)) for part in parts])
+
+
+@torch.no_grad()
+def measure_noised(clip: NoisedClip, evaluation: Evaluation) -> dict[str, object]:
+    """R@1 and R@5 of held-out pictures to names, at four noise levels: the middles of the quarters of t."""
+    from training.clip_batches import Noiser  # which imports this module
+
+    if evaluation.heldout is None:
+        return {}
+    noiser, found, device = Noiser(clip.config), {}, clip.network.text.position.device
+    vocabulary = sorted({*evaluation.names, *evaluation.heldout_names})
+    text = clip.encode_text(vocabulary)
+    x0 = shrink(evaluation.heldout, clip.config.net.image_size)
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
+    for quarter in range(4):
+        t = torch.full((len(x0),), 1 + (2 * quarter + 1) * (clip.config.net.timesteps - 1) // 8)
+        image = torch.cat([clip.encode_image(x.to(device), at.to(device)) for x, at in zip(
+            noiser.at(x0, t, noise).split(256), t.split(256), strict=True)])
+        found |= _recall(f"heldout_quartile{quarter}", image @ text.T, evaluation.heldout_names, vocabulary)
+    return found
 
 
 def _recall(title: str, scores: Tensor, truth: Sequence[str], names: Sequence[str]) -> dict[str, float]:

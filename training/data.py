@@ -3,91 +3,228 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from random import Random
 from typing import Literal
 
 import torch
-from PIL import Image
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
+from tqdm import tqdm
 
 from unclip.config import Config, ConfigError
-from unclip.data.images import to_tensor
-from unclip.data.shards import expand, read_shards
+from unclip.data.decode import colour, square
+from unclip.data.indexed import Indexed, on_disk
+from unclip.data.lanes import Lane
+from unclip.data.order import Order
+from unclip.data.shards import ShardError, expand, read_shards
 from unclip.diffusion.noise import fold
 
+from .feed import fed
+from .framing import class_of, floats, pixels, turned, window
 from .icons.captions import caption, styled
 from .icons.scenes import Scenes, ScenesConfig
+from .reader import Embedded, Example, Reader, columns
+from .streams import Purpose, numbers, seed_of
 
 
 class DataConfig(Config):
     """Shards of captioned pictures.
 
     ``icons``: RGBA icons held in memory and composed on the fly; ``shards``: any pictures, streamed, or
-    with ``hold`` or ``only`` held in memory as they are.
+    with ``hold`` or ``only`` held in memory as they are. Of several captions one is taken by chance.
     """
 
     kind: Literal["icons", "shards"] = "shards"
-    shards: list[str]                              # paths, globs or brace ranges to learn from
+    shards: list[str]                              # paths, globs, brace ranges or URLs to learn from
     heldout: list[str] = []                        # ... to validate on, never learnt from
     size: int = Field(gt=0)                        # pictures are made this high and wide
+    random_crop: float | None = Field(None, gt=0, le=1)  # squares from anywhere: the least side, as a share
+                                                   # of the shorter side; None = the largest, in the middle
     crop: int | None = Field(None, gt=0)           # train on random windows of this size
+    background: str = "white"                      # what is seen behind transparency, as CSS writes it
+    workers: int = Field(0, ge=0)                  # processes that read and decode; 0 = the one that trains
     shuffle: int = Field(1_000, ge=0)              # samples in the shuffle buffer (streamed shards)
+    embeddings: str | None = None                  # folder of training.embed; a CLIP need not run then, but
+                                                   # a picture that is cut or turned keeps its embedding
+    max_corrupt: float = Field(0.1, ge=0, le=1)    # share of unreadable samples above which a run ends
     hold: bool = False                             # read the shards once and keep them; for a few thousand
     only: list[str] = []                           # names (else captions) that are used; [] = all
     flip: float = Field(0.0, ge=0, le=1)           # training: chance to be mirrored, left to right
     rotate: float = Field(0.0, ge=0, le=1)         # training: chance to be turned by 90, 180 or 270 degrees
     scenes: ScenesConfig = ScenesConfig()          # how icons are composed
 
+    @field_validator("background")
+    @classmethod
+    def _is_a_colour(cls, value: str) -> str:
+        colour(value)
+        return value
+
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures float [N,3,S,S] in [-1,1], their captions, keys, and classes int64 [N] (-1 = none)."""
+    """Pictures float [N,3,S,S] in [-1,1], their captions, keys, and classes int64 [N] (-1 = none).
+
+    embedded: what ``data.embeddings`` holds of them; None without that.
+    corrupt: (key, reason) of the samples that could not be read; their successors stand in for them.
+    """
 
     image: Tensor
     caption: list[str]
     key: list[str]
     classes: Tensor | None = None  # None: they come from where there are no classes
+    embedded: Embedded | None = None
+    corrupt: tuple[tuple[str, str], ...] = ()
 
     def __getitem__(self, part: slice) -> Batch:
         return Batch(self.image[part], self.caption[part], self.key[part],
-                     None if self.classes is None else self.classes[part])
+                     None if self.classes is None else self.classes[part],
+                     None if self.embedded is None else self.embedded[part])
 
 
 class Source:
-    """Training batches by number, and the held-out pictures."""
+    """Training batches by number, and the held-out pictures.
+
+    order: what the order of the batches depends on besides the seed: nothing for shards on disk; the
+    numbers of processes and of data workers for URLs and compressed tars, which are dealt out to them.
+    """
 
     def __init__(self, config: DataConfig, seed: int = 0, rank: int = 0, world: int = 1) -> None:
-        for urls in (config.shards, config.heldout):
-            if urls:
-                expand(urls)  # a missing shard is an error now, not in an hour
+        if config.heldout:
+            expand(config.heldout)  # a missing shard is an error now, not in an hour
         self.config, self.seed, self.rank, self.world = config, seed, rank, world
-        self.scenes = self.held = None
+        self.paths = expand(config.shards)
+        self.scenes = self.reader = self.samples = self.places = None
+        self.order: dict[str, int] = {}
+        self.seen, self.corrupt = 0, {}
+        if config.kind == "icons" and config.embeddings is not None:
+            raise ConfigError("icons are composed anew, and have no embeddings; data.embeddings needs "
+                              "data.kind: shards")
         if config.kind == "icons":
             self.scenes = Scenes.load(config.shards, config.size, config.scenes, config.only)
-        elif config.hold or config.only:
-            self.held = self._chosen(read_shards(config.shards))
+            return
+        self.reader = Reader(config, seed)
+        if self.reader.embeddings is not None:  # those that are missing are an error now
+            self.reader.embeddings.names([*config.shards, *config.heldout])
+        if config.hold or config.only:
+            self.samples = self._chosen(read_shards(config.shards))
+            self.places = Order([len(self.samples)], len(self.samples), seed)
+        elif all(on_disk(path) for path in self.paths):
+            self.samples = Indexed(self.paths)
+            self.places = self._counted()
+        else:
+            self.order = {"processes": world, "workers": config.workers}
+
+    def _counted(self) -> Order:
+        """The order of shards on disk, whose samples are counted first."""
+        bar = tqdm(self.paths, "counting", unit=" shards", leave=False, delay=2, disable=self.rank > 0)
+        counts = [self.samples.count(path) for path in bar]
+        for path, problem in self._damage(counts):
+            print(f"{path}: {problem}", file=sys.stderr)
+        if not sum(counts):
+            raise ShardError(f"no sample can be read from {', '.join(self.paths[:3])}")
+        return Order(counts, self.config.shuffle, self.seed)
+
+    def _damage(self, counts: list[int]) -> Iterator[tuple[str, str]]:
+        for path, count in zip(self.paths, counts, strict=True):
+            if self.rank == 0 and not count:
+                yield path, "; ".join(reason for _, reason in self.samples.index(path).problems) or "empty"
 
     def batches(self, n: int, start: int = 0) -> Iterator[Batch]:
-        """Batches of ``n`` from number ``start`` on, for ever; they depend on (seed, rank, number) alone."""
-        made = self._streamed(n, start) if self.scenes is None else self._composed(n, start)
-        for number, batch in enumerate(made, start):
-            generator = torch.Generator().manual_seed(fold(self.seed, self.rank, number, 1))
-            yield replace(batch, image=turned(batch.image, self.config.flip, self.config.rotate, generator))
+        """Batches of ``n`` from number ``start`` on, for ever.
 
-    def _composed(self, n: int, start: int) -> Iterator[Batch]:
-        for number in itertools.count(start):
-            made = self.scenes.batch(fold(self.seed, self.rank, number), n, crop=self.config.crop)
-            yield Batch(made.image, made.caption, made.key)
+        The pictures are numbered over all processes (``streams.numbers``), and each depends on (seed,
+        number) alone, but for what ``order`` says. Those before ``start`` are not decoded.
+        """
+        for batch in fed(partial(self._every, n), start, self.config.workers):
+            self._watch(batch)
+            image = batch.image if batch.image.is_floating_point() else floats(batch.image)
+            yield replace(batch, image=image)
+
+    def _every(self, n: int, first: int, step: int) -> Iterator[Batch]:
+        """Every ``step``-th batch from number ``first`` on, with shards' pictures in eight bits."""
+        if self.scenes is None and self.places is None:
+            return self._dealt(n, first)
+        one = self._numbered if self.scenes is None else self._composed
+        return (one(n, number) for number in itertools.count(first, step))
+
+    def _composed(self, n: int, number: int) -> Batch:
+        mine = numbers(number, n, self.rank, self.world)
+        made = self.scenes.each([seed_of(self.seed, Purpose.SAMPLE, picture) for picture in mine],
+                                crop=self.config.crop)
+        rngs = [Random(seed_of(self.seed, Purpose.AUGMENT, picture)) for picture in mine]
+        flip, rotate = self.config.flip, self.config.rotate
+        image = torch.stack([turned(image, flip, rotate, rng)
+                             for image, rng in zip(made.image, rngs, strict=True)])
+        return Batch(image, made.caption, made.key)
+
+    def _numbered(self, n: int, number: int) -> Batch:
+        """A batch of samples that can be had by number; the next that can be read stands in for one that
+        cannot.
+        """
+        examples, corrupt = [], []
+        for picture in numbers(number, n, self.rank, self.world):
+            for place in range(picture, picture + len(self.places) + 1):
+                found = self.reader(self._sample(place), place)
+                if isinstance(found, Example):
+                    examples.append(found)
+                    break
+                if place == picture:
+                    corrupt.append(found)
+            else:
+                raise ShardError(f"no sample can be read from {', '.join(self.paths[:3])}: {corrupt[-1][1]}")
+        return _joined(examples, corrupt)
+
+    def _sample(self, place: int) -> dict:
+        shard, number = self.places[place]
+        return self.samples[number] if isinstance(self.samples, list) else self.samples[shard, number]
+
+    def _dealt(self, n: int, first: int) -> Iterator[Batch]:
+        """This worker's batches, from number ``first`` on, of samples that are read from front to back."""
+        workers = max(1, self.config.workers)
+        lane = Lane(self.paths, self.rank * workers + first % workers, self.world * workers,
+                    self.config.shuffle, fold(self.seed))
+        done = first // workers  # batches of this lane that lie before
+        offset = lane.lane << 40  # far from the numbers of other lanes
+        examples, corrupt, waiting = [], [], 0
+        for place, sample in enumerate(lane.samples(done * n), done * n):
+            found = self.reader(sample, offset + place)
+            waiting += 1
+            if not isinstance(found, Example):
+                corrupt.append(found)
+                if waiting > 10_000:
+                    raise ShardError(f"10,000 samples in a row cannot be read: {found[0]}: {found[1]}")
+                continue
+            examples += [found] * waiting
+            waiting = 0
+            while len(examples) >= n:
+                yield _joined(examples[:n], corrupt)
+                examples, corrupt = examples[n:], []
+
+    def _watch(self, batch: Batch) -> None:
+        """Tell of each unreadable sample once; ``ShardError`` when they are more than the share allowed."""
+        self.seen += len(batch.key)
+        for key, reason in batch.corrupt:
+            if key not in self.corrupt:
+                print(f"skipped {key}: {reason}", file=sys.stderr)
+            self.corrupt[key] = self.corrupt.get(key, 0) + 1
+        if not batch.corrupt:
+            return
+        lost, of = sum(self.corrupt.values()), max(self.seen, min(1_000, len(self.places or range(1_000))))
+        if lost > self.config.max_corrupt * of:
+            raise ShardError(f"{lost} of {of} samples cannot be read ({key}: {reason}), more than data."
+                             f"max_corrupt {self.config.max_corrupt}; look with python -m training.doctor")
 
     def once(self, n: int) -> Iterator[tuple[list[str], Batch]]:
         """Every training picture once, as it is: names (else captions) and batches of ``n``."""
         if self.scenes is None:
-            samples = iter(self._epoch(0))
+            held = isinstance(self.samples, list)
+            samples = iter(self.samples) if held else self._shrunk(read_shards(self.paths))
             while chosen := list(itertools.islice(samples, n)):
-                batch = stack(chosen, self.config.size)
+                batch = stack(chosen, self.config.size, background=self.config.background)
                 yield batch.caption, batch
             return
         for start in range(0, len(self.scenes), n):
@@ -98,34 +235,19 @@ class Source:
                 self.scenes.pictures(rows), [caption(record, rng) for record in records],
                 [record["key"] for record in records])
 
-    def _streamed(self, n: int, start: int) -> Iterator[Batch]:
-        """Epoch after epoch over the shards, each in its own order; every rank takes its share."""
-        samples = itertools.chain.from_iterable(self._epoch(epoch) for epoch in itertools.count())
-        mine = itertools.islice(samples, self.rank + start * n * self.world, None, self.world)
-        while True:
-            chosen = list(itertools.islice(mine, n))
-            yield stack(chosen, self.config.size, self.config.crop,
-                        torch.Generator().manual_seed(fold(self.seed, self.rank, start)))
-            start += 1
-
-    def _epoch(self, epoch: int) -> Iterator[dict]:
-        if self.held is not None:
-            yield from Random(fold(self.seed, epoch)).sample(self.held, len(self.held))
-            return
-        empty = True
-        for sample in read_shards(self.config.shards, shuffle=self.config.shuffle,
-                                  seed=fold(self.seed, epoch)):
-            empty = False
-            yield sample
-        if empty:
-            raise ConfigError(f"no usable sample in {self.config.shards}")
-
     def _wants(self, sample: dict) -> bool:
         return not self.config.only or _name(sample) in self.config.only
 
+    def _shrunk(self, samples: Iterable[dict]) -> Iterator[dict]:
+        """The samples that are wanted, with no more of their pictures than is used: these may be large."""
+        size, background = self.config.size, self.config.background
+        for sample in filter(self._wants, samples):
+            yield {**sample, "image": square(sample["image"], size, background=background)}
+
     def _chosen(self, samples: Iterator[dict]) -> list[dict]:
         """The samples with the names of ``only``; ``ConfigError`` for a name that none has."""
-        chosen = [sample for sample in samples if self._wants(sample)]
+        whole = self.config.random_crop is not None
+        chosen = list(filter(self._wants, samples) if whole else self._shrunk(samples))
         if missing := set(self.config.only) - {_name(sample) for sample in chosen}:
             raise ConfigError(f"no picture in {self.config.shards} is called {', '.join(sorted(missing))}")
         return chosen
@@ -135,69 +257,38 @@ class Source:
         if not self.config.heldout:
             return None
         samples = read_shards(self.config.heldout, shuffle=10_000, seed=0)
-        samples = list(itertools.islice((s for s in samples if self._wants(s)), limit))
+        samples = list(itertools.islice(self._shrunk(samples), limit))
         if not samples:
             return None
-        batch = stack(samples, self.config.size, self.config.crop, torch.Generator().manual_seed(0))
+        batch = stack(samples, self.config.size, self.config.crop)
+        if self.reader is not None and self.reader.embeddings is not None:
+            batch = replace(batch, embedded=self.reader.embedded(samples))
         if self.config.kind == "icons":
             batch = replace(batch, caption=[styled(s["record"]) for s in samples])
         return batch
 
 
 def stack(
-    samples: list[dict],
+    samples: Sequence[dict],
     size: int,
     crop: int | None = None,
-    generator: torch.Generator | None = None,
+    background: str = "white",
 ) -> Batch:
-    """Centre-crop to a square, resize to ``size``, and cut random windows of ``crop`` if asked.
+    """The square in the middle of each picture, resized to ``size``; random windows of ``crop`` if asked.
 
-    samples: as ``read_shards`` yields them; the integer "class" of a record is the picture's class.
+    samples: as ``read_shards`` yields them; the integer "class" of a record is the picture's class. The
+    windows are always the same.
     """
-    images = torch.stack([to_tensor(_square(s["image"], size)) for s in samples])
-    if crop is not None and crop < size:
-        corners = torch.randint(0, size - crop + 1, (len(samples), 2), generator=generator).tolist()
-        images = torch.stack([image[:, y:y + crop, x:x + crop]
-                              for image, (y, x) in zip(images, corners, strict=True)])
-    return Batch(images, [s["caption"] for s in samples], [s["key"] for s in samples],
-                 torch.tensor([_class(s) for s in samples]))
+    rng = Random(0)
+    images = [window(pixels(square(s["image"], size, background=background)), crop, rng) for s in samples]
+    return Batch(floats(torch.stack(images)), [s["caption"] for s in samples], [s["key"] for s in samples],
+                 torch.tensor([class_of(s["record"], s["key"]) for s in samples]))
 
 
-def turned(images: Tensor, flip: float, rotate: float, generator: torch.Generator) -> Tensor:
-    """[N,C,S,S], each mirrored (left to right) and turned (by 90, 180 or 270 degrees) on its own chance.
-
-    A turn of 180 degrees puts a picture upside down; chances of 0.5 and 0.75 make all eight symmetries of
-    the square alike.
-    """
-    if not flip and not rotate:
-        return images
-    n = len(images)
-    mirror = torch.rand(n, generator=generator) < flip
-    quarters = torch.randint(1, 4, (n,), generator=generator)
-    quarters *= torch.rand(n, generator=generator) < rotate
-    images = torch.where(mirror[:, None, None, None], images.flip(3), images)
-    return torch.stack([image.rot90(k, (1, 2)) for image, k in zip(images, quarters.tolist(), strict=True)])
+def _joined(examples: Sequence[Example], corrupt: Sequence[tuple[str, str]]) -> Batch:
+    """A batch whose pictures are uint8 still, as workers hand it over."""
+    return Batch(*columns(examples), tuple(corrupt))
 
 
 def _name(sample: dict) -> str:
     return sample["record"].get("name", sample["caption"])
-
-
-def _class(sample: dict) -> int:
-    number = sample["record"].get("class", -1)
-    if not isinstance(number, int) or number < -1:
-        raise ConfigError(f"the class of {sample['key']} is {number!r}; it must be an integer from 0 on")
-    return number
-
-
-def _square(image: Image.Image, size: int) -> Image.Image:
-    """The centre square, ``size`` pixels high; transparency on white."""
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    box = (left, top, left + side, top + side)
-    if image.size == (size, size):
-        return image.convert("RGB")
-    return image.convert("RGB").resize((size, size), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)

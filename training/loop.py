@@ -1,66 +1,64 @@
 """The one training loop: any stage, any source of data, alone or under ``accelerate launch``.
 
 A program hands ``train`` a ``Task`` (where batches come from, what is validated and drawn) and a
-``Training`` recipe. Progress is counted in pictures. The same command again continues the run.
+``Training`` recipe. Progress is counted in pictures. The same command again continues the run: every step
+is a function of the weights, the averages, the optimiser's memory and its own number, since all random
+numbers are seeded by the run's seed and the picture's number (or, dropout's, the step's).
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import shutil
-import signal
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from PIL import Image
-from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 
 from unclip.checkpoint import written_aside
-from unclip.config import Config, ConfigError, differences, to_yaml
+from unclip.config import Config, to_yaml
 from unclip.data.images import save_png
 from unclip.diffusion.noise import fold
 from unclip.diffusion.timesteps import LossSecondMoment, uniform
 from unclip.ema import EMA
+from unclip.nets.blocks import Unit
 from unclip.stages import Conditions, Stage
 
-from .programs import wants_bf16
+from .curves import Curves, Means, cut
+from .guard import Guard, Part
+from .resume import is_saved, resume, save
+from .settings import Training, make_accelerator, micro_batch
+from .sharding import clip, shard
+from .signals import Signals
+from .streams import Purpose, numbers, streams
+from .validation import validate
 
-Examples = tuple[Tensor, Conditions]  # what the process diffuses, and what the network is told of it
+__all__ = ["Examples", "Run", "Task", "Training", "make_accelerator", "micro_batch", "train"]
 
 
-class Training(Config):
-    """How a stage is trained. Counts are in pictures, over all processes."""
+@dataclass(frozen=True)
+class Examples:
+    """A batch: what the process diffuses [N, ...], what the network is told of it, and the samples' keys."""
 
-    out: str                                    # folder of the run
-    pictures: int = Field(gt=0)                 # length of the run
-    batch_size: int = Field(64, gt=0)           # pictures an optimiser step, over all processes
-    accumulate: int = Field(1, gt=0)            # forward passes an optimiser step
-    learning_rate: float = Field(3e-4, gt=0)    # Adam's, at its highest
-    warmup: int = Field(5_000, ge=0)            # pictures of linear warm-up
-    decay: Literal["cosine", "none"] = "cosine"  # to zero at the end, or not at all
-    weight_decay: float = Field(0.01, ge=0)
-    beta2: float = Field(0.99, gt=0, lt=1)
-    clip_norm: float = Field(1.0, gt=0)         # largest norm of the gradient
-    ema_half_life: int = Field(50_000, gt=0)    # pictures
-    timestep_sampler: Literal["uniform", "loss_second_moment"] = "uniform"  # which noise levels are learnt
-    precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the hardware has it
-    compile: bool = False                       # torch.compile the network
-    seed: int = 0
-    log_every: int = Field(2_000, gt=0)         # pictures between points of a curve
-    validate_every: int = Field(50_000, gt=0)
-    sample_every: int = Field(100_000, gt=0)
-    save_every: int = Field(50_000, gt=0)
+    x0: Tensor
+    conditions: Conditions
+    keys: list[str]
+
+    def __len__(self) -> int:
+        return len(self.x0)
 
 
 class Task(Protocol):
-    """What a program knows about its stage and data."""
+    """What a program knows about its stage and data.
+
+    ``order`` (a dict; may be left out) says what the order of its batches depends on besides the recipe.
+    """
 
     def batches(self, start: int) -> Iterator[Examples]:
         """This process's batches from number ``start`` on, for ever, on the stage's device."""
@@ -74,277 +72,204 @@ class Task(Protocol):
 
 def train(stage: Stage, task: Task, settings: Training, recipe: Config, accelerator: Accelerator) -> Path:
     """Train ``stage``; returns the path of the averaged weights' checkpoint."""
-    return _Run(stage, task, settings, recipe, accelerator).train()
+    return Run(stage, task, settings, recipe, accelerator).train()
 
 
-def micro_batch(settings: Training, accelerator: Accelerator) -> int:
-    """Pictures a process handles in one forward pass."""
-    parts = accelerator.num_processes * settings.accumulate
-    if settings.batch_size % parts:
-        raise ConfigError(f"batch_size {settings.batch_size} does not divide by "
-                          f"{accelerator.num_processes} processes x accumulate {settings.accumulate}")
-    return settings.batch_size // parts
-
-
-def make_accelerator(settings: Training) -> Accelerator:
-    """Device, precision, distribution and trackers, as the recipe and ``accelerate launch`` say."""
-    Path(settings.out).mkdir(parents=True, exist_ok=True)  # fails now if it cannot be written
-    accelerator = Accelerator(
-        mixed_precision="bf16" if wants_bf16(settings.precision) else "no",
-        gradient_accumulation_steps=settings.accumulate,
-        log_with="tensorboard",
-        project_dir=settings.out,
-        step_scheduler_with_optimizer=False,
-    )
-    micro_batch(settings, accelerator)  # fails now if the batch cannot be shared out
-    return accelerator
-
-
-class _Run:
+class Run:
     """One run: the state that changes between steps, and the steps."""
 
     def __init__(self, stage: Stage, task: Task, settings: Training, recipe: Config,
                  accelerator: Accelerator) -> None:
         self.settings, self.task, self.recipe, self.accelerator = settings, task, recipe, accelerator
         self.out = Path(settings.out)
-        self.raw = stage.to(accelerator.device)
-        if any(p.dim() == 4 for p in stage.parameters()):
-            self.raw = self.raw.to(memory_format=torch.channels_last)
-        self.ema = EMA(self.raw, settings.ema_half_life)
         self.total_steps = math.ceil(settings.pictures / settings.batch_size)
-        if settings.compile:
-            self.raw.network.compile()
-        optimizer = torch.optim.AdamW(
-            self.raw.parameters(), lr=settings.learning_rate, betas=(0.9, settings.beta2),
-            weight_decay=settings.weight_decay, fused=accelerator.device.type in ("cpu", "cuda"))
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
-        self.stage, self.optimizer, self.schedule = accelerator.prepare(self.raw, optimizer, schedule)
+        self._prepare(stage.to(accelerator.device))
+        self.weights = list(self.raw.parameters())
+        self.optimizer = torch.optim.AdamW(
+            self.weights, lr=settings.learning_rate, betas=(settings.beta1, settings.beta2),
+            eps=settings.eps, weight_decay=settings.weight_decay,
+            fused=accelerator.device.type in ("cpu", "cuda"))
         self.importance = None
         if settings.timestep_sampler == "loss_second_moment":
             self.importance = LossSecondMoment(self.raw.schedule.timesteps)
-        self.step = 0  # optimiser steps taken
-        self.stopping = False
-        self.recent: list[dict[str, Tensor]] = []
+        self.means = Means(self.raw.schedule.timesteps)
+        self.curves = Curves(self.out, accelerator)
+        self.guard = Guard(self.out, settings.max_skipped, accelerator)
+        self.step = 0  # optimiser steps taken, or left out
+        self.saved = -1  # ... when it was last saved
+        self.signals = Signals()
+        self.told = False  # whether a signal came to any process
+
+    def _prepare(self, stage: Stage) -> None:
+        """The stage as it is (``raw``), its average, and the stage as processes share it (``stage``)."""
+        accelerator, sharded = self.accelerator, getattr(self.accelerator, "shards", False)
+        if not sharded and any(p.dim() == 4 for p in stage.parameters()):
+            stage = stage.to(memory_format=torch.channels_last)
+        self.raw, self.sharded = stage, sharded
+        self.ema = EMA(stage, self.settings.ema_half_life)
+        for module in stage.modules():
+            if isinstance(module, Unit):
+                module.checkpointing = self.settings.checkpointing
+        if sharded:
+            for module in (stage, self.ema.module):
+                shard(module, accelerator.device, accelerator.mixed_precision == "bf16")
+        if self.settings.compile:
+            stage.network.compile()
+        # Of two networks (`last_network`) a step may leave one out.
+        unused = getattr(stage.config, "last_network", False)
+        accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=unused)
+        self.stage = stage if sharded else accelerator.prepare(stage)
 
     @property
     def seen(self) -> int:
         """Pictures seen."""
         return self.step * self.settings.batch_size
 
-    def _rate(self, step: int) -> float:
-        """Learning rate's share of its highest: linear warm-up, then a half cosine to zero."""
+    def rate(self, step: int) -> float:
+        """The learning rate of a step: linear warm-up, then a half cosine to zero."""
         s = self.settings
-        warm = min(1.0, (step + 1) * s.batch_size / max(s.warmup, 1))
+        warm = s.learning_rate * min(1.0, (step + 1) * s.batch_size / max(s.warmup, 1))
         if s.decay == "none":
             return warm
         return warm * 0.5 * (1 + math.cos(math.pi * min(step / self.total_steps, 1.0)))
 
     def train(self) -> Path:
-        self._resume()
-        self._start_tracking()
-        before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        resume(self)
+        self._start()
         bar = tqdm(total=self.settings.pictures, initial=min(self.seen, self.settings.pictures),
                    unit="pic", smoothing=0.05, desc=self.out.name,
                    disable=not self.accelerator.is_main_process)
-        batches = self.task.batches(self.step * self.settings.accumulate)
-        try:
-            while self.step < self.total_steps and not self._told_to_stop():
-                self._optimise(batches)
-                bar.update(self.settings.batch_size)
-                if self._due(self.settings.log_every):
-                    bar.set_postfix(loss=f"{self._log():.4f}")
-                self._intervals()
-            bar.close()
-            self._save()
-            if self.step >= self.total_steps:
-                self._validate()
-                self._draw()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        with self.signals, bar:
+            self._steps(bar)
+            self._finish()
         self.accelerator.end_training()
         return self.out / f"{self.raw.config.kind}.safetensors"
 
-    def _stop(self, number: int, _: object) -> None:
-        """A signal ends the run after a whole step, when its state can be saved; a second Ctrl-C at once."""
-        if self.stopping and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.stopping = True
+    def _start(self) -> None:
+        if self.accelerator.is_main_process:
+            with written_aside(self.out / "recipe.yaml") as aside:
+                aside.write_text(to_yaml(self.recipe), encoding="utf-8")
+            cut(self.guard.path, self.seen)
+        self.curves.start(self.seen, self.recipe.model_dump(mode="json"))
 
-    def _told_to_stop(self) -> bool:
-        """Whether a signal came. Processes ask each other now and then, since all must stop alike."""
-        if self.accelerator.num_processes == 1:
-            return self.stopping
-        if self.step and not self._due(self.settings.log_every):
-            return False
-        told = torch.tensor(float(self.stopping), device=self.accelerator.device)
-        return self.accelerator.reduce(told).item() > 0
+    def _steps(self, bar: tqdm) -> None:
+        batches = self.task.batches(self.step * self.settings.accumulate)
+        while self.step < self.total_steps and not self.told:
+            self._optimise(batches)
+            bar.update(self.settings.batch_size)
+            if self._due(self.settings.log_every) and (values := self.means.take(self.accelerator)):
+                values["learning_rate"] = self.rate(self.step)
+                values |= {"skipped": self.guard.total} if self.guard.total else {}
+                self.curves.record(self.seen, values)
+                bar.set_postfix(loss=f"{values['loss']:.4f}")
+            if self.step < self.total_steps:
+                self._intervals()
+            if self.guard.in_a_row >= self.settings.max_skipped:
+                save(self)
+                self.guard.give_up()
+
+    def _intervals(self) -> None:
+        """What is looked at now and then; the save comes last, so that it knows of all points before it."""
+        if self._due(self.settings.validate_every):
+            self._validate()
+        if self._due(self.settings.sample_every):
+            self._draw()
+        if self._due(self.settings.save_every):
+            save(self)
+
+    def _finish(self) -> None:
+        if not is_saved(self):
+            save(self)
+        if self.step < self.total_steps:
+            self.accelerator.print(f"stopped after {self.seen:,} pictures; the same command goes on")
+        elif not self.curves.validated(self.seen):
+            self._draw()
+            self._validate()
 
     def _due(self, every: int) -> bool:
         """Whether the last step crossed a multiple of ``every`` pictures."""
         return self.seen // every > (self.seen - self.settings.batch_size) // every
 
     def _optimise(self, batches: Iterator[Examples]) -> None:
-        """One optimiser step over ``accumulate`` batches (Kingma & Ba 2015; Loshchilov & Hutter 2019)."""
-        for micro in range(self.settings.accumulate):
-            x0, conditions = next(batches)
-            index = self.step * self.settings.accumulate + micro
-            with self.accelerator.accumulate(self.stage):
-                terms = self._losses(x0, conditions, index)
-                self.accelerator.backward(terms["loss"].mean())
-                if self.accelerator.sync_gradients:
-                    self.accelerator.clip_grad_norm_(self.stage.parameters(), self.settings.clip_norm)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-        self.schedule.step()
-        self.step += 1
-        self.ema.update(self.raw, self.settings.batch_size, self.seen)
+        """One optimiser step over ``accumulate`` batches (Kingma & Ba 2015; Loshchilov & Hutter 2019).
 
-    def _losses(self, x0: Tensor, conditions: Conditions, index: int) -> dict[str, Tensor]:
-        """Loss terms of one batch, the loss ready to be averaged; its t, noise and drops depend on
-        (seed, rank, index) alone, and t also on what importance sampling has seen.
+        A step whose loss or gradient is not finite anywhere is left out everywhere.
         """
-        rank, device = self.accelerator.process_index, x0.device
-        generator = torch.Generator(device).manual_seed(fold(self.settings.seed, rank, index))
-        if self.importance is None:
-            t = uniform(len(x0), self.raw.schedule.timesteps, generator).to(device)
+        accumulate, parts = self.settings.accumulate, []
+        for micro in range(accumulate):
+            examples = next(batches)
+            with self._shared(last=micro == accumulate - 1):
+                part, loss = self._losses(examples, self.step * accumulate + micro)
+                self.accelerator.backward(loss.mean() / accumulate)
+            parts.append(part)
+        norm = clip(self.weights, self.settings.clip_norm)
+        self.step += 1
+        if self._agreed(self.guard.sound(parts, norm)):
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.rate(self.step - 1)
+            self.optimizer.step()
+            self.ema.update(self.raw, self.settings.batch_size, self.seen)
+            for part in parts:
+                self.means.add(part.terms, part.t)
+            self.guard.in_a_row = 0
         else:
-            t = self.importance.draw(len(x0), generator)
-        noise = torch.randn(x0.shape, device=device, generator=generator)
-        terms = self.stage(x0, t, noise, self.raw.drop(conditions, generator))
-        self._remember(terms, t)
-        return terms if self.importance is None else self._weighted(terms, t)
+            self.guard.skipped(self.seen, parts, norm)
+        self.optimizer.zero_grad()
 
-    def _weighted(self, terms: dict[str, Tensor], t: Tensor) -> dict[str, Tensor]:
-        """The loss with its weights; the sampler learns what it was, from every process in one order."""
-        loss = terms["loss"]
-        weights = self.importance.weights(t).to(loss)
-        self.importance.update(*self.accelerator.gather((t, loss.detach())))
-        return {**terms, "loss": weights * loss}
+    def _shared(self, last: bool) -> AbstractContextManager:
+        """Gradients are averaged over the processes after the last part of a step."""
+        return nullcontext() if last or self.sharded else self.accelerator.no_sync(self.stage)
 
-    def _remember(self, terms: dict[str, Tensor], t: Tensor) -> None:
-        """Keep the means for the curves, all unweighted."""
-        self.recent.append(self._means({name: value.detach() for name, value in terms.items()}, t))
+    def _agreed(self, sound: bool) -> bool:
+        """Whether the step is sound in all processes; they also hear whether any was told to stop."""
+        flags = torch.tensor([not sound, self.signals.came], dtype=torch.float32,
+                             device=self.accelerator.device)
+        bad, told = self.accelerator.reduce(flags).tolist()
+        self.told = told > 0
+        return not bad
 
-    def _means(self, terms: dict[str, Tensor], t: Tensor) -> dict[str, Tensor]:
-        """The mean of every term, over all t and by quartile of t."""
-        means = {name: value.mean() for name, value in terms.items()}
-        quartile = (t - 1) * 4 // self.raw.schedule.timesteps
-        for q in quartile.unique().tolist():
-            means |= {f"{name}/quartile{q}": value[quartile == q].mean() for name, value in terms.items()}
-        return means
+    def _losses(self, examples: Examples, index: int) -> tuple[Part, Tensor]:
+        """Loss terms of batch number ``index``, and the loss [N] to be averaged.
 
-    def _log(self) -> float:
-        """Write the means since the last point; returns the loss."""
-        names = {name for means in self.recent for name in means}
-        values = {name: torch.stack([m[name] for m in self.recent if name in m]).mean().item()
-                  for name in sorted(names)}
-        self.recent.clear()
-        values["learning_rate"] = self.schedule.get_last_lr()[0]
-        self._record(values)
-        return values["loss"]
+        A picture's t, noise and drops depend on the seed and its number alone, and its t also on what
+        importance sampling has seen. Dropout depends on (seed, rank, index).
+        """
+        rank, world, seed = (self.accelerator.process_index, self.accelerator.num_processes,
+                             self.settings.seed)
+        x0, n = examples.x0, len(examples)
+        source = streams(seed, Purpose.LOSS, numbers(index, n, rank, world), x0.device)
+        if self.importance is None:
+            t = uniform(n, self.raw.schedule.timesteps, source)
+        else:
+            t = self.importance.draw(n, source)
+        noise = source(x0.shape[1:])
+        conditions = self.raw.drop(examples.conditions, source)
+        torch.manual_seed(fold(seed, rank, index))
+        with self.accelerator.autocast():
+            terms = self.stage(x0, t, noise, conditions)
+        terms = {name: term.float() for name, term in terms.items()}
+        part = Part(examples.keys, t, {name: term.detach() for name, term in terms.items()})
+        return part, terms["loss"] if self.importance is None else self._weighted(terms["loss"], t)
 
-    def _record(self, values: dict[str, float]) -> None:
-        """TensorBoard, and a line of JSON that any program can read."""
-        self.accelerator.log(values, step=self.seen)
-        if self.accelerator.is_main_process:
-            with open(self.out / "metrics.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps({"pictures": self.seen, **values}) + "\n")
+    def _weighted(self, loss: Tensor, t: Tensor) -> Tensor:
+        """The loss with its weights; the sampler learns what it was, from all processes in the pictures'
+        order, as far as it is finite.
+        """
+        weights, world = self.importance.weights(t).to(loss), self.accelerator.num_processes
+        t, seen = (self.accelerator.gather(x.detach()).view(world, -1).T.flatten() for x in (t, loss))
+        finite = seen.isfinite()
+        self.importance.update(t[finite], seen[finite])
+        return weights * loss
 
-    def _intervals(self) -> None:
-        last = self.step >= self.total_steps
-        if self._due(self.settings.save_every) and not last:
-            self._save()
-        if self._due(self.settings.validate_every) and not last:
-            self._validate()
-        if self._due(self.settings.sample_every) and not last:
-            self._draw()
-
-    @torch.no_grad()
     def _validate(self) -> None:
-        """Loss terms of the averaged weights on held-out data, at fixed t and noise."""
-        if not self.accelerator.is_main_process:
-            return
-        parts, levels = [], []
-        for number, (x0, conditions) in enumerate(self.task.validation()):
-            generator = torch.Generator(x0.device).manual_seed(fold(1, number))
-            count = torch.arange(len(x0), device=x0.device)
-            t = 1 + (count * self.raw.schedule.timesteps) // len(x0)  # every level alike
-            noise = torch.randn(x0.shape, device=x0.device, generator=generator)
-            with self.accelerator.autocast():
-                parts.append(self.ema.module(x0, t, noise, conditions))
-            levels.append(t)
-        if parts:
-            terms = {name: torch.cat([part[name] for part in parts]) for name in parts[0] if name != "loss"}
-            means = self._means({name: term.float() for name, term in terms.items()}, torch.cat(levels))
-            self._record({f"validation/{name}": value.item() for name, value in means.items()})
+        if means := validate(self):
+            self.curves.record(self.seen, {f"validation/{name}": value for name, value in means.items()})
 
     def _draw(self) -> None:
-        if self.accelerator.is_main_process:
-            with self.accelerator.autocast():
+        """A picture of samples. All processes draw it where they need each other's weights to do so."""
+        if self.accelerator.is_main_process or self.sharded:
+            with torch.no_grad(), self.accelerator.autocast():
                 picture = self.task.draw(self.ema.module)
-            if picture is not None:
+            if picture is not None and self.accelerator.is_main_process:
                 save_png(picture, self.out / "samples" / f"{self.seen:09d}.png")
-
-    def _start_tracking(self) -> None:
-        if self.accelerator.is_main_process:
-            with written_aside(self.out / "recipe.yaml") as aside:
-                aside.write_text(to_yaml(self.recipe), encoding="utf-8")
-        self.accelerator.init_trackers("curves")
-
-    def _save(self) -> None:
-        """Averaged weights for use, and the training state for going on; each all or nothing."""
         self.accelerator.wait_for_everyone()
-        aside, state = self.out / "state.new", self.out / "state"
-        # Not as safetensors, which would leave out the empty statistics of a stage without embeddings.
-        self.accelerator.save_state(str(aside), safe_serialization=False)
-        self.accelerator.wait_for_everyone()  # every process has written its random state
-        if self.accelerator.is_main_process:
-            self.ema.module.save(self.out / f"{self.raw.config.kind}.safetensors",
-                                 pictures_seen=self.seen)
-            torch.save({"step": self.step, "batch_size": self.settings.batch_size,
-                        "stage": self._identity(),
-                        "ema": self.ema.module.state_dict(),
-                        "importance": self.importance and self.importance.state_dict()},
-                       aside / "progress.pt")
-            old = self.out / "state.old"
-            shutil.rmtree(old, ignore_errors=True)
-            if state.exists():
-                os.replace(state, old)
-            os.replace(aside, state)
-            shutil.rmtree(old, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-
-    def _identity(self) -> dict:
-        """What must not change when a run goes on: the stage, but for how it is sampled."""
-        return self.raw.config.model_dump(mode="json", exclude={"sampling"})
-
-    def _reread(self, identity: dict) -> dict:
-        """What an earlier version saved of its stage, with the defaults of fields that came later."""
-        try:
-            config = type(self.raw.config).model_validate(identity)
-        except ValueError:
-            return identity  # of another kind of stage, or of none that is valid now
-        return config.model_dump(mode="json", exclude={"sampling"})
-
-    def _resume(self) -> None:
-        """Go on from the last save, if there is one and it is of this stage."""
-        found = [p for p in (self.out / "state", self.out / "state.old") if (p / "progress.pt").is_file()]
-        if not found:
-            return
-        progress = torch.load(found[0] / "progress.pt", map_location="cpu", weights_only=True)
-        before = self._reread(progress["stage"])
-        if before != self._identity():
-            changed = differences(before, self._identity())
-            raise ConfigError(f"{self.out} holds a run of another stage ({changed}); "
-                              "choose another out=, or restore the recipe")
-        batch_size = progress.get("batch_size", self.settings.batch_size)
-        if batch_size != self.settings.batch_size:
-            raise ConfigError(f"{self.out} was begun with batch_size {batch_size}; go on with that, "
-                              "or choose another out=")
-        self.accelerator.load_state(str(found[0]))
-        self.ema.module.load_state_dict(progress["ema"])
-        if self.importance is not None and progress.get("importance"):
-            self.importance.load_state_dict(progress["importance"])
-        self.step = progress["step"]
-        self.accelerator.print(f"going on from {self.seen:,} pictures in {self.out}")

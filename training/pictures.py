@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import cached_property
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -12,21 +13,29 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
-from unclip.clip import Clip, load_clip
+from unclip.clip import Clip
 from unclip.config import Config, ConfigError
 from unclip.data.images import grid
-from unclip.diffusion.noise import Noise
+from unclip.diffusion.noise import Noise, Random
 from unclip.stages import Conditions, Decoder, DecoderStageConfig
+from unclip.tokenizer import GlideTokenizer
 
 from .data import Batch, DataConfig, Source
+from .embeddings import Embeddings
+from .frozen import frozen_clip
 from .loop import Examples, Training, make_accelerator, micro_batch, train
 from .programs import program
+from .streams import Purpose, numbers, streams
+from .tokens import tokenizer_of
+
+TOKENIZER = "tokenizer"  # folder of a run, beside the checkpoint
 
 
 class PictureRecipe(Config):
     """A decoder or an upsampler: its data, its frozen CLIP (None if it needs none), its training."""
 
     clip: str | None = None   # as ``unclip.clip.load_clip`` takes it
+    tokenizer: str | None = None  # of a stage with a text transformer: ``glide``, or a folder
     data: DataConfig
     stage: DecoderStageConfig
     train: Training
@@ -39,17 +48,28 @@ class PictureTask:
         self.recipe, self.stage, self.accelerator = recipe, stage, accelerator
         self.device = accelerator.device
         _check_size(recipe.data, stage)
-        self.clip = _frozen_clip(recipe, stage, self.device)
+        self.clip, identity = frozen_clip(recipe, stage, self.device)
         self.source = Source(recipe.data, recipe.train.seed, accelerator.process_index,
                              accelerator.num_processes)
-        if self.clip is not None:
-            stage.facts["clip"] = self.clip.identity
+        self.order = self.source.order
+        self.tokenizer = None
+        if stage.takes_tokens:
+            self.tokenizer = tokenizer_of(recipe.tokenizer, stage.config.text)
+        if identity is not None:
+            stage.facts["clip"] = identity
         if stage.takes_image:
             self._measure_embeddings()
 
     def _measure_embeddings(self, batches: int = 16, n: int = 128) -> None:
-        """Mean and standard deviation of the training pictures' embeddings, for whitening."""
-        source = self.source.batches(n)
+        """Mean and standard deviation of the training pictures' embeddings, for whitening.
+
+        Every process measures the same pictures, which are those that one process would measure.
+        """
+        if self.recipe.data.embeddings is not None:
+            found = Embeddings(self.recipe.data.embeddings)
+            self.stage.set_statistics(found.mean, found.std)
+            return
+        source = Source(self.recipe.data, self.recipe.train.seed).batches(n)
         embeds = torch.cat([self._embed(next(source)) for _ in range(batches)])
         self.stage.set_statistics(embeds.mean(0), embeds.std(0))
 
@@ -58,13 +78,13 @@ class PictureTask:
         with self.accelerator.autocast():
             return self.clip.encode_image(batch.image.to(self.device)).float()
 
-    def conditions(self, batch: Batch, low_res: Tensor | None) -> Conditions:
-        """What the stage is told about a batch."""
+    def conditions(self, batch: Batch, low_res: Tensor | None, picture: Tensor | None = None) -> Conditions:
+        """What the stage is told about a batch; picture: [N,3,S,S] at its size, a part of which is known."""
         with self.accelerator.autocast():
-            return conditions_of(self.stage, self.clip, batch, low_res)
+            return conditions_of(self.stage, self.clip, batch, low_res, self.tokenizer, picture)
 
-    def examples(self, batch: Batch, generator: torch.Generator | None = None) -> Examples:
-        """One batch; with a generator the low-resolution picture is corrupted, as in training."""
+    def examples(self, batch: Batch, source: Random = None) -> Examples:
+        """One batch; with random numbers the low-resolution picture is corrupted, as in training."""
         picture = batch.image.to(self.device)
         low_res, config = None, self.stage.config.low_res
         if config is None:
@@ -72,15 +92,18 @@ class PictureTask:
         else:
             factor = self.stage.size // config.size
             low_res = shrink(picture, picture.shape[-1] // factor)
-            low_res = low_res if generator is None else self.stage.corrupt(low_res, generator)
-        conditions = self.conditions(batch, low_res)
-        return self.stage.to_data(picture, conditions), conditions
+            low_res = low_res if source is None else self.stage.corrupt(low_res, source)
+        conditions = self.conditions(batch, low_res, picture)
+        return Examples(self.stage.to_data(picture, conditions), conditions, batch.key)
 
     def batches(self, start: int) -> Iterator[Examples]:
-        generator = torch.Generator(self.device)
-        n = micro_batch(self.recipe.train, self.accelerator)
+        n, accelerator = micro_batch(self.recipe.train, self.accelerator), self.accelerator
         for number, batch in enumerate(self.source.batches(n, start), start):
-            yield self.examples(batch, generator.manual_seed(number))
+            mine = numbers(number, n, accelerator.process_index, accelerator.num_processes)
+            spoil = None
+            if self.stage.config.low_res is not None:
+                spoil = streams(self.recipe.train.seed, Purpose.CORRUPT, mine, self.device)
+            yield self.examples(batch, spoil)
 
     @cached_property
     def _heldout(self) -> list[Examples]:
@@ -98,10 +121,10 @@ class PictureTask:
             examples = self._heldout[0]
         else:
             examples = self.examples(next(self.source.batches(32)))
-        columns = min(16, len(examples[0]))
-        count = min(32, len(examples[0]) // columns * columns)  # whole rows
-        conditions = {key: value[:count] for key, value in examples[1].items()}
-        x0 = examples[0][:count]
+        columns = min(16, len(examples))
+        count = min(32, len(examples) // columns * columns)  # whole rows
+        conditions = {key: value[:count] for key, value in examples.conditions.items()}
+        x0 = examples.x0[:count]
         *_, last = stage.sample(conditions, Noise(range(len(x0)), device=self.device))
         rows = [stage.to_picture(x0, conditions), stage.to_picture(last.x, conditions)]
         if "base" in conditions:
@@ -113,21 +136,32 @@ class PictureTask:
 
 
 @torch.no_grad()
-def conditions_of(stage: Decoder, clip: Clip | None, batch: Batch, low_res: Tensor | None) -> Conditions:
-    """What a stage is told about a batch: its embeddings, captions and classes, as far as it takes them.
+def conditions_of(stage: Decoder, clip: Clip | None, batch: Batch, low_res: Tensor | None,
+                  tokenizer: GlideTokenizer | None = None, picture: Tensor | None = None) -> Conditions:
+    """What a stage is told about a batch: its embeddings, captions, classes and the pictures themselves
+    [N,3,S,S] (to inpaint), as far as it takes them.
 
     Raises ``ConfigError`` if the pictures have no class, or one that the stage does not know.
     """
-    image = text = classes = None
+    told: dict[str, Tensor] = {}
+    device, embedded = stage.embed_mean.device, batch.embedded
     if stage.takes_image:
-        image = clip.encode_image(batch.image.to(stage.embed_mean.device))
-    if stage.takes_text:
-        text = clip.encode_text(batch.caption).trimmed()
+        told["image_embed"] = (clip.encode_image(batch.image.to(device)) if embedded is None
+                               else embedded.image.to(device))
+    if stage.takes_text or stage.takes_text_embed:
+        if embedded is None or clip is not None:
+            text = clip.encode_text(batch.caption).trimmed()
+            told |= {"text": text.tokens, "text_mask": text.mask, "text_embed": text.embed}
+        else:
+            told |= {"text": embedded.tokens, "text_mask": embedded.mask, "text_embed": embedded.text}
+            told = {name: None if value is None else value.to(device) for name, value in told.items()}
+    if stage.takes_tokens:
+        told["tokens"], told["token_mask"] = (x.to(device) for x in tokenizer.tokenize(batch.caption))
     if stage.takes_class:
-        classes = classes_of(batch, stage.config.net.classes).to(stage.embed_mean.device)
-    return stage.conditions(len(batch.image), image_embed=image, low_res=low_res, classes=classes,
-                            text=None if text is None else text.tokens,
-                            text_mask=None if text is None else text.mask)
+        told["classes"] = classes_of(batch, stage.config.net.classes).to(device)
+    if stage.config.inpaint:
+        told["image"] = picture
+    return stage.conditions(len(batch.image), low_res=low_res, **told)
 
 
 def classes_of(batch: Batch, known: int) -> Tensor:
@@ -162,21 +196,6 @@ def _check_size(data: DataConfig, stage: Decoder) -> None:
             raise ConfigError(f"data.crop {side} is no multiple of {multiple}, as this network needs")
 
 
-def _frozen_clip(recipe: PictureRecipe, stage: Decoder, device: torch.device) -> Clip | None:
-    """The CLIP that the stage is conditioned with; refuses one that does not fit."""
-    if not (stage.takes_image or stage.takes_text):
-        return None
-    if recipe.clip is None:
-        raise ConfigError("this stage takes CLIP embeddings or text; the recipe must name a clip")
-    clip = load_clip(recipe.clip).to(device)
-    net = stage.config.net
-    for name, wanted, given in (("image_embed_dim", net.image_embed_dim, clip.embed_dim),
-                                ("text_dim", net.text_dim, clip.text_dim)):
-        if wanted is not None and wanted != given:
-            raise ConfigError(f"stage.net.{name} is {wanted}, but {recipe.clip} has {given}")
-    return clip
-
-
 def main(description: str, wants_low_res: bool, argv: list[str] | None = None) -> None:
     """The command of both programs."""
     recipe = program(PictureRecipe, description, argv)
@@ -187,7 +206,10 @@ def main(description: str, wants_low_res: bool, argv: list[str] | None = None) -
     accelerator = make_accelerator(recipe.train)
     torch.manual_seed(recipe.train.seed)
     stage = Decoder(recipe.stage).to(accelerator.device)
-    train(stage, PictureTask(recipe, stage, accelerator), recipe.train, recipe, accelerator)
+    task = PictureTask(recipe, stage, accelerator)
+    if task.tokenizer is not None and accelerator.is_main_process:
+        task.tokenizer.save(Path(recipe.train.out) / TOKENIZER)
+    train(stage, task, recipe.train, recipe, accelerator)
 
 
 __all__ = ["PictureRecipe", "PictureTask", "classes_of", "conditions_of", "main", "shrink"]

@@ -4,18 +4,21 @@
     python -m training.prior configs/icons/prior.yaml train.batch_size=256 --dry-run
     accelerate launch -m training.prior configs/icons/prior.yaml
 
-Pictures are embedded once, at the start (``embeddings`` of them, by every process for itself); the
-prior then learns from these without pictures. The same command again continues the run.
+Pictures are embedded once, at the start (``embeddings`` of them, shared out among the processes); the
+prior then learns from these without pictures. With ``data.embeddings``, a folder of ``training.embed``, it
+learns from that, and needs neither the pictures nor the CLIP. The same command again continues the run.
 ``out/prior.safetensors`` is ready for use at any time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from PIL import Image
 from pydantic import Field
 from torch import Tensor
@@ -24,30 +27,36 @@ from tqdm import tqdm
 from unclip.clip import load_clip
 from unclip.config import Config, ConfigError
 from unclip.data.images import grid
-from unclip.diffusion.noise import Noise, fold
+from unclip.diffusion.noise import Noise
 from unclip.stages import Conditions, Prior, PriorStageConfig
 
 from .data import DataConfig, Source
 from .loop import Examples, Training, make_accelerator, micro_batch, train
+from .prior_rows import RowsTask
 from .programs import program, run
+from .streams import Purpose, numbers, seed_of
 
 
 class PriorRecipe(Config):
     """The prior: its data, its frozen CLIP, its training."""
 
-    clip: str                                  # as ``unclip.clip.load_clip`` takes it
+    clip: str | None = None                    # as ``unclip.clip.load_clip`` takes it; with data.embeddings
+                                               # it need not be named
     data: DataConfig
-    embeddings: int = Field(50_000, gt=0)      # pictures embedded at the start, to learn from
+    embeddings: int = Field(50_000, gt=0)      # pictures embedded at the start, without data.embeddings
     stage: PriorStageConfig
     train: Training
 
 
 @dataclass(frozen=True)
 class Bank:
-    """Embedded pictures: embed [M,D] of length 1, captions, and thumbnails uint8 [K,3,S,S] of the first K."""
+    """Embedded pictures: embed [M,D] of length 1, captions, keys, and thumbnails uint8 [K,3,S,S] of the
+    first K.
+    """
 
     embed: Tensor
     caption: list[str]
+    key: list[str]
     thumbnail: Tensor
 
 
@@ -57,14 +66,16 @@ class PriorTask:
     def __init__(self, recipe: PriorRecipe, stage: Prior, accelerator: Accelerator) -> None:
         self.recipe, self.stage, self.accelerator = recipe, stage, accelerator
         self.device = accelerator.device
+        if recipe.clip is None:
+            raise ConfigError("a prior learns CLIP's embeddings; name a clip, or data.embeddings")
         self.clip = load_clip(recipe.clip).to(self.device)
         net = stage.config.net
         for name, wanted, given in (("embed_dim", net.embed_dim, self.clip.embed_dim),
                                     ("text_dim", net.text_dim, self.clip.text_dim)):
             if wanted != given:
                 raise ConfigError(f"stage.net.{name} is {wanted}, but {recipe.clip} has {given}")
-        source = Source(recipe.data, recipe.train.seed, accelerator.process_index, accelerator.num_processes)
-        self.bank = self._embed_pictures(source)
+        source = Source(recipe.data, recipe.train.seed)
+        self.bank = self._embed_pictures()
         self.heldout = self._embed_heldout(source)
         stage.set_statistics(self.bank.embed.mean(0), self.bank.embed.std(0))
         if stage.network.memory is not None:
@@ -76,20 +87,28 @@ class PriorTask:
         with self.accelerator.autocast():
             return self.clip.encode_image(image.to(self.device)).float()
 
-    def _embed_pictures(self, source: Source, n: int = 256, thumbnails: int = 4096) -> Bank:
-        """The training set: each picture's embedding with its caption."""
-        embeds, captions, kept, held = [], [], [], 0
-        batches = source.batches(n)
-        total = -(-self.recipe.embeddings // n)
-        for _ in tqdm(range(total), unit_scale=n, unit="pic", desc="embedding",
-                      disable=not self.accelerator.is_main_process):
+    def _embed_pictures(self, n: int = 256, thumbnails: int = 4096) -> Bank:
+        """The training set: each picture's embedding with its caption. Every process embeds its share, and
+        all hold the same bank in the end: that of one process.
+        """
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        source = Source(self.recipe.data, self.recipe.train.seed, rank, world)
+        self.order, batches = source.order, source.batches(n)
+        total = n * -(-self.recipe.embeddings // n)  # whole batches
+        parts = []
+        for number in tqdm(range(-(-total // (n * world))), unit_scale=n * world, unit="pic",
+                           desc="embedding", disable=not self.accelerator.is_main_process):
             batch = next(batches)
-            embeds.append(self._embed(batch.image))
-            captions += batch.caption
-            if held < thumbnails:
-                kept.append(((batch.image + 1) * 127.5).round().to(torch.uint8))
-                held += n
-        return Bank(torch.cat(embeds), captions, torch.cat(kept))
+            small = batch.image[: max(0, -(-thumbnails // world) - number * n)]
+            parts.append((self._embed(batch.image).cpu(), batch.caption, batch.key,
+                          ((small + 1) * 127.5).round().to(torch.uint8)))
+        embeds, captions, keys, small = zip(*parts, strict=True)
+        mine = torch.cat(embeds), [*chain(*captions)], [*chain(*keys)], torch.cat(small)
+        embed, caption, key, small = zip(*gather_object([mine]), strict=True)
+        return Bank(torch.stack(embed, 1).flatten(0, 1)[:total].to(self.device),
+                    [text for row in zip(*caption, strict=True) for text in row][:total],
+                    [text for row in zip(*key, strict=True) for text in row][:total],
+                    torch.stack(small, 1).flatten(0, 1)[:total])
 
     @torch.no_grad()
     def _names(self, source: Source, slots: int) -> tuple[Tensor, Tensor]:
@@ -101,7 +120,7 @@ class PriorTask:
             rows += [number.setdefault(name, len(number)) for name in names]
             texts.append(self.conditions(batch.caption)["text_embed"])
             images.append(self._embed(batch.image))
-        row = torch.tensor(rows, device=self.device)
+        row = torch.tensor(list(rows), device=self.device)
         count = torch.bincount(row)[:, None]
         kept = torch.randperm(len(number), generator=torch.Generator().manual_seed(0))[:slots].sort().values
         def mean(parts: list[Tensor]) -> Tensor:
@@ -114,7 +133,7 @@ class PriorTask:
         if batch is None:
             return None
         parts = [self._embed(part) for part in batch.image.split(128)]
-        return Bank(torch.cat(parts), batch.caption, batch.image)
+        return Bank(torch.cat(parts), batch.caption, batch.key, batch.image)
 
     @torch.no_grad()
     def conditions(self, captions: list[str]) -> Conditions:
@@ -123,20 +142,21 @@ class PriorTask:
         return self.stage.conditions(text.embed.float(), text.tokens.float(), text.mask)
 
     def batches(self, start: int) -> Iterator[Examples]:
-        """Rows of the bank drawn at random; batch k depends on (seed, rank, k) alone."""
-        n, rank = micro_batch(self.recipe.train, self.accelerator), self.accelerator.process_index
-        generator = torch.Generator()
-        while True:
-            generator.manual_seed(fold(self.recipe.train.seed, rank, start))
-            rows = torch.randint(len(self.bank.embed), (n,), generator=generator)
-            embed = self.bank.embed[rows.to(self.device)]
-            yield self.stage.whiten(embed), self.conditions([self.bank.caption[i] for i in rows.tolist()])
-            start += 1
+        """Rows of the bank drawn at random; each depends on the seed and the picture's number alone."""
+        n, accelerator = micro_batch(self.recipe.train, self.accelerator), self.accelerator
+        seed, bank = self.recipe.train.seed, self.bank
+        for number in count(start):
+            mine = numbers(number, n, accelerator.process_index, accelerator.num_processes)
+            rows = [seed_of(seed, Purpose.SAMPLE, picture) % len(bank.embed) for picture in mine]
+            yield self._examples(bank, rows)
+
+    def _examples(self, bank: Bank, rows: Sequence[int]) -> Examples:
+        embed = bank.embed[torch.tensor(list(rows), device=self.device)]
+        return Examples(self.stage.whiten(embed), self.conditions([bank.caption[row] for row in rows]),
+                        [bank.key[row] for row in rows])
 
     def validation(self) -> list[Examples]:
-        if self.heldout is None:
-            return []
-        return [(self.stage.whiten(self.heldout.embed), self.conditions(self.heldout.caption))]
+        return [] if self.heldout is None else [self._examples(self.heldout, range(len(self.heldout.embed)))]
 
     @torch.no_grad()
     def draw(self, stage: Prior) -> Image.Image:
@@ -157,7 +177,8 @@ def main(argv: list[str] | None = None) -> None:
     accelerator = make_accelerator(recipe.train)
     torch.manual_seed(recipe.train.seed)
     stage = Prior(recipe.stage).to(accelerator.device)
-    train(stage, PriorTask(recipe, stage, accelerator), recipe.train, recipe, accelerator)
+    task = PriorTask if recipe.data.embeddings is None else RowsTask
+    train(stage, task(recipe, stage, accelerator), recipe.train, recipe, accelerator)
 
 
 if __name__ == "__main__":

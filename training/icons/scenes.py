@@ -2,12 +2,13 @@
 
 All pictures stay in memory as uint8; a batch is a few batched matrix products. Besides plain
 pictures there are recoloured ones, pairs, coloured backgrounds, sizes and places, so that words
-combine. ``Scenes.batch(seed, n)`` is a pure function of its arguments.
+combine. ``Scenes.batch(seed, n)`` and ``Scenes.each(seeds)`` are pure functions of their arguments.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -139,10 +140,15 @@ class Scenes:
         ``crop``: side in pixels of a random window of each scene; None gives whole scenes. Only the
         window is drawn. Raises ``ValueError`` for a window larger than a scene.
         """
-        side = crop or self.size
-        if not 0 < side <= self.size:
-            raise ValueError(f"a crop of {side} does not fit into {self.size} pixels")
         rng = Random(int(seed))
+        return self._drawn([make(rng) for make in self._makers(rng, n)], itertools.repeat(rng), crop)
+
+    def each(self, seeds: Sequence[int], crop: int | None = None) -> Batch:
+        """A random scene for each seed, which is the same whatever the others are; ``crop`` as above."""
+        rngs = [Random(int(seed)) for seed in seeds]
+        return self._drawn([self._makers(rng, 1)[0](rng) for rng in rngs], rngs, crop)
+
+    def _makers(self, rng: Random, n: int) -> list[Callable[[Random], Scene]]:
         kinds = {
             self._plain: self.config.plain,
             self._recoloured: self.config.recoloured,
@@ -150,9 +156,14 @@ class Scenes:
             self._on_background: self.config.background,
             self._placed: self.config.placed,
         }
-        scenes = [make(rng) for make in rng.choices(list(kinds), list(kinds.values()), k=n)]
+        return rng.choices(list(kinds), list(kinds.values()), k=n)
+
+    def _drawn(self, scenes: list[Scene], rngs: Iterable[Random], crop: int | None) -> Batch:
+        side = crop or self.size
+        if not 0 < side <= self.size:
+            raise ValueError(f"a crop of {side} does not fit into {self.size} pixels")
         room = self.size - side
-        corners = [(rng.randint(0, room), rng.randint(0, room)) for _ in scenes]
+        corners = [(rng.randint(0, room), rng.randint(0, room)) for _, rng in zip(scenes, rngs, strict=False)]
         keys = ["+".join(self.records[part.index]["key"] for part in s.layers) for s in scenes]
         image = compose.draw(scenes, self.rgba, self.traits.box, self.traits.typical, corners, side)
         return Batch(image, [scene.caption for scene in scenes], keys)

@@ -1,0 +1,191 @@
+"""Look through shards before training: what they hold, and what is wrong with them.
+
+    python -m training.doctor data/mine
+    python -m training.doctor 'data/mine/train-*.tar' --clip runs/clip/clip --embeddings data/mine/embeddings
+    python -m training.doctor data/mine --json > report.json
+
+Every file is read and every picture decoded. The exit code is 1 if anything is wrong: tars that are damaged
+or cut short, pictures or texts that cannot be read, pictures without a caption and captions without a
+picture, keys that come twice, files that lead out of their folder, embeddings of other samples or of another
+CLIP. Long captions and small pictures are counted, but are not wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from .examine import Examined, Problem, examine
+from .parallel import ordered
+
+if TYPE_CHECKING:
+    from unclip.clip import Clip
+
+SHOWN = 5  # of each kind of problem in the table
+LISTED = 10_000  # problems in the JSON
+
+
+@dataclass
+class Report:
+    """What was found in all shards; counts but for ``problems``."""
+
+    shards: int = 0
+    samples: int = 0
+    pictures: int = 0
+    captions: int = 0
+    several: int = 0          # samples with more than one caption
+    empty: int = 0            # captions
+    sides: list[int] = field(default_factory=list)      # the shorter side of each picture
+    aspects: list[float] = field(default_factory=list)  # the longer by the shorter side
+    letters: list[int] = field(default_factory=list)    # of each caption
+    tokens: list[int] = field(default_factory=list)
+    truncated: int = 0        # captions that are longer than the text encoder reads
+    context: int = 0          # tokens that it reads, start and end included
+    problems: list[Problem] = field(default_factory=list)
+
+    def add(self, found: Examined) -> None:
+        self.shards += 1
+        self.samples += len(found.keys)
+        self.pictures += len(found.sizes)
+        self.captions += len(found.captions)
+        self.several += found.several
+        self.empty += sum(not caption for caption in found.captions)
+        self.sides += [min(size) for size in found.sizes]
+        self.aspects += [max(size) / max(min(size), 1) for size in found.sizes]
+        self.letters += [len(caption) for caption in found.captions]
+        self.problems += found.problems
+
+
+def look(shards: Sequence[str], clip: Clip | None = None, workers: int = 1,
+         embeddings: str | Path | None = None) -> Report:
+    """Look through ``shards``; ``clip`` says how captions are cut into tokens (None: as OpenAI's CLIPs do).
+
+    embeddings: a folder of ``training.embed``, which is compared with the samples and, if it is given,
+    with ``clip``.
+    """
+    tokenizer = clip or _usual_clip()
+    report, seen = Report(context=tokenizer.context_length), {}
+    rows = None
+    if embeddings is not None:
+        from .embeddings import check_file, check_folder
+
+        rows, wrong = check_folder(embeddings, None if clip is None else clip.identity)
+        report.problems += wrong
+    died = Problem("unreadable picture", "", "", "a file in this shard ends the process that decodes it")
+    done = ordered(examine, shards, min(workers, len(shards)),
+                   died=lambda shard: Examined(shard, problems=[died._replace(shard=shard)]))
+    for shard, found in tqdm(done, "looking", len(shards), unit=" shards", leave=False):
+        report.add(found)
+        _count_tokens(report, tokenizer, found.captions)
+        report.problems += _twice(found, seen)
+        if rows is not None:
+            report.problems += check_file(rows, shard, found.keys)
+    return report
+
+
+def _usual_clip() -> Clip:
+    """A CLIP that is good for its tokenizer alone: OpenAI's byte pairs, 77 tokens."""
+    from unclip.clip import build_clip
+
+    text = {"context_length": 77, "width": 8, "layers": 1, "heads": 1}
+    return build_clip({"embed_dim": 8, "text_cfg": text, "vision_cfg": {
+        "image_size": 8, "patch_size": 8, "width": 8, "layers": 1, "head_width": 8}})
+
+
+def _count_tokens(report: Report, clip: Clip, captions: Iterable[str]) -> None:
+    room = clip.context_length - 2  # start and end of the text
+    for caption in captions:
+        count = len(clip.towers.encode(caption))
+        report.tokens.append(count + 2)
+        report.truncated += count > room
+
+
+def _twice(found: Examined, seen: dict[str, str]) -> Iterable[Problem]:
+    """Keys that came before, in this shard or another."""
+    for key in found.keys:
+        if key in seen:
+            yield Problem("key that comes twice", found.shard, key, f"also in {os.path.basename(seen[key])}")
+        seen.setdefault(key, found.shard)
+
+
+def as_json(report: Report) -> dict:
+    """The report for programs."""
+    return {
+        "ok": not report.problems,
+        "shards": report.shards, "samples": report.samples, "pictures": report.pictures,
+        "captions": report.captions, "samples_with_several_captions": report.several,
+        "empty_captions": report.empty, "truncated_captions": report.truncated, "context": report.context,
+        "shorter_side": _spread(report.sides), "aspect": _spread(report.aspects),
+        "caption_letters": _spread(report.letters), "caption_tokens": _spread(report.tokens),
+        "wrong": dict(Counter(problem.kind for problem in report.problems)),
+        "problems": [problem._asdict() for problem in report.problems[:LISTED]],
+    }
+
+
+def _spread(values: Sequence[float]) -> dict[str, float] | None:
+    if not values:
+        return None
+    cut = statistics.quantiles(values, n=20) if len(values) > 1 else [values[0]] * 19
+    return {"least": min(values), "p5": cut[0], "median": statistics.median(values), "p95": cut[18],
+            "most": max(values)}
+
+
+def as_table(report: Report) -> str:
+    """The report for people."""
+    told = as_json(report)
+    lines = [f"{'shards':<22}{report.shards:>10,}", f"{'samples':<22}{report.samples:>10,}",
+             f"{'readable pictures':<22}{report.pictures:>10,}",
+             f"{'captions':<22}{report.captions:>10,}   {report.several:,} samples have several",
+             f"{'  empty':<22}{report.empty:>10,}",
+             f"{'  cut off':<22}{report.truncated:>10,}   longer than the {report.context} tokens read",
+             "", f"{'':<22}" + "".join(f"{name:>10}" for name in ("least", "5%", "median", "95%", "most"))]
+    for title, name in (("shorter side, pixels", "shorter_side"), ("longer / shorter side", "aspect"),
+                        ("caption, letters", "caption_letters"), ("caption, tokens", "caption_tokens")):
+        spread = told[name] or {}
+        lines.append(f"{title:<22}" + "".join(f"{value:>10,.4g}" for value in spread.values()))
+    if not report.problems:
+        return "\n".join([*lines, "", "nothing is wrong"])
+    lines += ["", "wrong:"]
+    for kind, count in sorted(told["wrong"].items()):
+        lines.append(f"{count:>8,}  {kind}")
+        some = [problem for problem in report.problems if problem.kind == kind][:SHOWN]
+        lines += [f"{'':>12}{os.path.basename(p.shard)} {p.key}: {p.reason}" for p in some]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m training.doctor", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shards", nargs="+", help="paths, globs, brace ranges, folders or URLs")
+    parser.add_argument("--clip", help="the CLIP that will be trained with, whose tokens are counted")
+    parser.add_argument("--embeddings", help="a folder of training.embed, to compare with the samples")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1,
+                        help="processes (default: one a core)")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    args = parser.parse_args(argv)
+    from unclip.data.shards import expand
+
+    clip = None
+    if args.clip is not None:
+        from unclip.clip import load_clip
+
+        clip = load_clip(args.clip)
+    report = look(expand(args.shards), clip, args.workers, args.embeddings)
+    print(json.dumps(as_json(report), indent=1) if args.json else as_table(report))
+    sys.exit(1 if report.problems else 0)
+
+
+if __name__ == "__main__":
+    from .programs import run
+
+    run(main)

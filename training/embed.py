@@ -1,0 +1,184 @@
+"""Embed shards with a CLIP, once, so that training needs neither the CLIP nor, for a prior, the pictures.
+
+    python -m training.embed data/mine --clip open_clip:ViT-B-32@laion2b_s34b_b79k --tokens
+    python -m training.embed 'data/mine/train-*.tar' --clip runs/clip --out data/mine/of-my-clip
+    accelerate launch -m training.embed data/mine --clip open_clip:ViT-L-14@openai --tokens
+    python -m training.prior configs/shards/prior.yaml data.embeddings=data/mine/embeddings
+
+Writes a file beside each shard's name into OUT (``embeddings`` beside the shards): the embeddings of its
+pictures (of the square in the middle) and of all their captions by key, and with --tokens the text encoder's
+states, which a prior and a text-conditioned decoder need to do without the CLIP; and embeddings.json with the
+CLIP's identity, counts, mean and standard deviation. The same command again goes on with what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import Tensor
+from tqdm import tqdm
+
+from unclip.checkpoint import CheckpointError, read_header, write_json
+from unclip.clip import Clip, load_clip
+from unclip.config import ConfigError
+from unclip.data.decode import GAP, open_picture, square
+from unclip.data.indexed import Indexed, on_disk
+from unclip.data.samples import picture_of, texts_of
+from unclip.data.shards import expand, stream
+
+from .embeddings import KIND, MANIFEST, Rows, load_rows, name_of, save_rows
+from .framing import floats, pixels
+from .programs import run
+
+
+def embed(shards: Sequence[str], out: Path, clip: Clip, tokens: bool = False, size: int | None = None,
+          batch: int = 64, workers: int = 1, background: str = "white") -> dict:
+    """Embed ``shards`` into ``out``, shared out among the processes; returns the manifest (of the first).
+
+    size: side in pixels at which CLIP is shown the pictures; None: its own. Samples that cannot be read are
+    left out, counted and told. ``ConfigError`` when two shards have one name, or nothing can be read.
+    """
+    names = Counter(map(name_of, shards))
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise ConfigError(f"{len(twice)} names are those of several shards ({twice[0]}): embed their folders "
+                          "into different --out")
+    if clip.image_size is None:
+        raise ConfigError("this CLIP has no image tower")
+    state, size = PartialState(), size or clip.image_size
+    facts = {"clip": clip.identity, "size": size, "background": background}
+    mine = shards[state.process_index::state.num_processes]
+    for shard in tqdm(mine, "embedding", unit=" shards", disable=not state.is_main_process):
+        path = out / f"{name_of(shard)}.safetensors"
+        now = {**facts, "tokens": tokens, "bytes": os.path.getsize(shard) if on_disk(shard) else None}
+        if not _done(path, now):
+            rows, skipped = _embedded(_samples(shard), clip, tokens, size, batch, workers, background)
+            now.pop("tokens")
+            save_rows(path, rows, **now, skipped=skipped)
+    state.wait_for_everyone()
+    manifest = _manifest(out, shards, facts, tokens) if state.is_main_process else {}
+    state.wait_for_everyone()
+    return manifest
+
+
+def _done(path: Path, facts: dict) -> bool:
+    """Whether a file is there already, and of the same shard, CLIP and settings."""
+    try:
+        header = read_header(path, KIND)
+    except CheckpointError:
+        return False
+    return all(header.get(name) == value for name, value in facts.items())
+
+
+def _samples(shard: str) -> Iterator[dict[str, Any]]:
+    if not on_disk(shard):
+        yield from stream(shard)
+        return
+    content = Indexed([shard])
+    for number in range(len(content.index(shard).entries)):
+        yield content[0, number]
+
+
+@torch.no_grad()
+def _embedded(samples: Iterator[dict], clip: Clip, tokens: bool, size: int, batch: int, workers: int,
+              background: str) -> tuple[Rows, int]:
+    """A shard's embeddings, and how many of its samples could not be read."""
+    def decoded(sample: dict) -> tuple[str, list[str], Tensor] | str:
+        try:
+            captions, _ = texts_of(sample)
+            image = square(open_picture(picture_of(sample), GAP * size), size, background=background)
+        except ValueError as error:
+            return f"skipped {sample['__key__']}: {error}"
+        return sample["__key__"], captions, pixels(image)
+
+    keys, texts, owners, skipped, image, text, states = [], [], [], 0, [], [], []
+    with ThreadPoolExecutor(workers) as threads:
+        while raw := list(islice(samples, batch)):
+            made = list(threads.map(decoded, raw))
+            for reason in (one for one in made if isinstance(one, str)):
+                print(reason, file=sys.stderr)
+                skipped += 1
+            made = [one for one in made if not isinstance(one, str)]
+            if not made:
+                continue
+            shown = floats(torch.stack([one[2] for one in made]))
+            image.append(clip.encode_image(shown.to(clip.mean.device)))
+            for key, captions, _ in made:
+                owners += [len(keys)] * len(captions)
+                keys.append(key)
+                texts += captions
+    for start in range(0, len(texts), batch):
+        found = clip.encode_text(texts[start:start + batch])
+        text.append(found.embed)
+        if tokens:
+            states += [one[mask].half().cpu() for one, mask in zip(found.tokens, found.mask, strict=True)]
+    empty = torch.zeros(0, clip.embed_dim)
+    ends = torch.tensor([0, *map(len, states)]).cumsum(0) if tokens else None
+    flat = torch.cat([torch.zeros(0, clip.text_dim).half(), *states]) if tokens else None
+    return Rows(keys, texts, torch.cat([empty, *(one.float().cpu() for one in image)]),
+                torch.cat([empty, *(one.float().cpu() for one in text)]),
+                torch.tensor(owners, dtype=torch.int64), flat, ends), skipped
+
+
+def _manifest(out: Path, shards: Sequence[str], facts: dict, tokens: bool) -> dict:
+    """Count what is there, measure it, and say so; what was embedded before, and alike, belongs to it."""
+    files, total, squares, skipped, width = {}, 0.0, 0.0, 0, 0
+    same = {**facts, "tokens": tokens}
+    for name in sorted(path.stem for path in out.glob("*.safetensors") if _done(path, same)):
+        path = out / f"{name}.safetensors"
+        rows = load_rows(path)
+        skipped += read_header(path)["skipped"]
+        files[name] = {"pictures": len(rows.keys), "captions": len(rows.captions)}
+        total, squares = total + rows.image.double().sum(0), squares + rows.image.double().square().sum(0)
+        width = rows.tokens.shape[1] if tokens else width
+    count = sum(entry["pictures"] for entry in files.values())
+    if not count:
+        raise ConfigError(f"no sample can be read from {', '.join(shards[:3])}")
+    mean = total / count
+    std = ((squares - count * mean.square()) / max(count - 1, 1)).clamp(min=0).sqrt()
+    manifest = {**facts, "format": 1, "dim": len(mean), "text_dim": width or None, "tokens": tokens,
+                "pictures": count, "captions": sum(entry["captions"] for entry in files.values()),
+                "skipped": skipped, "files": files, "mean": mean.tolist(), "std": std.tolist()}
+    write_json(out / MANIFEST, manifest)
+    return manifest
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m training.embed", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("shards", nargs="+", help="paths, globs, brace ranges, folders or URLs")
+    add("--clip", required=True, help="as a recipe names it: a folder, open_clip:NAME@TAG, transformers:ID")
+    add("--out", type=Path, help="the folder to write to (default: embeddings, beside the first shard)")
+    add("--tokens", action="store_true", help="keep the text encoder's states, too")
+    add("--size", type=int, help="pixels at which CLIP is shown the pictures (default: its own size)")
+    add("--background", default="white", help="colour behind what is transparent (default white)")
+    add("--batch", type=int, default=64, help="pictures encoded at once (default 64)")
+    add("--workers", type=int, default=os.cpu_count() or 1, help="threads that decode (default: one a core)")
+    args = parser.parse_args(argv)
+    for name in ("batch", "workers", "size"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise ConfigError(f"--{name} must be at least 1, not {getattr(args, name)}")
+    shards = expand(args.shards)
+    if args.out is None and "://" in shards[0]:
+        raise ConfigError("these shards are URLs; say where the embeddings go with --out")
+    clip = load_clip(args.clip, PartialState().device)
+    out = args.out or Path(shards[0]).parent / "embeddings"
+    made = embed(shards, out, clip, args.tokens, args.size, args.batch, args.workers, args.background)
+    if made:
+        print(f"{out}: {made['pictures']:,} pictures and {made['captions']:,} captions of "
+              f"{len(made['files'])} shards, by {made['clip']}; {made['skipped']:,} samples skipped",
+              file=sys.stderr)
+
+
+if __name__ == "__main__":
+    run(main)
