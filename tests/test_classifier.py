@@ -27,6 +27,7 @@ CONFIG = {"net": {**NET, "classes": 3}, "schedule": "cosine"}
 
 
 def tiny(**net: object) -> Classifier:
+    torch.manual_seed(0)
     made = Classifier(ClassifierStageConfig(**{**CONFIG, "net": {**CONFIG["net"], **net}}))
     made.embed_mean = ()  # as for a stage without embeddings
     awake(made).network.pool.out.weight *= 30  # classes that are told apart
