@@ -10,7 +10,7 @@ classifier), if not as its recipe says. SHARDS: a folder with heldout-*.tar and 
 
 - Bits per dimension: the bound on the held-out pictures, given their classes or captions if the model
   takes them, without guidance; so it is that of the model, and a row with options has none. A flow
-  has none either: it is an equation to follow, not a chain of noisy steps.
+  has none either: it is an equation to follow, not a chain of noisy steps. --bits takes fewer pictures.
 - Frechet distance of -n drawn pictures to all held-out ones, in the features of --judge: a classifier
   (training.classifier) that was trained apart and guides none of them, or a CLIP. Real training
   pictures, as many, show what chance leaves. Classes and captions are those of the held-out pictures.
@@ -107,6 +107,7 @@ class Comparison:
     n: int                # pictures drawn of each model
     batch_size: int
     seed: int
+    bits: int | None = None  # held-out pictures for the bits per dimension; None = all, 0 = none
 
     def row(self, entry: Entry) -> dict:
         """What the table says of one entry."""
@@ -119,11 +120,15 @@ class Comparison:
                  "steps": entry.options.steps or pipeline.decoder.config.sampling.steps,
                  "frechet": metrics.frechet_distance(self.real, seen(self.features, made)),
                  "seconds_per_picture": seconds}
-        if entry.plain and pipeline.decoder.schedule.name != "flow":
+        if entry.plain and pipeline.decoder.schedule.name != "flow" and self.bits != 0:
             found["likelihood"] = likelihood(
-                pipeline.decoder, self.heldout, clip=pipeline.clip, size=self.size,
+                pipeline.decoder, self.some(), clip=pipeline.clip, size=self.size,
                 batch_size=self.batch_size, seed=self.seed)
         return found
+
+    def some(self) -> list[dict]:
+        """The held-out samples whose likelihood is computed, from all parts of the shards."""
+        return self.heldout if self.bits is None else self.heldout[::-(-len(self.heldout) // self.bits)]
 
     def draw(self, pipeline: Pipeline, options: Options) -> Tensor:
         """[n,3,S,S] in [-1,1], of the captions and classes of the held-out pictures in turn."""
@@ -140,7 +145,7 @@ class Comparison:
 
 
 def measure(folder: Path, entries: Sequence[Entry], source: str, *, n: int, batch_size: int = 64,
-            seed: int = 0, device: str | None = None) -> dict:
+            seed: int = 0, device: str | None = None, bits: int | None = None) -> dict:
     """The report that ``table`` shows, JSON-able. ``ValueError`` for shards that hold too little."""
     heldout = list(read_shards(expand(str(folder / "heldout-*.tar"))))
     train = list(read_shards(expand(str(folder / "train-*.tar")), shuffle=10_000, seed=fold(seed)))
@@ -150,7 +155,7 @@ def measure(folder: Path, entries: Sequence[Entry], source: str, *, n: int, batc
     size, where = min(heldout[0]["image"].size), torch.device(device or default_device())
     features = judge(source, where)
     real, known = (seen(features, stack(some, size).image.to(where)) for some in (heldout, train[:n]))
-    comparison = Comparison(heldout, size, real, features, where, n, batch_size, seed)
+    comparison = Comparison(heldout, size, real, features, where, n, batch_size, seed, bits)
     return {"rows": [comparison.row(entry) for entry in entries],
             "floor": metrics.frechet_distance(real, known), "n": n, "heldout": len(heldout), "judge": source,
             "seed": seed, "where": f"{where}, {torch.get_num_threads()} threads, {batch_size} at a time"}
@@ -180,6 +185,8 @@ def parser() -> argparse.ArgumentParser:
     add("--judge", required=True, help="a classifier's run, or a CLIP, to see the pictures with")
     add("-n", type=int, default=460, metavar="N", help="pictures drawn of each (default 460)")
     add("--batch-size", type=int, default=92, metavar="B", help="pictures drawn at a time (default 92)")
+    add("--bits", type=int, metavar="N", help="held-out pictures, at most, for the bits per dimension "
+        "(default: all; 0: none)")
     add("--seed", type=int, default=0, help="another seed draws other pictures (default 0)")
     add("--json", type=Path, metavar="FILE", help="write the report there too")
     cli.add_device(made)
@@ -194,11 +201,11 @@ def main(argv: list[str] | None = None) -> int:
         metrics.check_installed()
         if args.json:
             cli.check_writable(args.json)
-        if args.n < 2 or args.batch_size < 1:
-            raise ValueError("-n must be at least 2, and --batch-size at least 1")
+        if args.n < 2 or args.batch_size < 1 or (args.bits or 0) < 0:
+            raise ValueError("-n must be at least 2, --batch-size at least 1, and --bits no less than 0")
         entries = [Entry.parse(text) for text in args.models]
         report = measure(args.shards, entries, args.judge, n=args.n, batch_size=args.batch_size,
-                         seed=args.seed, device=args.device)
+                         seed=args.seed, device=args.device, bits=args.bits)
         if args.json:
             write_json(args.json, report)
         print(table(report))

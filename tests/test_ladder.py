@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +164,8 @@ def test_the_distance_is_of_the_judges_features(runs):
     entry = ladder.Entry.parse(f"{runs}/classes")
     pipeline = entry.load("cpu")
     same = ladder.Comparison(samples, 8, found, features, torch.device("cpu"), 10, 4, 0)
+    assert same.some() == samples and len(replace(same, bits=3).some()) == 3
+    assert "likelihood" not in replace(same, bits=0).row(entry)
     drawn = same.draw(pipeline, entry.options)
     seeds = [ladder.fold(0, k) for k in range(10)]
     alone = pipeline.decode(seeds[9:], classes=torch.tensor([samples[1]["record"]["class"]]))
