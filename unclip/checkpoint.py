@@ -8,13 +8,17 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .memory import in_precision
+from .config import Config, parse_config
+from .memory import in_precision, weightless
+
+M = TypeVar("M", bound=torch.nn.Module)
 
 FORMAT = 1  # the version of the header's form; raised when an old file would be misread
 
@@ -152,3 +156,20 @@ def load_strictly(module: torch.nn.Module, tensors: Mapping[str, Tensor], source
         raise CheckpointError(f"{source} does not fit the network:\n  missing: {missing}\n"
                               f"  unexpected: {unexpected}\n  of another shape: {misshapen}")
     module.load_state_dict(tensors, strict=True, assign=any(value.is_meta for value in target.values()))
+
+
+def rebuilt(
+    made: type[M], config: type[Config], tensors: Mapping[str, Tensor], header: Mapping, source: str
+) -> M:
+    """The module that a checkpoint of ours holds, strictly; eval mode, no gradients.
+
+    made, config: its class, which takes a configuration alone, and the class of that.
+
+    It is built on the meta device and takes the tensors as they are. ``facts`` is what else the header says.
+    """
+    read = parse_config(config, header["config"], source=source)
+    with weightless():
+        module = made(read)
+    load_strictly(module, tensors, source)
+    module.facts = {k: v for k, v in header.items() if k not in ("format", "kind", "config")}
+    return module.eval().requires_grad_(False)

@@ -13,12 +13,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from .checkpoint import load_checkpoint, load_strictly, save_checkpoint
-from .config import Config, parse_config
+from .checkpoint import load_checkpoint, rebuilt, save_checkpoint
+from .config import Config
 from .diffusion.gaussian import diffuse
 from .diffusion.guidance import GradFn
 from .diffusion.schedule import make_schedule
-from .memory import weightless
 from .nets.classifier import ClassifierConfig, NoisedClassifier
 from .stages import Conditions
 
@@ -94,9 +93,4 @@ def load_classifier(path: str | Path, device: str | torch.device = "cpu",
     path = Path(path)
     path = path / "classifier.safetensors" if path.is_dir() else path
     tensors, header = load_checkpoint(path, "classifier", dtype, device)
-    config = parse_config(ClassifierStageConfig, header["config"], source=str(path))
-    with weightless():
-        classifier = Classifier(config)
-    load_strictly(classifier, tensors, source=str(path))
-    classifier.facts = {k: v for k, v in header.items() if k not in ("format", "kind", "config")}
-    return classifier.to(device).eval().requires_grad_(False)
+    return rebuilt(Classifier, ClassifierStageConfig, tensors, header, str(path)).to(device)

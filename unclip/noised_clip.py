@@ -14,10 +14,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import load_checkpoint, load_strictly, save_checkpoint
-from .config import Config, parse_config
+from .checkpoint import load_checkpoint, rebuilt, save_checkpoint
+from .config import Config
 from .diffusion.guidance import GradFn
-from .memory import weightless
 from .nets.noised_clip import NoisedClipConfig, NoisedClipNet
 
 
@@ -89,9 +88,4 @@ def load_noised_clip(
 ) -> NoisedClip:
     """Rebuild it from its checkpoint, strictly; eval mode, no gradients. dtype: as in ``load_stage``."""
     tensors, header = load_checkpoint(path, "noised_clip", dtype, device)
-    config = parse_config(NoisedClipStageConfig, header["config"], source=str(path))
-    with weightless():
-        clip = NoisedClip(config)
-    load_strictly(clip, tensors, source=str(path))
-    clip.facts = {k: v for k, v in header.items() if k not in ("format", "kind", "config")}
-    return clip.to(device).eval().requires_grad_(False)
+    return rebuilt(NoisedClip, NoisedClipStageConfig, tensors, header, str(path)).to(device)

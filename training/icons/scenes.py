@@ -7,8 +7,7 @@ combine. ``Scenes.batch(seed, n)`` and ``Scenes.each(seeds)`` are pure functions
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -141,7 +140,7 @@ class Scenes:
         window is drawn. Raises ``ValueError`` for a window larger than a scene.
         """
         rng = Random(int(seed))
-        return self._drawn([make(rng) for make in self._makers(rng, n)], itertools.repeat(rng), crop)
+        return self._drawn([make(rng) for make in self._makers(rng, n)], [rng] * n, crop)
 
     def each(self, seeds: Sequence[int], crop: int | None = None) -> Batch:
         """A random scene for each seed, which is the same whatever the others are; ``crop`` as above."""
@@ -158,12 +157,12 @@ class Scenes:
         }
         return rng.choices(list(kinds), list(kinds.values()), k=n)
 
-    def _drawn(self, scenes: list[Scene], rngs: Iterable[Random], crop: int | None) -> Batch:
+    def _drawn(self, scenes: list[Scene], rngs: list[Random], crop: int | None) -> Batch:
         side = crop or self.size
         if not 0 < side <= self.size:
             raise ValueError(f"a crop of {side} does not fit into {self.size} pixels")
         room = self.size - side
-        corners = [(rng.randint(0, room), rng.randint(0, room)) for _, rng in zip(scenes, rngs, strict=False)]
+        corners = [(rng.randint(0, room), rng.randint(0, room)) for rng in rngs]
         keys = ["+".join(self.records[part.index]["key"] for part in s.layers) for s in scenes]
         image = compose.draw(scenes, self.rgba, self.traits.box, self.traits.typical, corners, side)
         return Batch(image, [scene.caption for scene in scenes], keys)

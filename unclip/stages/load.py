@@ -6,9 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoint import CheckpointError, load_checkpoint, load_strictly
-from ..config import parse_config
-from ..memory import weightless
+from ..checkpoint import CheckpointError, load_checkpoint, rebuilt
 from .config import DecoderStageConfig, PriorStageConfig
 from .decoder import Decoder
 from .prior import Prior
@@ -32,9 +30,4 @@ def load_stage(
     if header["kind"] not in STAGES:
         raise CheckpointError(f"{path} holds a {header['kind']}, not a {' or a '.join(STAGES)}")
     stage_class, config_class = STAGES[header["kind"]]
-    config = parse_config(config_class, header["config"], source=str(path))
-    with weightless():
-        stage = stage_class(config)
-    load_strictly(stage, tensors, source=str(path))
-    stage.facts = {k: v for k, v in header.items() if k not in ("format", "kind", "config")}
-    return stage.to(device).eval().requires_grad_(False)
+    return rebuilt(stage_class, config_class, tensors, header, str(path)).to(device)
