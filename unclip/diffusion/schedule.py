@@ -134,14 +134,31 @@ SCHEDULES: dict[str, Callable[[int], tuple[Tensor, Tensor]]] = {
 }
 
 
-def make_schedule(name: str, timesteps: int = 1000) -> Schedule:
-    """The schedule of that name with T = timesteps >= 1; ValueError for any other."""
+def shifted(alpha: Tensor, sigma: Tensor, shift: float) -> tuple[Tensor, Tensor]:
+    """Levels [T + 1] whose alpha / sigma is `shift` times what it was; alpha^2 + sigma^2 stays 1, or,
+    where it was alpha + sigma that is 1 (`flow`), that does.
+
+    log SNR moves by 2 log(shift). A picture of S pixels a side is ruined as much as one of s is when
+    shift = s / S (Hoogeboom et al. 2023, arXiv:2301.11093, eq. 4; for flow it is Esser et al. 2024,
+    arXiv:2403.03206, eq. 23, with shift = sqrt(m / n)).
+    """
+    straight = torch.allclose(alpha + sigma, torch.ones_like(alpha))
+    alpha = shift * alpha
+    norm = alpha + sigma if straight else torch.hypot(alpha, sigma)
+    return alpha / norm, sigma / norm
+
+
+def make_schedule(name: str, timesteps: int = 1000, shift: float = 1.0) -> Schedule:
+    """The schedule of that name with T = timesteps >= 1, `shifted` by a number above 0; else ValueError."""
     if name not in SCHEDULES:
         raise ValueError(f"unknown schedule {name!r}; known: {', '.join(SCHEDULES)}")
     if timesteps < 1:
         raise ValueError(f"a schedule needs at least 1 timestep, got {timesteps}")
+    if not 0 < shift < math.inf:
+        raise ValueError(f"a schedule's shift must be a finite number above 0, got {shift}")
     with torch.device("cpu"):  # also where a network is being built on the meta device
-        return Schedule(name, timesteps, *SCHEDULES[name](timesteps))
+        levels = SCHEDULES[name](timesteps)
+        return Schedule(name, timesteps, *(levels if shift == 1 else shifted(*levels, shift)))
 
 
 def step_list(spec: int | str, timesteps: int) -> list[int]:

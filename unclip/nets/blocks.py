@@ -198,6 +198,22 @@ class SpatialAttention(nn.Module):
         )
 
 
+class Refine(nn.Module):
+    """Two convolutions on whole pixels, after patches were put together: seams between them close.
+
+    They see the network's input beside the patches, so that fine detail need not pass the coarse grid.
+    """
+
+    def __init__(self, channels: int, in_channels: int, out_channels: int):
+        super().__init__()
+        self.mix = nn.Conv2d(channels + in_channels, channels, 3, padding=1)
+        self.out = zero(nn.Conv2d(channels, out_channels, 3, padding=1))
+
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        """h: [N, C, H, W], the patches; x: [N, Cin, H, W]. Returns [N, Cout, H, W]."""
+        return self.out(F.silu(h + self.mix(torch.cat([h, x], dim=1))))      # [N, Cout, H, W]
+
+
 class TransformerBlock(Unit):
     """Pre-norm attention and a GELU MLP of 4 times the width (GPT-2; unCLIP's prior; GLIDE's text).
 

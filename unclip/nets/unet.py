@@ -13,6 +13,7 @@ from unclip.config import Config
 from unclip.nets.attention import Backend
 from unclip.nets.blocks import (
     Downsample,
+    Refine,
     ResBlock,
     SpatialAttention,
     Unit,
@@ -80,6 +81,8 @@ class EncoderConfig(Config):
 
 class UNetConfig(EncoderConfig):
     out_channels: int = 3                        # 6 with a learned variance
+    refine: int | None = None                    # channels of two last convolutions on whole pixels, which
+                                                 # see the input too; None: none (with pixel_unshuffle)
     num_heads_up: int | None = None              # num_heads on the way up; None: as on the way down
     context_channels: int | None = None          # width of the tokens that join the keys
     image_embed_dim: int | None = None           # of the CLIP image embedding; None: no such input
@@ -95,6 +98,8 @@ class UNetConfig(EncoderConfig):
             raise ValueError("text_dim needs context_channels")
         if self.text_dim and not self.text_project and self.text_dim != self.context_channels:
             raise ValueError("text_project false needs text_dim equal to context_channels")
+        if self.refine is not None and self.refine < 1:
+            raise ValueError(f"refine must be at least 1 channel, not {self.refine}")
         if self.num_heads_up and not self.num_heads:
             raise ValueError("num_heads_up needs num_heads")
         return self
@@ -217,9 +222,13 @@ class UNet(nn.Module):
         self.encoder, skips = encoder(config, context)
         self.middle = middle(config, skips[-1], context)
         self.decoder = decoder(config, skips)
-        out_channels = config.out_channels * config.pixel_unshuffle**2
+        out_channels = (config.refine or config.out_channels) * config.pixel_unshuffle**2
         self.norm = group_norm(config.widths[0], config.norm_groups)
-        self.out = zero(nn.Conv2d(config.widths[0], out_channels, 3, padding=1))
+        self.out = nn.Conv2d(config.widths[0], out_channels, 3, padding=1)
+        if config.refine is None:
+            zero(self.out)
+        else:
+            self.refine = Refine(config.refine, config.in_channels, config.out_channels)
 
     def forward(
         self,
@@ -257,7 +266,8 @@ class UNet(nn.Module):
             h = torch.cat([h, skips.pop()], dim=1)                           # [N, C + C', H', W']
             h = block(h, emb, context, mask)                                 # [N, C, H', W']
         h = self.out(F.silu(self.norm(h)))                                   # [N, kkCout, H/k, W/k]
-        return F.pixel_shuffle(h, k) if k > 1 else h                         # [N, Cout, H, W]
+        h = F.pixel_shuffle(h, k) if k > 1 else h                            # [N, Cout, H, W]
+        return h if self.config.refine is None else self.refine(h, x)        # [N, Cout, H, W]
 
     def _image(self, image_embed: Tensor | None, has_image: Tensor | None, n: int) -> Tensor | None:
         """The image embedding, or the learned one where there is none: [N, D]."""

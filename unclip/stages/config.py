@@ -23,17 +23,20 @@ class Process(Config):
 
     schedule: Literal["cosine", "linear", "flow"] = "cosine"
     timesteps: int = Field(1000, ge=1)
+    shift: float = Field(1.0, gt=0, allow_inf_nan=False)  # of alpha / sigma: base size / size (see schedule)
     time_scale: float = Field(1.0, gt=0)  # the network is fed (t - 1) times this; improved DDPM: 1000 / T
     predicts: Literal["eps", "x0", "v"] = "eps"
     variance: Literal["small", "large", "learned"] = "small"
     loss: Literal["simple", "hybrid", "vlb", "rescaled", "auxiliary"] = "simple"
-    weighting: Literal["none", "min_snr", "p2"] = "none"  # of the squared error in simple and hybrid
+    weighting: Literal["none", "min_snr", "min_snr_plus_one", "p2"] = "none"  # of the squared error in simple
+                                                          # and hybrid
     auxiliary_weight: float = Field(0.001, ge=0)          # of the x0 term in auxiliary
 
     @model_validator(mode="after")
     def _parts_go_together(self) -> Process:
         check_loss(self.loss, self.weighting, self.variance)
-        check_prediction(self.predicts, self.variance, make_schedule(self.schedule, self.timesteps))
+        check_prediction(self.predicts, self.variance, make_schedule(
+            self.schedule, self.timesteps, self.shift))
         return self
 
 

@@ -33,7 +33,7 @@ class Stage(nn.Module):
         self.network = network
         self.register_buffer("embed_mean", torch.zeros(embed_dim))
         self.register_buffer("embed_std", torch.ones(embed_dim))
-        self.schedule = make_schedule(process.schedule, process.timesteps)
+        self.schedule = make_schedule(process.schedule, process.timesteps, process.shift)
         self.denoiser = Denoiser(self.call_network, self.schedule, process.predicts, process.variance,
                                  process.time_scale)
         self.facts: dict = {}  # what the checkpoint said besides: pictures seen, the CLIP model, ...
