@@ -88,7 +88,7 @@ def open_pool(config: PoolConfig, size: int, facts: dict, draw: Callable[[int], 
     size: S. facts: what the scenes depend on besides their number, JSON-able. draw: scenes in batches, for
     ever, from a number on. ``ConfigError`` for a pool of other facts or another size, or one cut short.
     """
-    folder, facts = Path(config.folder), {"format": 1, "size": size, **facts}
+    folder, facts = Path(config.folder), {**facts, "format": 1, "size": size}
     kept = _kept(folder, facts)
     if kept < config.scenes:
         _draw(folder, facts, config.scenes, kept, draw)
@@ -105,7 +105,7 @@ def _kept(folder: Path, facts: dict) -> int:
         return 0
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        kept = found.pop("scenes")
+        kept = found.pop("count")
         there = (folder / PICTURES).stat().st_size
         with open(folder / SAMPLES, "rb") as lines:
             told = sum(1 for _ in lines)
@@ -146,4 +146,4 @@ def _draw(folder: Path, facts: dict, scenes: int, kept: int, draw: Callable[[int
             for one in (file, lines):
                 one.flush()
                 os.fsync(one.fileno())
-            write_json(folder / FACTS, {**facts, "scenes": kept})
+            write_json(folder / FACTS, {**facts, "count": kept})
