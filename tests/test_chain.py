@@ -75,8 +75,35 @@ def test_a_chain_trains_every_stage_once_and_its_model_draws(recipes, monkeypatc
     def nothing_to_do(command, **_):
         raise AssertionError(f"a finished stage was trained again: {command}")
 
-    monkeypatch.setattr(chain.subprocess, "run", nothing_to_do)
+    monkeypatch.setattr(chain.subprocess, "Popen", nothing_to_do)
     chain.main([str(config)])
+
+
+def test_a_chain_changes_its_recipes_and_passes_that_on(recipes, monkeypatch):
+    """What ``set`` says holds for the program that trains, and for what the chain reads of its recipe."""
+    made, asked = yaml.safe_load((recipes / "chain.yaml").read_text()), []
+    made["stages"] = [{**made["stages"][2], "set": ["train.pictures=16", f"train.out={recipes}/longer"]}]
+    (recipes / "chain.yaml").write_text(yaml.safe_dump(made))
+    monkeypatch.setattr(chain.subprocess, "Popen", lambda command: asked.append(command) or Done())
+    with pytest.raises(ConfigError, match="decoder.yaml is not finished"):
+        chain.main([str(recipes / "chain.yaml")])
+    assert asked[0][2:] == ["training.decoder", str(recipes / "decoder.yaml"), "train.pictures=16",
+                            f"train.out={recipes}/longer"]
+    link = load_config(chain.Chain, recipes / "chain.yaml").stages[0]
+    assert chain.checkpoint_of(link) == recipes / "longer" / "decoder.safetensors"
+    assert chain.recipe_of(link).train.pictures == 16
+    made["stages"][0]["set"] = ["train.colour=red"]
+    (recipes / "chain.yaml").write_text(yaml.safe_dump(made))
+    with pytest.raises(ConfigError, match="train.colour: unknown key"):
+        chain.main([str(recipes / "chain.yaml")])
+    assert len(asked) == 1
+
+
+class Done:
+    """A program that has ended."""
+
+    def poll(self) -> int:
+        return 0
 
 
 def test_a_stage_that_is_not_trained_is_named(recipes):
@@ -87,7 +114,7 @@ def test_a_stage_that_is_not_trained_is_named(recipes):
 def test_a_mistake_in_the_last_recipe_is_found_before_the_first_is_trained(recipes, monkeypatch):
     with open(recipes / "upsampler.yaml", "a") as file:
         file.write("colour: red\n")
-    monkeypatch.setattr(chain.subprocess, "run", lambda *_, **__: pytest.fail("training began"))
+    monkeypatch.setattr(chain.subprocess, "Popen", lambda *_, **__: pytest.fail("training began"))
     with pytest.raises(ConfigError, match="colour: unknown key"):
         chain.main([str(recipes / "chain.yaml")])
 
@@ -95,6 +122,6 @@ def test_a_mistake_in_the_last_recipe_is_found_before_the_first_is_trained(recip
 def test_the_shipped_chain_names_recipes_that_load(monkeypatch):
     monkeypatch.chdir(ROOT)
     made = load_config(chain.Chain, "configs/icons/chain.yaml")
-    assert [link.program for link in made.stages].count("upsampler") == 2
+    assert [link.program for link in made.stages] == ["clip", "prior", "decoder", "upsampler"]
     for link in made.stages:
         chain.recipe_of(link)

@@ -17,7 +17,7 @@ from unclip.diffusion import (
     vlb_terms,
 )
 from unclip.diffusion.gaussian import beta, diffuse, optimal_variance, posterior_variance
-from unclip.diffusion.losses import mean_flat
+from unclip.diffusion.losses import WEIGHTINGS, mean_flat
 from unclip.diffusion.schedule import SCHEDULES
 
 T = torch.tensor([1, 2, 30, 100])
@@ -183,7 +183,7 @@ def test_the_auxiliary_term_is_a_unit_gaussians_likelihood():
     torch.testing.assert_close(default["auxiliary"], 0.001 * bits)
 
 
-@pytest.mark.parametrize("weighting", ["min_snr", "p2"])
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("kind", ["simple", "hybrid"])
 @pytest.mark.parametrize("name", ["cosine", "linear"])
 def test_weightings_are_the_papers_where_variance_is_preserved(name, kind, weighting):
@@ -194,6 +194,10 @@ def test_weightings_are_the_papers_where_variance_is_preserved(name, kind, weigh
         ("min_snr", "eps"): torch.minimum(snr, 5 * torch.ones(4)) / snr,
         ("min_snr", "x0"): torch.minimum(snr, 5 * torch.ones(4)),
         ("min_snr", "v"): torch.minimum(snr, 5 * torch.ones(4)) / (snr + 1),
+        # the same cap on v's own weight, SNR + 1 (Salimans & Ho 2022, section 4)
+        ("min_snr_plus_one", "eps"): torch.minimum(snr + 1, 5 * torch.ones(4)) / snr,
+        ("min_snr_plus_one", "x0"): torch.minimum(snr + 1, 5 * torch.ones(4)),
+        ("min_snr_plus_one", "v"): torch.minimum(snr + 1, 5 * torch.ones(4)) / (snr + 1),
         # Choi et al. 2022, for eps; x0's error is eps's over SNR, and v's is (1 + SNR) times x0's
         ("p2", "eps"): 1 / (1 + snr),
         ("p2", "x0"): snr / (1 + snr),
@@ -211,7 +215,7 @@ def test_weightings_are_the_papers_where_variance_is_preserved(name, kind, weigh
             assert torch.equal(made["vlb"], plain["vlb"])
 
 
-@pytest.mark.parametrize("weighting", ["min_snr", "p2"])
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_weighted_loss_is_the_same_whatever_is_predicted(name, weighting):
     """One and the same guess of x0 costs the same, told as eps, x0 or v; nothing at alpha = 0."""
@@ -228,7 +232,7 @@ def test_a_weighted_loss_is_the_same_whatever_is_predicted(name, weighting):
     for other in losses[1:]:
         torch.testing.assert_close(other, losses[0], rtol=1e-9, atol=0)
     ends = loss_terms(answering(0.9 * x0, schedule, "x0"), x0, T, noise, weighting=weighting)["loss"]
-    assert ends.isfinite().all() and (ends[-1] == 0) == (name == "flow")
+    assert ends.isfinite().all() and (ends[-1] == 0) == (name == "flow" and weighting != "min_snr_plus_one")
 
 
 def test_conditioning_reaches_the_network():
@@ -243,7 +247,7 @@ def test_bad_input_is_named():
     denoiser = Denoiser(lambda x, t: x, make_schedule("linear", 100), "x0")
     with pytest.raises(ValueError, match="unknown loss 'l2'; known: simple, hybrid, vlb, rescaled, aux"):
         loss_terms(denoiser, x0, T, noise, {}, kind="l2")
-    with pytest.raises(ValueError, match="unknown weighting 'snr'; known: none, min_snr, p2"):
+    with pytest.raises(ValueError, match="unknown weighting 'snr'; known: none, min_snr, min_snr_plus_one, p2"):
         loss_terms(denoiser, x0, T, noise, {}, weighting="snr")
     with pytest.raises(ValueError, match="needs learned variance, not 'small'"):
         loss_terms(denoiser, x0, T, noise, {}, kind="hybrid")

@@ -184,6 +184,7 @@ def test_two_steps(file, tmp_path, material, monkeypatch):
     monkeypatch.setattr(PriorTask, "draw", lambda *_: None)
     change = [f"data.shards=[{material}/few-*.tar]", "data.heldout=[]"]
     change += ["data.only=[fish]"] if recipe.data.only else []
+    change += [f"data.pool={{folder: {tmp_path}/pool, scenes: 8}}"] if recipe.data.pool else []
     if program == "clip":
         change += [f"out={tmp_path}", f"cache={tmp_path}", "images.samples=4", "images.batch_size=2"]
         change += ["distinct=8"] if recipe.distinct else []

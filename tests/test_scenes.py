@@ -8,14 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from training.icons import colours, compose
+from training.icons import colours, compose, everyday
 from training.icons.compose import Layer, Scene
 from training.icons.scenes import PLAIN_ONLY, Scenes, ScenesConfig
 from training.icons.traits import is_object, mirrorable
 from unclip.data.shards import ShardError, ShardWriter
 
 SIZE = 32
-FIELDS = ("plain", "recoloured", "pair", "background", "placed")
+FIELDS = ("plain", "recoloured", "pair", "background", "placed", "everyday")
 PAINTS = {"car": (200, 30, 30), "ball": (60, 150, 70), "cup": (50, 90, 210), "kite": (240, 200, 50),
           "hat": (130, 60, 170), "box": (230, 130, 30)}  # fmt: skip
 
@@ -64,6 +64,34 @@ def test_batches_depend_on_their_arguments_alone(kind):
     assert a.image.shape == (12, 3, SIZE, SIZE) and a.image.dtype == torch.float32
     assert a.image.min() >= -1 and a.image.max() <= 1
     assert len(a.caption) == len(a.key) == 12
+
+
+def test_words_of_everyday_life_show_what_they_mean_in_the_colour_they_mean():
+    """A goldfish is a fish, and orange; a word of which no drawing is at hand is never said."""
+    pictures = make().rgba[[4, 5, 0]]  # purple, orange, red
+    records = [{"name": name, "category": "animals", "family": "flat", "style": "flat", "key": f"flat--{k}"}
+               for k, name in enumerate(["fish", "tropical fish", "dog"])]
+    scenes = Scenes(pictures, records, only("everyday"))
+    batch, said = scenes.batch(0, 120), set()
+    for image, caption, key in zip(batch.image, batch.caption, batch.key, strict=True):
+        word = next(word for word in ("goldfish", "golden fish", "puppy") if word in caption)
+        said.add((word, key))
+        assert (key == "flat--2") == (word == "puppy")
+        rgb = (image[None] + 1) / 2
+        names = colours.name_pixels(colours.to_hsv(rgb))[rgb.amin(1) < 0.9]
+        most = colours.NAMES[int(names[names >= 2].mode().values)]
+        assert most == {"goldfish": "orange", "golden fish": "yellow", "puppy": "red"}[word]
+    assert len(said) == 5
+    none = Scenes(pictures, [{**record, "name": "box"} for record in records], only("everyday"))
+    assert all("box" in caption or "flat" in caption for caption in none.batch(0, 8).caption)
+
+
+def test_the_table_of_everyday_words_is_sound():
+    table = everyday.words()
+    assert len({word.noun.text for word in table}) == len(table) > 150
+    assert {word.colour for word in table} - {None, "white"} <= set(colours.OBJECTS)
+    assert all(word.names and all(word.names) for word in table)
+    assert not any(word.noun.text in word.names for word in table if len(word.names) == 1)
 
 
 def test_without_augmentation_pictures_are_left_as_they_are():

@@ -258,3 +258,32 @@ def test_8_bit_likelihoods_add_up_to_one(log_std, cdf):
     mean, log_std = torch.tensor(-0.8).double(), torch.tensor(log_std).double()
     total = discretized_log_likelihood(x, mean, log_std, cdf).exp().sum()
     assert float(total) == pytest.approx(1, abs=1e-9)
+
+
+@each_schedule
+@pytest.mark.parametrize("shift", [0.25, 0.5, 3.0])
+def test_a_shift_moves_every_log_snr_and_keeps_what_the_schedule_keeps(name, shift):
+    """log SNR + 2 log(shift) (Hoogeboom et al. 2023, eq. 4); for flow it is Esser et al. 2024, eq. 23."""
+    plain, moved = (make_schedule(name, 50, shift=one).at(torch.arange(51)) for one in (1.0, shift))
+    inner = slice(1, 50)
+    torch.testing.assert_close(moved.log_snr[inner], plain.log_snr[inner] + 2 * math.log(shift),
+                               rtol=0, atol=1e-12)
+    assert (moved.alpha[0], moved.sigma[0]) == (1, 0) and moved.alpha.dtype == torch.float64
+    if name == "flow":
+        expected = plain.sigma / (shift + (1 - shift) * plain.sigma)  # m t / (1 + (m - 1) t), m = 1 / shift
+        torch.testing.assert_close(moved.sigma, expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(moved.alpha + moved.sigma, torch.ones(51).double())
+    else:
+        torch.testing.assert_close(moved.alpha_bar + moved.sigma**2, torch.ones(51).double())
+
+
+@each_schedule
+def test_no_shift_is_the_schedule_itself(name):
+    one, other = make_schedule(name, 20), make_schedule(name, 20, shift=1.0)
+    assert torch.equal(one.alpha, other.alpha) and torch.equal(one.sigma, other.sigma)
+
+
+@pytest.mark.parametrize("shift", [0, -1.0, math.nan, math.inf])
+def test_a_shift_that_is_no_positive_number_is_refused(shift):
+    with pytest.raises(ValueError, match="shift must be a finite number above 0"):
+        make_schedule("cosine", 10, shift=shift)

@@ -241,3 +241,21 @@ def test_parameter_count_of_glide():
             TextConfig(vocab_size=50257, length=128, width=512, layers=16, heads=8)
         )
     assert parameters(unet) + parameters(text) == 385_030_726
+
+
+def test_refined_pixels_see_across_the_seams_of_patches():
+    """With the same weights before it, the last part alone changes the picture, by its surroundings."""
+    net = awake(UNet(unet_config(pixel_unshuffle=2, image_size=16, refine=5)))
+    x, t = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(2)), torch.tensor([3.0, 9.0])
+    assert net(x, t).shape == (2, 3, 16, 16)
+    patches = torch.randn(1, 5, 16, 16, generator=torch.Generator().manual_seed(3), requires_grad=True)
+    seen = x[:1].clone().requires_grad_(True)
+    net.refine(patches, seen)[0, :, 7, 7].sum().backward()  # two convolutions reach two pixels
+    for gradient in (patches.grad, seen.grad):
+        reached = gradient.abs().sum(1)[0].nonzero()
+        assert reached.min(0).values.tolist() == [5, 5]  # its own patch is 6 to 7
+        assert reached.max(0).values.tolist() == [9, 9]
+    fresh = UNet(unet_config(pixel_unshuffle=2, image_size=16, refine=5))
+    assert not fresh(x, t).any()  # a new network says nothing yet, with the part as without
+    with pytest.raises(ValueError, match="refine must be at least 1"):
+        unet_config(refine=0)

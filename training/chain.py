@@ -38,6 +38,7 @@ class Link(Config):
 
     program: Literal["clip", "prior", "decoder", "upsampler"]
     config: str  # path, relative to where the command runs
+    set: list[str] = []  # changes to the recipe, as on the command line: train.pictures=1_000_000
 
 
 class Chain(Config):
@@ -52,7 +53,7 @@ class Chain(Config):
 
 
 def recipe_of(link: Link) -> ClipRecipe | PriorRecipe | PictureRecipe:
-    return load_config(RECIPES[link.program], link.config)
+    return load_config(RECIPES[link.program], link.config, link.set)
 
 
 def checkpoint_of(link: Link) -> Path:
@@ -128,7 +129,8 @@ def main(argv: list[str] | None = None) -> None:
         recipe_of(link)  # a mistake in the last recipe is an error now
     for link in chain.stages:
         if not args.assemble and not finished(link):
-            _wait(subprocess.Popen([sys.executable, "-m", f"training.{link.program}", link.config]))
+            _wait(subprocess.Popen(
+                [sys.executable, "-m", f"training.{link.program}", link.config, *link.set]))
             if not finished(link):
                 raise ConfigError(f"{link.config} is not finished; the same command goes on from there")
     print(f"{assemble(chain)}: draw with  unclip --model {chain.out} \"a goldfish\"")

@@ -50,7 +50,7 @@ class Pool:
 
     def pictures(self, rows: list[int] | slice) -> Tensor:
         """uint8 [n,3,S,S]."""
-        return torch.from_numpy(np.ascontiguousarray(self.image[rows]))
+        return torch.from_numpy(np.array(self.image[rows]))
 
     def embedded(self, clip: str, embed: Callable[[Tensor], Tensor], batch: int = 256) -> Tensor:
         """The scenes' image embeddings, float32 [M,D], by the CLIP of that identity; made where missing.

@@ -1,8 +1,8 @@
 """Train an upsampler: a picture several times larger from a small, slightly corrupted one.
 
-    python -m training.upsampler configs/icons/upsampler-64.yaml
+    python -m training.upsampler configs/icons/upsampler-256.yaml
     python -m training.upsampler configs/icons/upsampler-256.yaml train.batch_size=32 --dry-run
-    accelerate launch -m training.upsampler configs/icons/upsampler-64.yaml
+    accelerate launch -m training.upsampler configs/icons/upsampler-256.yaml
 
 The same command again continues the run. ``out/decoder.safetensors`` is ready for use at any time.
 """

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from training.icons import captions, colours, compose
 from training.icons.captions import Phrase
 from training.icons.compose import Layer, Scene
+from training.icons.everyday import meanings
 from training.icons.traits import Traits
 from unclip.config import Config
 from unclip.data.shards import expand, read_shards
@@ -49,6 +50,7 @@ class ScenesConfig(Config):
     pair: float = Field(0.08, ge=0)
     background: float = Field(0.12, ge=0)
     placed: float = Field(0.10, ge=0)
+    everyday: float = Field(0.0, ge=0)  # plain, but called by a word of everyday life: "a goldfish"
     augment: bool = True  # shift, scale and mirror; False leaves plain pictures as they are
     still: float = Field(0.4, ge=0, le=1)  # share of plain ones moved by whole pixels, which stay crisp
     detail: float = Field(0.15, ge=0, le=1)  # chance that a pair or a background comes with a colour word
@@ -86,6 +88,7 @@ class Scenes:
         self.size = rgba.shape[-1]
         self.traits = Traits(rgba, self.records)
         self._paintable = frozenset(self.traits.paintable)
+        self._meanings = meanings(self.records, self.traits)
 
     @classmethod
     def load(
@@ -154,6 +157,7 @@ class Scenes:
             self._pair: self.config.pair,
             self._on_background: self.config.background,
             self._placed: self.config.placed,
+            self._everyday: self.config.everyday,
         }
         return rng.choices(list(kinds), list(kinds.values()), k=n)
 
@@ -231,6 +235,15 @@ class Scenes:
             free = max(0.0, 0.5 - longest / 2) * 0.5
             centre = (0.5 + rng.uniform(-free, free), 0.5 + rng.uniform(-free, free))
         layer = self._fitted(index, longest, centre, rng)
+        return Scene((layer,), captions.dress(phrase, rng, self.traits.style[index]))
+
+    def _everyday(self, rng: Random) -> Scene:
+        if not self._meanings:
+            return self._plain(rng)
+        meaning = rng.choice(self._meanings)
+        index, colour = rng.choice(meaning.pictures)
+        layer = replace(self._nudged(index, rng), colour=colour)
+        phrase = captions.phrase(meaning.noun)
         return Scene((layer,), captions.dress(phrase, rng, self.traits.style[index]))
 
     def _nudged(self, index: int, rng: Random) -> Layer:
