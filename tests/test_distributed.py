@@ -24,6 +24,8 @@ from unclip.checkpoint import load_checkpoint
 from unclip.config import ConfigError
 from unclip.data.images import to_tensor
 
+pytestmark = pytest.mark.bitwise
+
 
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:

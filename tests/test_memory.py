@@ -133,6 +133,7 @@ def test_bfloat16_draws_nearly_the_same_with_half_the_memory(tiny):
     assert half.clip.identity == full.clip.identity
 
 
+@pytest.mark.bitwise
 def test_offloading_draws_the_same(tiny):
     wanted = drawn(tiny(), clip_guidance_scale=2.0, negative_prompt="a dog")
     kept = tiny(offload=True)
