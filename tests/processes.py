@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -60,17 +60,25 @@ class Processes:
         _begin()
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.n, self.all = folder, n, []
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        self.store = self._meeting() if n > 1 else None
         for rank in range(n):
-            env = {"ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-                   "GLOO_SOCKET_IFNAME": "lo"}
+            self.path(rank).touch()  # there is a log, however soon a process ends
+            env = {"ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo"}
             if n > 1:
-                env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n)}
+                env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.store.port), "RANK": str(rank),
+                        "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n),
+                        "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
             process = CONTEXT.Process(target=_child, args=(function, args, env, self.path(rank)))
             process.start()
             self.all.append(process)
+
+    def _meeting(self):
+        """Where the processes find each other: kept here, as a launcher does, on a port that nobody else can
+        have taken before the first of them comes.
+        """
+        from torch.distributed import TCPStore
+
+        return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
     def path(self, rank: int) -> Path:
         return self.folder / f"rank{rank}.log"
@@ -79,7 +87,9 @@ class Processes:
         return self.path(rank).read_text()
 
     def kill(self, number: int, rank: int = 0) -> None:
-        os.kill(self.all[rank].pid, number)
+        """Send a signal to one of them, if it has not ended by itself."""
+        with suppress(ProcessLookupError):
+            os.kill(self.all[rank].pid, number)
 
     def wait(self, timeout: float = 300) -> list[int]:
         """Their exit codes; of those that hang, which are ended, -9."""

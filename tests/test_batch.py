@@ -219,6 +219,7 @@ def test_file_names(text, name):
     assert cli.words(text) == name
 
 
+@pytest.mark.bitwise
 def test_gallery(prompts, tmp_path, tiny_model, pipeline):
     sheet = tmp_path / "sheet.png"
     command = [str(tiny_model), str(sheet), "-n", "2", "--side", "32", "--seed", "5", "--prompts"]

@@ -72,6 +72,7 @@ def test_guidance_moves_pictures_towards_the_class():
         assert (p[1] > p[0]).all()
 
 
+@pytest.mark.bitwise
 def test_it_is_saved_and_loaded_whole(tmp_path):
     made = tiny()
     made.save(tmp_path / "classifier.safetensors", pictures_seen=7)
@@ -84,6 +85,7 @@ def test_it_is_saved_and_loaded_whole(tmp_path):
         load_classifier(tmp_path / "decoder.safetensors")
 
 
+@pytest.mark.bitwise
 @pytest.mark.parametrize("net", [{}, {"classes": 3}])
 def test_a_class_is_asked_for_in_a_pipeline(net):
     """The gradient leads an unconditional decoder; a conditional one it leads further."""

@@ -213,6 +213,7 @@ def tiny_adm(folder: Path) -> PublicModel:
                        sampling={"decoder": sampling, "upsampler": sampling}, classifier_scale=2.0)
 
 
+@pytest.mark.bitwise
 def test_its_files_make_a_model_that_draws_by_class(tmp_path):
     model = tiny_adm(tmp_path)
     pipeline = adm.pipeline({role: tmp_path / file.name for role, file in model.files.items()}, model)

@@ -159,6 +159,7 @@ def files_of(model: PublicModel, folder: Path) -> dict[str, Path]:
     return {role: folder / file.name for role, file in model.files.items()}
 
 
+@pytest.mark.bitwise
 def test_its_files_make_a_model_that_draws(tmp_path):
     model = tiny_glide(tmp_path / "files")
     pipeline = glide.pipeline(files_of(model, tmp_path / "files"), model=model)
@@ -211,6 +212,7 @@ def test_whole_runs_are_the_public_notebooks(case, options, tmp_path, monkeypatc
         torch.testing.assert_close(large[0], run["upsampler"], rtol=0, atol=1e-4)
 
 
+@pytest.mark.bitwise
 def test_it_is_saved_as_ours_and_loads_without_the_converter(tmp_path):
     model = tiny_glide(tmp_path / "files")
     pipeline = glide.pipeline(files_of(model, tmp_path / "files"), model=model)
@@ -226,6 +228,7 @@ def test_it_is_saved_as_ours_and_loads_without_the_converter(tmp_path):
         assert path.read_bytes() == (tmp_path / "twice" / path.relative_to(tmp_path / "ours")).read_bytes()
 
 
+@pytest.mark.bitwise
 def test_the_inpainting_model_keeps_what_is_known(tmp_path):
     model = tiny_glide(tmp_path / "files", inpaint=True)
     pipeline = glide.pipeline(files_of(model, tmp_path / "files"), inpaint=True, model=model)

@@ -230,6 +230,7 @@ FEW = ({"prior_num_inference_steps": 4, "decoder_num_inference_steps": 6, "super
         "guidance_scale": 2.0})  # fmt: skip
 
 
+@pytest.mark.bitwise
 @pytest.mark.parametrize("kind, prompts, options", [
     ("lively", PROMPTS[1:], ({}, {})), ("lively", PROMPTS, FEW), ("gentle", PROMPTS, ({}, {}))])
 @pytest.mark.filterwarnings("ignore:the prompt is longer")
@@ -259,6 +260,7 @@ def test_what_the_pipeline_holds(gentle):
         ours.generate("a cat", clip_guidance_scale=1.0, prior_steps=2, steps=2)
 
 
+@pytest.mark.bitwise
 def test_saved_as_ours_it_is_the_same(gentle, tmp_path):
     first = karlo.from_diffusers(gentle[1])
     second = unclip.load(first.save(tmp_path / "a"), device="cpu")

@@ -113,6 +113,7 @@ def same_stage(a, b) -> None:
     assert getattr(a.config, "low_res", None) == getattr(b.config, "low_res", None)
 
 
+@pytest.mark.bitwise
 def test_saved_as_ours_the_published_files_are_the_same(published, tmp_path):
     first = karlo.from_original(published[1], TOLD)
     second = unclip.load(first.save(tmp_path / "a"), device="cpu")

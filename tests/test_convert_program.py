@@ -35,6 +35,7 @@ def written(tmp_path, monkeypatch, capsys) -> Path:
     return tmp_path / "ours"
 
 
+@pytest.mark.bitwise
 def test_it_loads_without_the_converter_and_draws_the_same(written):
     ours, theirs = (unclip.load(model, "cpu") for model in (written, public.NAME))
     assert (np.asarray(ours.generate(seed=1)) == np.asarray(theirs.generate(seed=1))).all()

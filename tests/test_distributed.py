@@ -13,14 +13,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from odd import odd_places, shift_save
 from PIL import Image
 from processes import Processes
 from runs import equal, files, fit, forget, make_run, metrics, raw, same, saved
 
 from training.loop import Run
+from training.resume import resume
 from unclip.checkpoint import load_checkpoint
 from unclip.config import ConfigError
 from unclip.data.images import to_tensor
+
+pytestmark = pytest.mark.bitwise
 
 
 @pytest.fixture(autouse=True)
@@ -82,6 +86,14 @@ def near(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.allclose(a[key], b[key], atol=1e-4) for key in a)
 
 
+def look(out: Path, settings: dict, step: int) -> None:
+    """Take up a save, and see where it lies."""
+    run = make_run(out, **settings)
+    resume(run)
+    assert run.sharded and run.step == step
+    assert odd_places(run.raw, run.ema.module, run.optimizer) == []
+
+
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A run in one process, and what becomes of it after more pictures."""
@@ -134,6 +146,14 @@ def test_all_leave_a_step_out_that_one_finds_broken(how, tmp_path):
     assert "left out the step to 16 pictures" in both.log() and "left out" not in both.log(1)
     assert equal(*([*torch.load(tmp_path / "run" / f"rank{rank}.pt")] for rank in (0, 1)))
     assert [point.get("skipped") for point in metrics(tmp_path / "run") if "loss" in point] == [None, 1]
+
+
+def test_weights_that_are_shared_out_lie_aligned(tmp_path):
+    """Wherever the tensors of a save lie."""
+    out, settings = tmp_path / "run", {"pictures": 16, "shard": True}
+    Processes(tmp_path / "1", 2, train, out, settings).succeed()
+    shift_save(out)
+    Processes(tmp_path / "2", 2, look, out, settings, 2).succeed()
 
 
 def test_what_accelerate_launch_asks_for(tmp_path, monkeypatch):

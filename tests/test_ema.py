@@ -60,6 +60,7 @@ def test_buffers_follow_and_the_copy_stands_still():
     assert net.training and net.weight.requires_grad
 
 
+@pytest.mark.bitwise
 def test_a_stages_average_runs_its_own_network():
     """The stage's denoiser calls back into the stage, which must be the copied one."""
     net = UNetConfig(image_size=8, channels=8, channel_mult=(1,), num_res_blocks=1, head_channels=8)

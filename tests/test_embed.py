@@ -157,6 +157,7 @@ def test_mistakes_of_embedding(made, clips, tmp_path, capsys):
 # Training from it
 
 
+@pytest.mark.bitwise
 def test_a_prior_trains_without_clip_and_without_pictures(made, tmp_path, no_clip):
     """Though only the embeddings are left of the data."""
     bare = tmp_path / "bare"
@@ -235,6 +236,7 @@ def test_a_decoder_trains_without_clip(made, tmp_path, no_clip):
     assert stage.facts["clip"] == Embeddings(made / "embeddings").clip
 
 
+@pytest.mark.bitwise
 @pytest.mark.parametrize("hold", [False, True])
 def test_a_decoder_is_told_what_clip_would_say(made, clips, tmp_path, hold, monkeypatch):
     one = str(clips / "one" / "clip")

@@ -70,6 +70,7 @@ def test_accumulation_is_one_large_batch(tmp_path):
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
+@pytest.mark.bitwise
 def test_a_finished_run_does_nothing_more(tmp_path):
     out = fit(tmp_path / "run")
     before = metrics(out), raw(out), (out / "state").stat().st_mtime_ns
@@ -85,6 +86,7 @@ def test_a_finished_run_does_nothing_more(tmp_path):
 IMPORTANCE = {"timestep_sampler": "loss_second_moment", "timesteps": 2, "pictures": 96}
 
 
+@pytest.mark.bitwise
 def test_importance_sampling_learns_what_the_losses_were(tmp_path, monkeypatch):
     """Of T = 2, every t has its history after a few batches of 8; then a loss counts 1 / (T p_t)."""
     seen, real = [], Run._weighted
@@ -140,6 +142,7 @@ def broken(monkeypatch: pytest.MonkeyPatch, steps: set[int], wrong: float = math
     monkeypatch.setattr(Run, "_losses", losses)
 
 
+@pytest.mark.bitwise
 @pytest.mark.parametrize("wrong", [math.nan, math.inf])
 def test_a_step_without_a_finite_loss_is_left_out(wrong, tmp_path, monkeypatch, capsys):
     """As if its pictures had not been; t and key of the culprit are told."""
@@ -214,6 +217,7 @@ NETS = {
 }
 
 
+@pytest.mark.bitwise
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("bf16", [False, True])
 def test_checkpointing_changes_no_gradient(name, bf16):
@@ -278,12 +282,13 @@ def test_a_tracker_that_is_not_there_is_told_before_work_starts(tmp_path, monkey
 
 
 def test_a_second_ctrl_c_stops_at_once_but_not_a_launchers_echo(monkeypatch):
-    before = signal.getsignal(signal.SIGINT)
+    before, now = signal.getsignal(signal.SIGINT), 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     with Signals() as signals:
         for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
             signal.raise_signal(number)
             assert signals.came
-        monkeypatch.setattr(time, "monotonic", lambda: signals._first + 3)
+        now += 3
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)

@@ -34,7 +34,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("stored, dtype, most", [
-    ("float32", torch.float32, 1.0),
+    ("float32", torch.float32, 1.1),  # one tensor is there twice while it moves to aligned memory
     ("float16", torch.float32, 1.1),  # one tensor is there twice while it is cast
     ("bfloat16", torch.bfloat16, 0.52),
     ("float32", torch.bfloat16, 0.72),
@@ -133,6 +133,7 @@ def test_bfloat16_draws_nearly_the_same_with_half_the_memory(tiny):
     assert half.clip.identity == full.clip.identity
 
 
+@pytest.mark.bitwise
 def test_offloading_draws_the_same(tiny):
     wanted = drawn(tiny(), clip_guidance_scale=2.0, negative_prompt="a dog")
     kept = tiny(offload=True)

@@ -155,6 +155,7 @@ def test_a_public_name_loads_and_draws(tmp_path, monkeypatch):
     assert picture(pipeline).shape == (16, 16, 3)
 
 
+@pytest.mark.bitwise
 def test_the_same_file_by_its_path(tmp_path, monkeypatch):
     public.publish(monkeypatch, tmp_path)
     wanted = picture(unclip.load(public.NAME, "cpu"))

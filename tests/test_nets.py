@@ -148,6 +148,7 @@ def test_heads_must_divide_the_channels():
         TransformerBlock(8, heads=3)
 
 
+@pytest.mark.bitwise
 def test_text_transformer_ignores_what_padding_was():
     net = awake(TextTransformer(TextConfig(vocab_size=11, length=5, width=8, layers=2, heads=2)))
     tokens = torch.tensor([[1, 2, 3, 0, 0], [4, 0, 0, 0, 0]])

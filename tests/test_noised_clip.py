@@ -71,6 +71,7 @@ def test_it_climbs_the_logit_of_each_text(clip):
     torch.testing.assert_close(gradient[:, 1, 3, 5], slope, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.bitwise
 def test_its_file_says_everything(clip, tmp_path):
     clip.facts = {"source": "somewhere"}
     clip.save(tmp_path / "guide.safetensors")

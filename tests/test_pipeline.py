@@ -175,6 +175,7 @@ def test_the_priors_embedding_depends_on_text_seed_and_negative(pipeline):
     assert apart(first, pipeline.sample_prior(cat, [4], negative=dog)[0]) > 0.01
 
 
+@pytest.mark.bitwise
 def test_a_negative_prompt_reaches_both(pipeline, monkeypatch):
     told = {}
     for name in ("prior", "decoder"):
@@ -190,6 +191,7 @@ def test_a_negative_prompt_reaches_both(pipeline, monkeypatch):
     assert told["prior"][-1] is None and told["decoder"][-1] is None
 
 
+@pytest.mark.bitwise
 def test_the_prior_keeps_the_candidate_nearest_to_the_text(pipeline, monkeypatch):
     text = pipeline.encode_text(["a cat", "a dog"])
     drawn = F.normalize(torch.randn(6, WIDTH, generator=torch.Generator().manual_seed(0)))

@@ -86,6 +86,7 @@ def test_a_model_with_its_own_text_transformer_draws():
         made.generate("cat", clip_guidance_scale=1.0)
 
 
+@pytest.mark.bitwise
 def test_both_kinds_of_text_stand_side_by_side():
     prompts = model(clip=tiny_clip()).encode_text(["cat", "a dog"])
     assert prompts.texts == ["cat", "a dog"] and prompts.ids.shape == (2, 6)
@@ -172,6 +173,7 @@ def karlo() -> Pipeline:
     return Pipeline(stages[1], stages[0], stages[2:], tiny_clip(), "tiny-karlo")
 
 
+@pytest.mark.bitwise
 def test_guidance_starts_from_the_empty_text(monkeypatch):
     made, told = karlo(), {}
     for name in ("prior", "decoder"):
@@ -205,6 +207,7 @@ def test_padding_the_empty_text_changes_nothing():
     torch.testing.assert_close(*outs, atol=1e-5, rtol=0)
 
 
+@pytest.mark.bitwise
 def test_of_raw_candidates_the_nearest_by_angle_is_kept(monkeypatch):
     made = karlo()
     text = made.encode_text(["a cat"])
@@ -215,6 +218,7 @@ def test_of_raw_candidates_the_nearest_by_angle_is_kept(monkeypatch):
     assert torch.equal(made.sample_prior(text, [0]), near)
 
 
+@pytest.mark.bitwise
 def test_a_class_reaches_every_stage_and_is_asked_for(monkeypatch):
     base = decoder(net={"classes": 3}, drop_class=0.0, sampling=Sampling(steps=2))
     up = decoder(net={"classes": 3, "image_size": 16, "in_channels": 6}, drop_class=0.0,
@@ -266,6 +270,7 @@ def test_what_is_kept_is_kept_exactly_and_the_rest_is_painted():
     assert changed.sum() == 1 and changed[5, 3]
 
 
+@pytest.mark.bitwise
 def test_a_picture_of_any_size_is_brought_to_every_stages():
     image, white = picture(64), mask(64, (0, 0, 33, 64))
     canvas = canvas_of(image, white)

@@ -176,14 +176,27 @@ def test_a_decoder_learns_from_a_pool_and_goes_on_to_the_bit(tmp_path):
     assert same(tmp_path / "two", tmp_path / "three")
 
 
-def test_a_prior_learns_from_a_pool(tmp_path):
-    stage = {"net": {"embed_dim": WIDTH, "text_dim": WIDTH, "text_length": 16, "width": 16, "layers": 1,
-                     "heads": 2, "memory": 5}, "sampling": {"steps": 2}}
-    prior.main([recipe(tmp_path, "prior", stage)])
+def test_a_prior_learns_from_a_pool_and_remembers_other_scenes_than_it_learns_from(tmp_path, monkeypatch):
+    net = {"embed_dim": WIDTH, "text_dim": WIDTH, "text_length": 16, "width": 16, "layers": 1, "heads": 2}
+    seen, examples = set(), prior.PriorTask._examples
+    def recording(task: prior.PriorTask, bank: prior.Bank, rows: list[int]) -> object:
+        seen.update(bank.caption[row] for row in rows) if bank is task.bank else None
+        return examples(task, bank, rows)
+
+    monkeypatch.setattr(prior.PriorTask, "_examples", recording)
+    only = ["cat", "dog"]  # two names, so that four slots are left
+    path = recipe(tmp_path, "prior", {"net": {**net, "memory": 6}, "sampling": {"steps": 2}})
+    prior.main([path, f"data.only={only}", "data.heldout=[]"])
+    forget()
     embeds = load_checkpoint(tmp_path / "pool" / EMBEDDINGS)[0]["image"]
-    assert len(embeds) == 64
-    made = load_stage(tmp_path / "prior" / "prior.safetensors")
+    made, pool = load_stage(tmp_path / "prior" / "prior.safetensors"), Source(config(
+        tmp_path / "pool", 64, heldout=[HELDOUT], only=only)).pool
     torch.testing.assert_close(made.embed_mean, embeds.mean(0))
+    memory = made.network.memory
+    torch.testing.assert_close(memory.values[2:], made.whiten(embeds[:4]), atol=1e-4, rtol=0)
+    texts = load_clip(str(tmp_path / "clip")).encode_text(pool.caption[:4]).embed
+    torch.testing.assert_close(memory.keys[2:], texts, atol=1e-5, rtol=0)
+    assert seen <= set(pool.caption[4:]) and len(seen) > 10
 
 
 def test_a_program_refuses_a_pool_of_another_clip(tmp_path, capsys):

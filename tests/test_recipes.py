@@ -193,7 +193,7 @@ def test_two_steps(file, tmp_path, material, monkeypatch):
         change += [f"train.out={tmp_path}", "train.pictures=4", "train.batch_size=2", "train.accumulate=1",
                    "train.compile=false"]  # which takes a minute
         change += [f"clip={material / 'clip'}"] if getattr(recipe, "clip", None) else []
-        change += ["embeddings=8"] if program == "prior" else []
+        change += ["embeddings=8"] if program == "prior" and not recipe.data.pool else []
     forget()
     SHORT[program]([file, *change])
     left = {"clip": "open_clip_model", "prior": "prior", "classifier": "classifier"}.get(program, "decoder")

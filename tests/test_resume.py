@@ -19,6 +19,8 @@ from training.loop import Run
 from unclip.checkpoint import CheckpointError
 from unclip.config import ConfigError
 
+pytestmark = pytest.mark.bitwise
+
 
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:

@@ -255,6 +255,7 @@ def test_any_shape_and_a_single_step(sampler, shape):
     assert [step.t for step in steps] == [0] and steps[0].x.shape == (2, *shape)
 
 
+@pytest.mark.bitwise
 @each_sampler
 def test_a_sampler_may_stop_and_start_at_any_level(sampler):
     schedule, noise = make_schedule("cosine"), Noise([1, 2])

@@ -162,6 +162,7 @@ def test_a_picture_is_the_same_alone_and_in_a_batch(sampler):
     assert not torch.allclose(both[0], both[1], atol=0.1)
 
 
+@pytest.mark.bitwise
 def test_prior_makes_unit_embeddings_that_heed_text_and_null():
     stage = prior()
     told = stage.conditions(unit(3), randn(3, 4, 5), torch.ones(3, 4, dtype=torch.bool))
@@ -177,6 +178,7 @@ def unconditional() -> Decoder:
     return decoder(net={}, process=Process(predicts="eps"))
 
 
+@pytest.mark.bitwise
 @pytest.mark.parametrize("make", [prior, decoder, unconditional, upsampler])
 def test_saved_stages_are_the_same_when_loaded(make, tmp_path):
     stage, path = make(), tmp_path / "stage.safetensors"
@@ -249,6 +251,7 @@ def test_the_steps_of_a_recipe_are_those_taken(steps, visited):
     assert [step.t for step in stage.sample({}, Noise([0]))] == visited[1:]
 
 
+@pytest.mark.bitwise
 def test_what_sampling_says_is_done():
     stage = decoder()
     told = everything(stage)
@@ -290,6 +293,7 @@ def last_of(stage, told, **options):
     return stage.sample(told, Noise([0, 1]), Sampling(steps=3, guidance_scale=2.0, **options))
 
 
+@pytest.mark.bitwise
 def test_an_analytic_variance_travels_with_a_stage(tmp_path):
     stage = decoder(net={}, process=Process(predicts="v"))
     pictures = [(randn(4, 3, 8, 8).clamp(-1, 1), {})]
@@ -305,6 +309,7 @@ def test_an_analytic_variance_travels_with_a_stage(tmp_path):
     assert not torch.equal(made, last(stage.sample({}, Noise([0]), Sampling(sampler="ddpm", steps=3))).x)
 
 
+@pytest.mark.bitwise
 @pytest.mark.parametrize("values", [
     {"schedule": "flow", "predicts": "v", "weighting": "min_snr"},
     {"predicts": "v", "variance": "learned", "loss": "hybrid", "weighting": "p2"},

@@ -88,6 +88,7 @@ def test_glide_and_its_upsampler_draw_what_the_public_loops_draw():
     assert (last(other).x - small).abs().max() > 0.05  # the text matters
 
 
+@pytest.mark.bitwise
 @pytest.mark.parametrize("low", [None, 4])
 def test_inpainting_draws_what_the_public_loop_draws(low):
     sampling = ANCESTRAL.model_copy(update={"guidance_scale": 5.0})
@@ -159,6 +160,7 @@ def test_the_mean_shift_is_its_formula_and_guides_add_up():
     torch.testing.assert_close(first.x[~at_edge], expected[~at_edge], atol=1e-5, rtol=0)
 
 
+@pytest.mark.bitwise
 def test_a_sampler_that_has_no_mean_shift_climbs_the_score():
     stage = decoder(net={}, sampling=Sampling(sampler="ddpm", steps=4, gradient="mean"))
     def climb(x, t, x0):
@@ -171,6 +173,7 @@ def test_a_sampler_that_has_no_mean_shift_climbs_the_score():
         parse_config(Sampling, {"gradient": "mean"})
 
 
+@pytest.mark.bitwise
 def test_text_is_encoded_once_a_call_and_with_a_gradient_in_training(monkeypatch):
     stage = glide(sampling=ANCESTRAL)
     calls, real = [], stage.text.forward
@@ -188,6 +191,7 @@ def test_text_is_encoded_once_a_call_and_with_a_gradient_in_training(monkeypatch
     assert stage.text.token.weight.grad.abs().max() > 0 and stage.text.padding.grad.abs().max() > 0
 
 
+@pytest.mark.bitwise
 def test_no_text_is_nothing_but_padding():
     stage, n = glide(), 2000
     told, nothing = stage.conditions(2, **tokens(2)), stage.conditions(2)
@@ -216,6 +220,7 @@ def test_the_network_is_fed_scaled_times():
     assert seen[0].tolist() == [0.0, 0.25, 999.75]
 
 
+@pytest.mark.bitwise
 def test_the_start_is_scaled():
     stage = decoder(net={}, sampling=Sampling(steps=2, sampler="ddim"))
     seen = []
@@ -267,6 +272,7 @@ def test_bicubic_is_antialiased_as_pil_does_it():
     assert not torch.allclose(made, other, atol=1e-2)
 
 
+@pytest.mark.bitwise
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++2m", "heun"])
 @pytest.mark.parametrize("threshold", ["static", "dynamic", "none"])
 def test_known_pixels_stay_with_every_sampler(sampler, threshold):
@@ -280,6 +286,7 @@ def test_known_pixels_stay_with_every_sampler(sampler, threshold):
     assert torch.equal(made[kept], picture[kept]) and not torch.allclose(made, picture, atol=0.1)
 
 
+@pytest.mark.bitwise
 def test_a_residual_is_inpainted_as_a_picture():
     net = {"in_channels": 10, "image_size": 8}
     stage = decoder(net=net, process=Process(predicts="v"), inpaint=True, sampling=Sampling(steps=2),
@@ -331,6 +338,7 @@ def test_embeddings_of_any_length():
     assert torch.allclose(F.normalize(made, dim=-1), whole.sample(told, Noise([0, 1, 2])), atol=1e-6)
 
 
+@pytest.mark.bitwise
 def test_a_prior_without_a_learned_null_starts_from_a_text():
     stage = prior(null_text=False, drop_text=0.0)
     told = stage.conditions(unit(2), randn(2, 4, 5), torch.ones(2, 4, dtype=torch.bool))
@@ -346,6 +354,7 @@ def test_a_prior_without_a_learned_null_starts_from_a_text():
         prior(null_text=False, drop_text=0.1).drop(told, seeded(0))
 
 
+@pytest.mark.bitwise
 def test_clips_vector_of_a_text_is_a_condition_too():
     stage = decoder(net={**INPUTS, "text_embed_dim": DIM}, drop_text=0.4)
     told = {**everything(stage), **stage.conditions(2, text_embed=unit(2))}
@@ -360,6 +369,7 @@ def test_clips_vector_of_a_text_is_a_condition_too():
         empty.drop(many, seeded(0))
 
 
+@pytest.mark.bitwise
 @pytest.mark.parametrize("make", [
     lambda: glide(16, 8, inpaint=True, low_res={"round_to_8bit": True, "interpolation": "bicubic"},
                   sampling=Sampling(sampler="ddpm", steps=2, gradient="mean", noise_scale=0.9)),

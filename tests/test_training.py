@@ -170,6 +170,7 @@ def stop_after(step: int, number: int = signal.SIGTERM, rank: int = 0) -> Callab
     return optimise
 
 
+@pytest.mark.bitwise
 @pytest.mark.parametrize("name, number, more", [
     ("decoder", signal.SIGTERM, []), ("ddpm", signal.SIGINT, ["data.workers=2"]),
     ("upsampler", signal.SIGTERM, ["train.accumulate=2", "train.log_every=24"]),
@@ -202,6 +203,7 @@ def command(argv: list[str], step: int | None = None) -> None:
     pictures.main("", False, argv)
 
 
+@pytest.mark.bitwise
 def test_two_processes_with_data_workers_go_on_too(write, tmp_path):
     """Each with two processes that read shards for it; a signal to one of the two ends both."""
     argv = {out: [str(write("ddpm", out, save_every=8)), "data.workers=2"] for out in ("whole", "halves")}

@@ -59,6 +59,7 @@ def test_contrastive_alone(recipe, tmp_path):
     assert load_clip(tmp_path / "run").embed_dim == 16
 
 
+@pytest.mark.bitwise
 def test_with_a_teacher_and_resumed(recipe, tmp_path, monkeypatch):
     def table(parts, cache, device):
         """Every word is a random direction: what the encoder does, without its meaning."""

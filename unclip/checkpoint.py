@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .config import Config, parse_config
-from .memory import in_precision, weightless
+from .memory import align, aligned, in_precision, weightless
 
 M = TypeVar("M", bound=torch.nn.Module)
 
@@ -129,14 +129,14 @@ def load_checkpoint(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
 ) -> tuple[dict[str, Tensor], dict]:
-    """Read ``(tensors, header)``, each tensor once, to where it stays.
+    """Read ``(tensors, header)``, each tensor once, to where it stays: in aligned memory.
 
     dtype: of weights, as ``memory.in_precision`` says; other floating tensors come back as float32.
     """
     header = read_header(path, kind)
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
-            tensors = {key: in_precision(file.get_tensor(key), dtype) for key in file.keys()}
+            tensors = {key: aligned(in_precision(file.get_tensor(key), dtype)) for key in file.keys()}
     except SafetensorError as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
     return tensors, header
@@ -145,7 +145,7 @@ def load_checkpoint(
 def load_strictly(module: torch.nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     """Fill ``module``; a missing, unexpected or misshapen tensor fails, and all are listed at once.
 
-    A module that was built on the meta device takes the tensors themselves, uncopied.
+    A module that was built on the meta device takes the tensors themselves, uncopied if they lie aligned.
     """
     target = module.state_dict()
     missing = sorted(set(target) - set(tensors))
@@ -156,6 +156,7 @@ def load_strictly(module: torch.nn.Module, tensors: Mapping[str, Tensor], source
         raise CheckpointError(f"{source} does not fit the network:\n  missing: {missing}\n"
                               f"  unexpected: {unexpected}\n  of another shape: {misshapen}")
     module.load_state_dict(tensors, strict=True, assign=any(value.is_meta for value in target.values()))
+    align(module)
 
 
 def rebuilt(

@@ -1,4 +1,6 @@
-"""Memory: networks that are built without any, how much a computation takes, and lending a device."""
+"""Memory: networks that are built without any, where weights lie, how much a computation takes, and lending
+a device.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import chain
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +16,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
+
+M = TypeVar("M", bound=nn.Module)
+
+ALIGNMENT = 64  # bytes: where torch's own memory begins, and as wide as any vector register
 
 
 def parameters(module: nn.Module) -> int:
@@ -61,12 +68,50 @@ def parse_dtype(name: str | torch.dtype) -> torch.dtype:
     return dtype
 
 
+def aligned(value: Tensor) -> Tensor:
+    """``value`` itself if it begins at a multiple of ``ALIGNMENT`` bytes, else a copy that does, with the
+    same strides (contiguous, if those had gaps).
+
+    Kernels add in another order at other addresses. A tensor that is mapped from a file lies where the
+    length of the file's header puts it, so that without this a picture's last bits would depend on that.
+    """
+    if value.is_meta or value.data_ptr() % ALIGNMENT == 0:  # empty ones lie at 0
+        return value
+    return value.detach().clone()
+
+
+def align(module: M) -> M:
+    """Bring all weights and buffers of a module to aligned memory (``aligned``), in place; returns it.
+
+    Every way of loading ends here. Those that lie well stay where they are. The others are moved one after
+    another: never a second copy of all, unless somebody else keeps the first.
+    """
+    _change(module, aligned)
+    return module
+
+
 def place(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Bring a module's weights to a device and a precision, one after another: never a second copy of all."""
+    """Bring a module's weights to a device and a precision, one after another: never a second copy of all.
+
+    They are aligned there, as in ``align``.
+    """
+    _change(module, lambda value: aligned(in_precision(value, dtype).to(device)))
+
+
+def _change(module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
+    """Put ``change(value)`` in the place of each weight and buffer; those that were one tensor under several
+    names, or looked at the same memory alike, still are and do.
+    """
+    tied: dict[tuple, list[Tensor]] = {}
     for value in _tensors(module):
-        placed = in_precision(value.data, dtype).to(device)
-        if placed is not value.data:
-            value.data = placed
+        where = (value.untyped_storage()._cdata, value.storage_offset(), value.shape, value.stride())
+        tied.setdefault((*where, value.dtype), []).append(value)
+    for values in tied.values():
+        before = values[0].data
+        after = change(before)
+        if after is not before:
+            for value in values:
+                value.data = after
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..memory import align
 from ..towers import OpenClipTowers, PlainTowers, TransformersTowers
 
 
@@ -67,7 +68,7 @@ class Clip(nn.Module):
         self.context_length: int = towers.context_length
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
-        self.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+        align(self.requires_grad_(False).eval().to(memory_format=torch.channels_last))
 
     def train(self, mode: bool = True) -> Clip:
         """Stays in eval mode: the encoders are frozen."""

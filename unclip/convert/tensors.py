@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..checkpoint import CheckpointError
+from ..memory import align
 
 Rules = Mapping[str, str]
 """Regular expressions over whole names -> our names; the first that matches counts."""
@@ -97,7 +98,8 @@ def fill(
     source: str = "the file",
     dtype: torch.dtype | None = torch.float32,
 ) -> None:
-    """Put tensors into a module, which may be on the meta device: they become its own, uncopied.
+    """Put tensors into a module, which may be on the meta device: they become its own, uncopied if they lie
+    aligned (as those of PyTorch's files do, unlike most of safetensors files).
 
     unused: names of the source that no rule knew; any is an error.
     dtype:  of floating tensors; None = as they are.
@@ -116,3 +118,4 @@ def fill(
         tensors = {key: value.to(dtype) if value.is_floating_point() else value
                    for key, value in tensors.items()}
     module.load_state_dict(tensors, strict=True, assign=True)
+    align(module)
