@@ -68,20 +68,20 @@ def test_batches_depend_on_their_arguments_alone(kind):
 
 def test_words_of_everyday_life_show_what_they_mean_in_the_colour_they_mean():
     """A goldfish is a fish, and orange; a word of which no drawing is at hand is never said."""
-    pictures = make().rgba[[4, 5, 0]]  # purple, orange, red
+    pictures = make().rgba[[4, 5, 0, 2]]  # purple, orange, red, blue
     records = [{"name": name, "category": "animals", "family": "flat", "style": "flat", "key": f"flat--{k}"}
-               for k, name in enumerate(["fish", "tropical fish", "dog"])]
+               for k, name in enumerate(["fish", "tropical fish", "dog", "blossom"])]
     scenes = Scenes(pictures, records, only("everyday"))
     batch, said = scenes.batch(0, 120), set()
     for image, caption, key in zip(batch.image, batch.caption, batch.key, strict=True):
-        word = next(word for word in ("goldfish", "golden fish", "puppy") if word in caption)
+        word = next(word for word in ("goldfish", "golden fish", "puppy", "flower") if word in caption)
         said.add((word, key))
         assert (key == "flat--2") == (word == "puppy")
         rgb = (image[None] + 1) / 2
         names = colours.name_pixels(colours.to_hsv(rgb))[rgb.amin(1) < 0.9]
         most = colours.NAMES[int(names[names >= 2].mode().values)]
-        assert most == {"goldfish": "orange", "golden fish": "yellow", "puppy": "red"}[word]
-    assert len(said) == 5
+        assert most == {"goldfish": "orange", "golden fish": "yellow", "puppy": "red", "flower": "blue"}[word]
+    assert len(said) == 6  # and never a daisy, which is white: nothing can be painted so
     none = Scenes(pictures, [{**record, "name": "box"} for record in records], only("everyday"))
     assert all("box" in caption or "flat" in caption for caption in none.batch(0, 8).caption)
 

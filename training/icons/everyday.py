@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from training.icons.colours import OBJECTS
 from training.icons.nouns import Noun, noun
 from training.icons.traits import Traits
 
@@ -49,7 +50,8 @@ def meanings(records: Sequence[Mapping], traits: Traits) -> list[Meaning]:
     for word in words():
         shown = [(row, None if traits.colour[row] == word.colour else word.colour)
                  for name in word.names for row in rows.get(name, ())]
-        shown = [(row, colour) for row, colour in shown if colour is None or row in paintable]
+        shown = [(row, colour) for row, colour in shown
+                 if colour is None or row in paintable and colour in OBJECTS]
         if shown:
             found.append(Meaning(word.noun, tuple(shown)))
     return found
