@@ -237,7 +237,7 @@ def test_a_saved_average_is_gone_on_from_not_the_weights(tmp_path):
 
 
 def test_the_averages_are_validated_on_all_that_is_held_out(tmp_path):
-    """At every level alike; each batch with its noise, which no seed of the run changes, and all conditions."""
+    """At every level alike; each batch with a noise that no seed of the run changes, and all conditions."""
     run = classes(tmp_path / "run", drop=1.0, seed=7, timesteps=40)
     for weight in run.ema.module.parameters():
         weight.data += 0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
