@@ -31,8 +31,8 @@ class Part:
 class Guard:
     """Tells sound steps from others. ``skipped.jsonl`` holds those that were left out."""
 
-    def __init__(self, out: Path, limit: int, accelerator: Accelerator) -> None:
-        self.path, self.limit, self.accelerator = out / "skipped.jsonl", limit, accelerator
+    def __init__(self, out: Path, accelerator: Accelerator) -> None:
+        self.path, self.accelerator = out / "skipped.jsonl", accelerator
         self.in_a_row = 0
         self.total = 0
 

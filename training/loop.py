@@ -94,7 +94,7 @@ class Run:
             self.importance = LossSecondMoment(self.raw.schedule.timesteps)
         self.means = Means(self.raw.schedule.timesteps)
         self.curves = Curves(self.out, accelerator)
-        self.guard = Guard(self.out, settings.max_skipped, accelerator)
+        self.guard = Guard(self.out, accelerator)
         self.step = 0  # optimiser steps taken, or left out
         self.saved = -1  # ... when it was last saved
         self.signals = Signals()
