@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from tiny import randn
 
-from inference import evaluate, ladder, metrics
+from inference import evaluate, metrics
 from unclip.diffusion.noise import fold
 from unclip.options import Options
 
@@ -145,39 +145,6 @@ def test_each_heldout_picture_is_drawn_once_with_a_seed_of_its_own(monkeypatch, 
     assert seen.embed("j", "real")[:, 0].tolist() == [0, 1, 2, 3, 4]
     assert seen.embed("j", "made")[:, 0].tolist() == [0.5] * 5
     assert seen.names == NAMES[:5] and seen.keys == list("01234")
-
-
-def test_the_ladder_draws_the_classes_and_captions_of_the_heldout_pictures_in_turn(monkeypatch):
-    monkeypatch.setattr(ladder, "stack", lambda samples, size: samples)
-    monkeypatch.setattr(ladder, "classes_of", lambda samples, classes: torch.tensor(
-        [sample["record"]["class"] for sample in samples]))
-    pipeline, told = Asked(), []
-    monkeypatch.setattr(ladder, "draw", lambda pipeline, captions, seeds, options, classes: (
-        told.append((captions, seeds, options, classes.tolist())), torch.zeros(len(seeds), 3, 4, 4))[1])
-    row = ladder.Comparison(SAMPLES, 4, None, None, pipeline.device, n=7, batch_size=4, seed=5)
-    assert row.draw(pipeline, OPTIONS).shape == (7, 3, 4, 4)
-    captions = [evaluate.styled(SAMPLES[k % 5]["record"]) for k in range(7)]
-    classes, seeds = [k % 5 % 3 for k in range(7)], [fold(5, k) for k in range(7)]
-    assert told == [(captions[some], seeds[some], OPTIONS, classes[some]) for some in (slice(4), slice(4, 7))]
-
-
-def test_the_ladder_measures_likelihood_with_all_that_the_model_reads_captions_with(monkeypatch):
-    pipeline, told = Asked(), {}
-    pipeline.decoder = SimpleNamespace(schedule=SimpleNamespace(name="cosine"),
-                                       config=SimpleNamespace(sampling=SimpleNamespace(steps=9)))
-    pipeline.tokenizer = "a tokenizer"
-    monkeypatch.setattr(ladder.Entry, "load", lambda self, device: pipeline)
-    monkeypatch.setattr(ladder.Comparison, "draw", lambda self, pipeline, options: torch.zeros(7, 3, 4, 4))
-    monkeypatch.setattr(ladder.metrics, "frechet_distance", lambda real, made: (real, made.shape))
-    monkeypatch.setattr(ladder, "likelihood", lambda stage, samples, **more: told.update(
-        more, stage=stage, samples=samples) or "bits")
-    table = ladder.Comparison(SAMPLES, 4, "real", lambda pictures: pictures[:, :, 0, 0], pipeline.device,
-                              n=7, batch_size=4, seed=5, bits=2)
-    found = table.row(ladder.Entry.parse("some"))
-    assert found["likelihood"] == "bits" and found["frechet"] == ("real", (7, 3)) and found["steps"] == 9
-    assert told == {"stage": pipeline.decoder, "samples": [SAMPLES[0], SAMPLES[3]], "clip": pipeline.clip,
-                    "tokenizer": "a tokenizer", "size": 4, "batch_size": 4, "seed": 5}
-    assert table.row(ladder.Entry.parse("some:steps=3"))["steps"] == 3
 
 
 def test_what_is_measured_is_chosen_by_the_seed_and_limit(monkeypatch):

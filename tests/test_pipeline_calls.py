@@ -225,3 +225,13 @@ def test_one_prompt_is_one_picture_and_more_are_a_list(calls):
     assert isinstance(made.generate("a cat"), Image.Image)
     assert [len(made.generate(*given, n=n)) for given, n in (
         (["a cat"], 2), ([["a cat"]], 1), ([["a cat", "a dog"]], 2))] == [2, 1, 4]
+
+
+def test_drawing_keeps_nothing_for_a_gradient():
+    """Though the weights could have one; of any step that is called by itself."""
+    made = tiny_pipeline().requires_grad_()
+    text = made.encode_text(["a cat"])
+    embed = made.sample_prior(text, [0])
+    small = made.decode([0], embed, text, Options(clip_guidance_scale=1.0))
+    assert not any(one.requires_grad for one in (
+        text.clip.embed, embed, small, made.upsample(small, [0], embed, text)))
