@@ -25,6 +25,7 @@ from unclip.pipeline import Pipeline
 from unclip.stages import Process
 
 MODEL = Pipeline(decoder(net={"classes": 3}, process=Process(predicts="v")), name="tiny")
+MODEL.clip, MODEL.tokenizer = "a CLIP", "a tokenizer"
 PICTURE = Image.new("RGB", (4, 4))
 CPU = torch.device("cpu")
 REPORT = {"a": "report"}
@@ -91,12 +92,14 @@ UNCLIP = Program(
      "plan": (["--plan"], {"plan.name_or_path": "icons", "plan.dtype": "float32", "plan.pictures": 1,
                            "load.name_or_path": None}),
      "models": (["--models"], {"_models": "called", "load.name_or_path": None}),
-     **model(["--model", "other"]), **sampling("generate")})
+     **model(["--model", "other"]), **sampling("generate")},
+    {"save_png.image": (4, 4), "save_png'.image": (4, 4), "film_strip.steps": []})
 
 PLAN = Program(
     unclip.__main__.main, {"plan": ["--plan"]}, {"unclip.plan.plan": ""},
     {"n": (["-n", "5"], {"plan.pictures": 5}), "dtype": memory("plan")["dtype"],
-     **model(["--model", "other"], "plan")})
+     **model(["--model", "other"], "plan")},
+    {})
 
 BATCH = Program(
     inference.batch.main, {"prompts": ["lines.txt"], "output": ["out"]},
@@ -105,7 +108,8 @@ BATCH = Program(
      "output": (["x"], {"draw.folder": Path("x")}),
      "batch_size": (["--batch-size", "6"], {"draw.batch_size": 6}),
      "overwrite": (["--overwrite"], {"draw.overwrite": True}),
-     **counted("draw"), **model(["--model", "other"]), **sampling("draw")})
+     **counted("draw"), **model(["--model", "other"]), **sampling("draw")},
+    {"draw.pipeline": MODEL})
 
 SHEET = {**LOADED, "inference.gallery.draw": [[PICTURE]], "inference.gallery.draw_classes": [[PICTURE] * 6],
          "inference.gallery.save_png": None, "inference.gallery.sheet": PICTURE}
@@ -121,7 +125,8 @@ GALLERY = Program(
      "classes: all": (["--classes", "all"], {"draw_classes.classes": range(3),
                                              "sheet.captions": ["0", "1", "2"], "sheet.margin": 24}),
      **counted("draw_classes"), **model(["other"]),
-     **sampling("draw_classes", class_={"draw_classes.classes": [2]})})
+     **sampling("draw_classes", class_={"draw_classes.classes": [2]})},
+    {"draw_classes.pipeline": MODEL, "sheet.margin": 0, "save_png.image": (4, 4)})
 GALLERY_OF_PROMPTS = Program(
     inference.gallery.main,
     {"model": ["some"], "output": ["sheet.png"], "prompts": ["--prompts", "a cat"]}, SHEET,
@@ -131,7 +136,9 @@ GALLERY_OF_PROMPTS = Program(
                          {"draw.prompts": ["a dog", "a car"], "sheet.captions": ["a dog", "a car"]}),
      "side": (["--side", "32"], {"draw.side": 32}),
      "batch_size": (["--batch-size", "6"], {"draw.batch_size": 6}),
-     **counted("draw"), **sampling("draw")})
+     **counted("draw"), **sampling("draw")},
+    {"load.name_or_path": "some", "draw.pipeline": MODEL, "sheet.rows": [[PICTURE]], "save_png.image": (4, 4),
+     "save_png.path": Path("sheet.png")})
 
 EVALUATE = Program(
     inference.evaluate.main,
@@ -153,7 +160,9 @@ EVALUATE = Program(
      **model(["other"]), **sampling("evaluate.options", int),
      "seed": (["--seed", "7"], {"evaluate.seed": 7}),
      "negative_prompt": (["--negative-prompt", "a dog"],
-                         {"said": "inference.evaluate: --negative-prompt has no use here"})})
+                         {"said": "inference.evaluate: --negative-prompt has no use here"})},
+    {"evaluate.pipeline": MODEL, "evaluate.judges": {}, "check_installed": "called",
+     "table.report": REPORT})
 
 LIKELIHOOD = Program(
     lambda argv: inference.evaluate.main(["--likelihood", *argv]),
@@ -176,7 +185,9 @@ LIKELIHOOD = Program(
          "write_json.path": Path("r.json"),
          "write_json.values": {"model": "some", "stage": "decoder", **REPORT}}),
      **device("load"),
-     **model(["other"], **{"table.report": {"model": "other", "stage": "decoder", **REPORT}})})
+     **model(["other"], **{"table.report": {"model": "other", "stage": "decoder", **REPORT}})},
+    {"read_shards.shuffle": 10_000, "stage_of.pipeline": MODEL, "likelihood.stage": "a stage",
+     "likelihood.clip": "a CLIP", "likelihood.tokenizer": "a tokenizer"})
 
 LADDER = Program(
     inference.ladder.main,
@@ -191,15 +202,17 @@ LADDER = Program(
      "bits": (["--bits", "4"], {"measure.bits": 4}),
      "seed": (["--seed", "7"], {"measure.seed": 7}),
      "json": (["--json", "r.json"], {"write_json.path": Path("r.json"), "write_json.values": REPORT}),
-     **counted("measure"), **device("measure")})
+     **counted("measure"), **device("measure")},
+    {"check_installed": "called", "table.report": REPORT})
 
 DENOISING = Program(
     inference.denoising.main,
     {"model": ["some"], "shards": ["held.tar"], "output": ["out.png"]},
     {"inference.denoising.load": MODEL, "inference.likelihood.expand": shards,
      "inference.denoising.read_shards": samples, "inference.denoising.Noise": "noise",
-     "inference.denoising.examples": lambda stage, clip, some, *_: (torch.zeros(len(some), 3, 8, 8), {}),
-     "inference.denoising.look": [], "inference.denoising.film_strip": PICTURE,
+     "inference.denoising.examples": lambda stage, clip, some, *_: (
+         torch.zeros(len(some), 3, 8, 8), {"of": 2}),
+     "inference.denoising.look": ["a step"], "inference.denoising.film_strip": PICTURE,
      "inference.denoising.save_png": None},
     {"shards": (["x.tar"], {"expand.paths": ["x.tar"], "read_shards.shards": ["x.tar"]}),
      "output": (["x.png"], {"save_png.path": Path("x.png")}),
@@ -208,7 +221,11 @@ DENOISING = Program(
      "columns": (["--columns", "4"], {"look.columns": 4, "film_strip.columns": 4}),
      "size": (["--size", "16"], {"examples.size": 16}),
      "seed": (["--seed", "7"], {"read_shards.seed": fold(7), "Noise.seeds": [fold(7, 0), fold(7, 1)]}),
-     **device("load"), **model(["other"])})
+     **device("load"), **model(["other"])},
+    {"read_shards.shuffle": 10_000, "examples.stage": MODEL.decoder, "examples.clip": "a CLIP",
+     "examples.tokenizer": "a tokenizer", "Noise.device": CPU, "look.stage": MODEL.decoder,
+     "look.conditions": {"of": 2}, "look.noise": "noise", "film_strip.steps": ["a step"],
+     "save_png.image": (4, 4)})
 
 BENCHMARK = Program(
     inference.benchmark.main, {"model": ["some"], "batch_sizes": ["--batch-sizes", "1"]},
@@ -218,14 +235,16 @@ BENCHMARK = Program(
         "measure.batch_size": 2, "measure'.batch_size": 2,
         "table.rows": [("fp32", 2, {"decoder": 1.0}), ("bf16", 2, {"decoder": 1.0})]}),
      "seconds": (["--seconds", "0.5"], {"measure.seconds": 0.5, "measure'.seconds": 0.5}),
-     **device("load"), **model(["other"])})
+     **device("load"), **model(["other"])},
+    {"measure.pipeline": MODEL, "measure.bf16": False, "measure'.pipeline": MODEL, "measure'.bf16": True})
 
 CONVERT = Program(
     inference.convert.main, {"model": ["some"], "output": ["out"]},
     {"inference.convert.load": MODEL, "unclip.pipeline.Pipeline.save": Path("out")},
     {"output": (["x"], {"save.folder": Path("x")}),
      "dtype": (["--dtype", "bfloat16"], {"save.dtype": torch.bfloat16}),
-     **model(["other"])})
+     **model(["other"])},
+    {"load.device": "cpu"})
 
 PROGRAMS = {
     "unclip/__main__.py": [UNCLIP, PLAN],

@@ -28,12 +28,14 @@ class Program:
     watched: real functions by dotted name, and what is answered in their place (or a function of the same).
     options: by argument, words in place of those given, and all that then is another than before. A second
              case of an argument is named "argument: which".
+    besides: what the words given come to that no option changes.
     """
 
     main: Callable[[list[str]], object]
     given: Mapping[str, Words]
     watched: Mapping[str, object]
     options: Mapping[str, tuple[Words, Mapping[str, object]]]
+    besides: Mapping[str, object]
 
 
 class Parser(Exception):

@@ -191,3 +191,16 @@ def test_a_model_that_does_not_fit_the_question_is_refused(takes, decoder_only, 
     pipeline.decoder = SimpleNamespace(takes_image=takes.get("takes_image", True))
     with pytest.raises(ValueError, match=said):
         evaluate.evaluate(pipeline, ["h"], ["t"], options=OPTIONS, decoder_only=decoder_only)
+
+
+@pytest.mark.parametrize("judges, asked", [({"j": "a judge"}, ["j"]), (None, None)])
+def test_a_model_without_a_clip_is_judged_by_others(monkeypatch, judges, asked):
+    pipeline, told = Asked(), []
+    pipeline.clip = None
+    monkeypatch.setattr(evaluate, "read_shards", lambda *_, **__: iter(SAMPLES))
+    monkeypatch.setattr(evaluate, "look_at_heldout", lambda pipeline, judges, *_: told.append(list(judges))
+                        or evaluate.Seen())
+    monkeypatch.setattr(evaluate, "look_at", lambda *_: evaluate.Seen())
+    with pytest.raises(ValueError, match="nothing to compare" if asked else "no CLIP of its own"):
+        evaluate.evaluate(pipeline, ["h"], ["t"], options=OPTIONS, judges=judges)
+    assert told == ([asked] if asked else [])

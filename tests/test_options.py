@@ -12,7 +12,7 @@ import options_inference
 import options_training
 import pytest
 from PIL import Image
-from programs import arguments, changes
+from programs import arguments, changes, told
 
 import unclip
 
@@ -49,6 +49,15 @@ def test_an_argument_changes_what_it_should_and_nothing_else(program, case, caps
     expected = program.options[case][1]
     found = changes(program, case, capsys)
     assert {key: value for key, value in found.items() if value is not None or key in expected} == expected
+
+
+@pytest.mark.parametrize("program", [pytest.param(program, id=f"{file}-{number}") for file, some in
+                                     PROGRAMS.items() for number, program in enumerate(some)])
+def test_all_that_a_program_passes_on_is_in_the_table(program, capsys):
+    found = told(program, program.given, capsys)
+    assert {key: found.get(key) for key in program.besides} == program.besides
+    known = set(program.besides).union(*(expected for _, expected in program.options.values()))
+    assert not {key: value for key, value in found.items() if value is not None and key not in known}
 
 
 @pytest.mark.parametrize("file", PROGRAMS)
