@@ -74,7 +74,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Call]]:
 def test_what_is_not_wanted_has_an_embedding_of_its_own(calls):
     made = whole()
     made.generate("a cat", negative_prompt="a dog", seed=5, prior_steps=3)
-    cat, dog = (made.encode_text([text]) for text in ("a cat", "a dog"))
+    both = made.encode_text(["a cat", "a dog"])  # together, as they were
+    cat, dog = both[:1], both[1:]
     wanted, unwanted = calls["prior"]
     assert torch.equal(wanted.conditions["text_embed"], cat.clip.embed.expand(2, -1))
     assert torch.equal(wanted.null["text_embed"], dog.clip.embed.expand(2, -1))
