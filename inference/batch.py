@@ -27,6 +27,7 @@ from unclip import cli
 from unclip.config import parse_config
 from unclip.options import Options
 from unclip.pipeline import Pipeline
+from unclip.prompts import contexts
 
 from .album import Album
 
@@ -122,11 +123,12 @@ def draw(
 
 def _warn_of_cuts(pipeline: Pipeline, texts: Iterable[tuple[str, str]]) -> None:
     """Say what of each (where, text) does not fit into the model's context."""
+    encoders = contexts(pipeline.clip, pipeline.tokenizer) if pipeline.takes_prompt else []
     for where, text in texts:
-        cut = pipeline.clip.truncated(text) if pipeline.takes_prompt and text else None
-        if cut:
-            cli.note(f"{where} is longer than {pipeline.clip.context_length} tokens; "
-                     f"this was cut off: '{cut}'")
+        for encoder, length in encoders:
+            cut = encoder.truncated(text)
+            if cut:
+                cli.note(f"{where} is longer than {length} tokens; this was cut off: '{cut}'")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -200,7 +200,9 @@ def evaluate(
     if not pipeline.takes_prompt or (decoder_only and not pipeline.decoder.takes_image):
         what = "image embeddings" if decoder_only else "prompts"
         raise ValueError(f"the model {pipeline.name} takes no {what}, which this measures")
-    judges = {"its own CLIP": pipeline.clip, **(judges or {})}
+    judges = {**({} if pipeline.clip is None else {"its own CLIP": pipeline.clip}), **(judges or {})}
+    if not judges:
+        raise ValueError(f"the model {pipeline.name} has no CLIP of its own to judge it: name one (--judge)")
     samples = list(itertools.islice(read_shards(heldout, shuffle=10_000, seed=fold(seed)), limit))
     if len(samples) < 2:
         raise ValueError("there must be at least two held-out pictures to measure a model on")

@@ -122,8 +122,8 @@ class Comparison:
                  "seconds_per_picture": seconds}
         if entry.plain and pipeline.decoder.schedule.name != "flow" and self.bits != 0:
             found["likelihood"] = likelihood(
-                pipeline.decoder, self.some(), clip=pipeline.clip, size=self.size,
-                batch_size=self.batch_size, seed=self.seed)
+                pipeline.decoder, self.some(), clip=pipeline.clip, tokenizer=pipeline.tokenizer,
+                size=self.size, batch_size=self.batch_size, seed=self.seed)
         return found
 
     def some(self) -> list[dict]:

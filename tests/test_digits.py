@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from training import digits
 from unclip.data.shards import expand, read_shards
@@ -59,6 +60,9 @@ def test_larger_ones_are_the_same_digits_enlarged(shards, tmp_path):
     digits.build(tmp_path, 16)
     small, large = (next(iter(samples(folder, "heldout"))) for folder in (shards, tmp_path))
     assert large["image"].size == (16, 16) and large["key"] == small["key"]
+    pixels = digits.digits()[0][int(small["key"][-4:])] * (255 / 16)
+    enlarged = Image.fromarray(pixels.round().astype(np.uint8)).resize((16, 16), Image.Resampling.BICUBIC)
+    assert (np.asarray(large["image"])[..., 0] == np.asarray(enlarged)).all()
     assert abs(np.asarray(large["image"].resize((8, 8))).astype(int) - np.asarray(small["image"])).mean() < 16
 
 

@@ -20,6 +20,8 @@ from unclip.diffusion import (
     static_threshold,
 )
 from unclip.diffusion.gaussian import diffuse
+from unclip.diffusion.guidance import together
+from unclip.diffusion.schedule import SCHEDULES
 
 SCHEDULE = make_schedule("cosine")
 T = torch.tensor([1, 40, 500, 990])
@@ -178,22 +180,31 @@ def test_a_limit_is_positive():
 
 
 @pytest.mark.parametrize("through_network", [True, False])
-def test_gradient_guidance_of_a_gaussian_is_exact(through_network):
-    """For x0 ~ N(0, 1) and log p(y | x0) = -(x0 - y)^2 / 2, and a likelihood linear in x0."""
-    _, _, x = truth()
-    level = SCHEDULE.at(T).like(x)
-    model = bind(Denoiser(lambda x, t: level.alpha * x, SCHEDULE, "x0"))
-    direction = torch.randn(3, 5, 5, dtype=torch.float64)
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_gradient_guidance_of_a_gaussian_is_exact(name, through_network):
+    """For x0 ~ N(0, 1) and a log-likelihood linear in x0, also where the variance of x is not kept."""
+    schedule, x = make_schedule(name, 1000), truth(torch.Generator().manual_seed(1))[2]
+    level = schedule.at(T).like(x)
+    variance = level.alpha**2 + level.sigma**2
+    model = bind(Denoiser(lambda x, t: level.alpha / variance * x, schedule, "x0"))
+    direction = torch.randn(3, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
 
     def objective(x0):
         return (x0 * direction).flatten(1).sum(1)
 
-    push = gradient_on_x0(model, SCHEDULE, objective, through_network)
-    out = gradient(model, SCHEDULE, push, scale=2.0)(x, T)
+    push = gradient_on_x0(model, schedule, objective, through_network)
+    out = gradient(model, schedule, push, scale=2.0)(x, T)
     # exp(2 direction . x0) tilts N(0, 1) to N(2 direction, 1), whose denoiser is:
-    tilted = level.alpha * x + level.sigma**2 * 2 * direction
+    tilted = (level.alpha * x + level.sigma**2 * 2 * direction) / variance
     torch.testing.assert_close(out.x0, tilted)
-    torch.testing.assert_close(diffuse(out.x0, out.eps, SCHEDULE.at(T)), x)
+    torch.testing.assert_close(diffuse(out.x0, out.eps, schedule.at(T)), x)
+
+
+def test_gradients_are_added_and_none_is_none():
+    x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    assert together() is None and together(None, None) is None
+    both = together(lambda x, t, x0: x * 2, None, lambda x, t, x0: t[:, None] * x0)
+    assert torch.equal(both(x, torch.tensor([3, 4]), x), 2 * x + torch.tensor([[3], [4]]) * x)
 
 
 def test_a_gradient_is_left_out_where_nothing_is_left_of_the_picture():

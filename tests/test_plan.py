@@ -9,12 +9,15 @@ from pathlib import Path
 import public
 import pytest
 import torch
+from test_classifier import tiny as classifier
+from test_pipeline_public import guide
+from tiny import decoder
 
 from unclip.__main__ import main as command
 from unclip.checkpoint import CheckpointError
-from unclip.memory import LiveBytes, held_bytes, peak_activations
+from unclip.memory import LiveBytes, held_bytes, parameters, peak_activations
 from unclip.pipeline import Pipeline
-from unclip.plan import GIB, on_meta, plan
+from unclip.plan import GIB, MIB, Plan, Row, _call, on_meta, plan
 from unclip.stages import DecoderStageConfig, Sampling
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is published under")
@@ -57,6 +60,58 @@ def test_what_is_shipped_is_planned_from_its_headers_as_it_loads(tiny_model):
     assert made.peak >= sum(row.weights for row in made.rows) > made.peak_offloaded / 2
 
 
+def test_a_peak_is_all_weights_and_the_busiest_stage():
+    """Offloaded, that of one stage alone, or of the decoder with both of its guides beside it."""
+    rows = [Row("clip", 3, 12, None), Row("prior", 5, 20, 7), Row("decoder", 10, 40, 30),
+            Row("classifier", 2, 8, 50), Row("guide", 4, 16, 5), Row("upsampler 64", 6, 24, 60)]
+    made = Plan("a model", tuple(rows))
+    assert (made.parameters, made.peak) == (30, 120 + 60)
+    assert made.peak_offloaded == 40 + 8 + 16 + 50
+    assert Plan("no guides", (*rows[:3], rows[-1])).peak_offloaded == 24 + 60
+    assert Plan("a CLIP", (Row("clip", 30, 120, None), *rows[1:3])).peak_offloaded == 120
+    said = str(Plan("big", (Row("clip", 3, 2 * MIB, None), Row("decoder", 10, 3 * GIB, 5 * MIB)))).split("\n")
+    assert said[0] == "big" and said[2].split() == ["clip", "3", "2", "MiB"]
+    assert said[3].split() == ["decoder", "10", "3.00", "GiB", "5", "MiB"]
+    assert said[4].split() == ["together", "13", "3.00", "GiB"]
+    assert said[5] == "peak: 3.01 GiB; with --offload 3.00 GiB on the device"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_clip_is_planned_in_float32_whatever_the_rest(tiny_model, dtype):
+    clip = plan(tiny_model, dtype).rows[0]
+    numbers = parameters(Pipeline.load(tiny_model, "cpu").clip)
+    assert clip == Row("clip", numbers, 4 * numbers, None)
+
+
+def test_what_guides_is_planned_from_its_file_and_a_run_as_its_decoder(tmp_path):
+    made = Pipeline(decoder(net={}), guide=guide(), classifier=classifier())
+    made.save(tmp_path / "led")
+    rows = {row.stage: row for row in plan(tmp_path / "led").rows}
+    parts = {"decoder": made.decoder, "classifier": made.classifier, "guide": made.guide}
+    assert {name: (row.parameters, row.weights) for name, row in rows.items()} == {
+        name: (parameters(part), held_bytes(part)) for name, part in parts.items()}
+    made.decoder.save(tmp_path / "run" / "decoder.safetensors")
+    for path in (tmp_path / "run", tmp_path / "run" / "decoder.safetensors"):
+        assert plan(path).rows == (rows["decoder"],) and plan(path).title.startswith(f"{path}: ")
+
+
+def test_a_prior_is_planned_with_all_its_candidates(tiny_model):
+    def activations(candidates: int) -> int:
+        stage = on_meta(Pipeline.load(tiny_model, "cpu").prior.config)
+        stage.config = stage.config.model_copy(update={"sampling": Sampling(candidates=candidates)})
+        return peak_activations(lambda: _call(stage, 2))
+
+    assert activations(4) == pytest.approx(4 * activations(1), rel=0.1)
+
+
+@pytest.mark.parametrize("pictures, said", [(1, "1 picture at a time"), (2, "2 pictures at a time")])
+def test_the_title_says_what_was_planned(tiny_model, pictures, said):
+    one, made = plan(tiny_model), plan(tiny_model, "bfloat16", pictures)
+    assert made.title == f"{tiny_model}: bfloat16 weights, {said}"
+    if pictures == 1:  # under autocast most is half as large
+        assert made.rows[2].activations < 0.8 * one.rows[2].activations
+
+
 def test_activations_are_what_a_real_call_takes(tiny_model):
     """Meta tensors and a CPU's, of the same step of sampling; attention's own matrices aside."""
     stage = Pipeline.load(tiny_model, "cpu").decoder
@@ -72,8 +127,6 @@ def test_activations_are_what_a_real_call_takes(tiny_model):
             denoise = real.denoise(told, told, 3.0)
             return denoise(torch.zeros(2, 3, 16, 16), torch.zeros(2, dtype=torch.int64) + 1)
 
-    from unclip.plan import _call
-
     empty = on_meta(config)
     planned = peak_activations(lambda: _call(empty, 2))
     assert planned == pytest.approx(peak_activations(call), rel=0.1)
@@ -84,8 +137,6 @@ def test_guidance_and_more_pictures_take_more(tiny_model):
         config = Pipeline.load(tiny_model, "cpu").decoder.config
         pictures = changes.pop("pictures", 1)
         sampling = config.sampling.model_copy(update=changes)
-        from unclip.plan import _call
-
         stage = on_meta(DecoderStageConfig.model_validate({**dict(config), "sampling": sampling}))
         return peak_activations(lambda: _call(stage, pictures))
 

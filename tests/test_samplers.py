@@ -75,6 +75,25 @@ def test_ddim_with_eta_1_is_ancestral_sampling():
     check_moments(x)
 
 
+@pytest.mark.parametrize("eta", [0.25, 0.8])
+def test_ddim_with_a_share_of_fresh_noise_is_the_papers(eta):
+    """Song et al. 2021, eqs. 12 and 16, whose alphas are our squares."""
+    schedule, noise = make_schedule("cosine", 100), Batched(4, seed=2)
+    x, fresh = Batched(4, seed=3)((3,)), Batched(4, seed=2)((3,))
+    model = bind(wavy(schedule, "v", "small"))
+    out, (at, to) = model(x, torch.full((4,), 80)), (schedule.at(t).alpha ** 2 for t in (80, 50))
+    std = eta * ((1 - to) / (1 - at)).sqrt() * (1 - at / to).sqrt()
+    expected = to.sqrt() * out.x0 + (1 - to - std**2).sqrt() * out.eps + std * fresh
+    first, end = ddim(model, schedule, x, [80, 50, 0], noise, eta)
+    torch.testing.assert_close(first.x, expected)
+    assert torch.equal(end.x, end.x0)  # none is added to the data
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_ddim_with_half_its_noise_fresh_reproduces_the_moments(name):
+    check_moments(sample(partial(ddim, eta=0.5), make_schedule(name, 100), evenly_spaced(100, 100)), 0.02)
+
+
 @pytest.mark.parametrize("sampler", [ddim, dpm_solver_2m, heun])
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_few_deterministic_steps_reproduce_the_moments(sampler, name):

@@ -36,7 +36,8 @@ def awake(stage: Stage) -> Stage:
     for weight in stage.parameters():
         weight.data += 0.05 * torch.randn(weight.shape, generator=g)
     if len(stage.embed_mean):
-        stage.set_statistics(randn(DIM, seed=2) * 0.1, randn(DIM, seed=3).abs() + 0.2)
+        dim = len(stage.embed_mean)
+        stage.set_statistics(randn(dim, seed=2) * 0.1, randn(dim, seed=3).abs() + 0.2)
     return stage.eval().requires_grad_(False)
 
 

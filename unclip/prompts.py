@@ -52,12 +52,16 @@ class Prompts:
         return len(self.texts)
 
 
+def contexts(clip: Clip | None, tokenizer: GlideTokenizer | None) -> list[tuple[Clip | GlideTokenizer, int]]:
+    """What reads texts, and how many tokens of each."""
+    found = [] if clip is None else [(clip, clip.context_length)]
+    return found + ([] if tokenizer is None else [(tokenizer, tokenizer.length)])
+
+
 def encode(texts: Sequence[str], clip: Clip | None, tokenizer: GlideTokenizer | None,
            device: torch.device) -> Prompts:
     """Texts for a model that has one of both, or both; warns of what does not fit into a context."""
-    contexts = [] if clip is None else [(clip, clip.context_length)]
-    contexts += [] if tokenizer is None else [(tokenizer, tokenizer.length)]
-    for encoder, length in contexts:
+    for encoder, length in contexts(clip, tokenizer):
         for cut, _ in itertools.groupby(filter(None, map(encoder.truncated, texts))):
             warnings.warn(f"the prompt is longer than {length} tokens; this was cut off: '{cut}'",
                           stacklevel=4)
