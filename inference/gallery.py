@@ -5,6 +5,12 @@
     python -m inference.gallery runs/ladder/5-class-conditional sheet.png --classes all
     python -m inference.gallery runs/ladder/2-ddpm sheet.png -n 64 --columns 16 --side 32
 
+With --blind KEY.json the first picture of every prompt is shown, in an order of chance and with numbers in
+the place of words, and the key says which is which: someone who has not seen the prompts can say what they
+show.
+
+    python -m inference.gallery icons sheet.png --prompts docs/naming.txt --blind key.json -n 1 --columns 10
+
 A model that takes neither draws -n pictures in rows of --columns. Pictures smaller than --side are
 enlarged by whole pixels where they fit.
 """
@@ -15,10 +21,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 
 from PIL import Image, ImageDraw, ImageFont
 
 from unclip import cli
+from unclip.checkpoint import write_json
 from unclip.data.images import save_png
 from unclip.pipeline import Pipeline
 
@@ -45,6 +53,18 @@ def draw_classes(pipeline: Pipeline, classes: Sequence[int | None], side: int, *
         made = pipeline.generate(n=n, **{**options, "class_": number})
         rows.append([resized(picture, side) for picture in (made if n > 1 else [made])])
     return rows
+
+
+def shuffled(prompts: Sequence[str], rows: Sequence[Sequence[Image.Image]], columns: int
+             ) -> tuple[list[str], list[Sequence[Image.Image]], dict[int, str]]:
+    """The first picture of each prompt in an order of chance, in rows of ``columns``: what stands beside each
+    row (its first and last number), the rows, and the prompt of each number, counted from 1.
+    """
+    order = Random(0).sample(range(len(prompts)), len(prompts))
+    key = {number: prompts[row] for number, row in enumerate(order, 1)}
+    made = split([rows[row][0] for row in order], columns)
+    first = [1 + columns * row for row in range(len(made))]
+    return [f"{k} - {k + len(row) - 1}" for k, row in zip(first, made, strict=True)], made, key
 
 
 def split(pictures: Sequence[Image.Image], n: int) -> list[Sequence[Image.Image]]:
@@ -91,7 +111,12 @@ def sheet_of(pipeline: Pipeline, args: argparse.Namespace) -> Image.Image:
         prompts = args.prompts
         if len(prompts) == 1 and Path(prompts[0]).is_file():
             prompts = list(read_prompts(prompts[0]).values())
-        return sheet(prompts, draw(pipeline, prompts, args.side, **options))
+        rows = draw(pipeline, prompts, args.side, **options)
+        if args.blind is None:
+            return sheet(prompts, rows)
+        beside, rows, key = shuffled(prompts, rows, args.columns)
+        write_json(args.blind, key)
+        return sheet(beside, rows, margin=70)
     if args.classes:
         classes = range(pipeline.classes) if args.classes == ["all"] else [int(k) for k in args.classes]
         if not classes:
@@ -116,6 +141,7 @@ def parser() -> argparse.ArgumentParser:
     add("-n", type=int, default=8, metavar="N", help="pictures a prompt or class (default 8)")
     add("--columns", type=int, default=8, metavar="N", help="pictures in a row, where rows have no prompt or "
         "class (default 8)")
+    add("--blind", type=Path, metavar="KEY.json", help="shuffle prompts, show numbers, write which is which")
     add("--side", type=int, default=96, metavar="PIXELS", help="of a picture on the sheet (default 96)")
     add("--batch-size", type=int, default=16, metavar="B", help="pictures drawn at a time (default 16)")
     cli.add_options(made)
@@ -128,6 +154,10 @@ def main(argv: list[str] | None = None) -> int:
 
     def work() -> None:
         cli.check_writable(args.output)
+        if args.blind is not None and not args.prompts:
+            raise ValueError("--blind hides prompts; say them with --prompts")
+        if args.blind is not None:
+            cli.check_writable(args.blind)
         if min(args.n, args.side, args.batch_size, args.columns) < 1:
             raise ValueError("-n, --side, --columns and --batch-size must be at least 1")
         save_png(sheet_of(cli.loaded(args), args), args.output)

@@ -112,7 +112,8 @@ BATCH = Program(
     {"draw.pipeline": MODEL})
 
 SHEET = {**LOADED, "inference.gallery.draw": [[PICTURE]], "inference.gallery.draw_classes": [[PICTURE] * 6],
-         "inference.gallery.save_png": None, "inference.gallery.sheet": PICTURE}
+         "inference.gallery.save_png": None, "inference.gallery.sheet": PICTURE,
+         "inference.gallery.write_json": None}
 GALLERY = Program(
     inference.gallery.main, {"model": ["some"], "output": ["sheet.png"]}, SHEET,
     {"output": (["x.png"], {"save_png.path": Path("x.png")}),
@@ -136,6 +137,8 @@ GALLERY_OF_PROMPTS = Program(
                          {"draw.prompts": ["a dog", "a car"], "sheet.captions": ["a dog", "a car"]}),
      "side": (["--side", "32"], {"draw.side": 32}),
      "batch_size": (["--batch-size", "6"], {"draw.batch_size": 6}),
+     "blind": (["--blind", "key.json"], {"write_json.path": Path("key.json"), "write_json.values": {1: "a cat"},
+                                         "sheet.captions": ["1 - 1"], "sheet.margin": 70}),
      **counted("draw"), **sampling("draw")},
     {"load.name_or_path": "some", "draw.pipeline": MODEL, "sheet.rows": [[PICTURE]], "save_png.image": (4, 4),
      "save_png.path": Path("sheet.png")})

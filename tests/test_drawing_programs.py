@@ -153,3 +153,13 @@ def test_the_benchmark_counts_seconds_a_picture_at_the_precision_asked_for(monke
     said = benchmark.table([("fp32", 1, {"a": 0.3, "b": 0.1}), ("bf16", 4, {"a": 0.1, "b": 0.1})]).split("\n")
     assert said[2:] == ["| fp32 | 1 | 300.0 | 100.0 | 400.0 | 1.00x |",
                         "| bf16 | 4 | 100.0 | 100.0 | 200.0 | 2.00x |"]
+
+
+def test_a_blind_sheet_hides_the_words_and_keeps_the_key():
+    prompts = [f"a thing of {k}" for k in range(7)]
+    rows = [[Image.new("RGB", (2, 2), (k, 0, 0)), Image.new("RGB", (2, 2), "white")] for k in range(7)]
+    beside, shown, key = gallery.shuffled(prompts, rows, 3)
+    assert beside == ["1 - 3", "4 - 6", "7 - 7"] and [len(row) for row in shown] == [3, 3, 1]
+    seen = [picture.getpixel((0, 0))[0] for row in shown for picture in row]
+    assert [key[number] for number in range(1, 8)] == [prompts[k] for k in seen]
+    assert sorted(seen) == list(range(7)) != seen
