@@ -25,6 +25,7 @@ from .embeddings import Embeddings
 from .frozen import frozen_clip
 from .loop import Examples, Training, make_accelerator, micro_batch, train
 from .programs import program
+from .start import begin
 from .streams import Purpose, numbers, streams
 from .tokens import tokenizer_of
 
@@ -37,6 +38,7 @@ class PictureRecipe(Config):
     clip: str | None = None   # as ``unclip.clip.load_clip`` takes it
     tokenizer: str | None = None  # of a stage with a text transformer: ``glide``, or a folder
     data: DataConfig
+    start: str | None = None  # a checkpoint whose weights a new run begins with; None = chance
     stage: DecoderStageConfig
     train: Training
 
@@ -211,8 +213,9 @@ def main(description: str, wants_low_res: bool, argv: list[str] | None = None) -
         raise ConfigError("stage.low_res belongs to upsamplers, and every upsampler has it")
     accelerator = make_accelerator(recipe.train)
     torch.manual_seed(recipe.train.seed)
-    stage = Decoder(recipe.stage).to(accelerator.device)
-    task = PictureTask(recipe, stage, accelerator)
+    stage = Decoder(recipe.stage)
+    begin(stage, recipe.start)
+    task = PictureTask(recipe, stage.to(accelerator.device), accelerator)
     if task.tokenizer is not None and accelerator.is_main_process:
         task.tokenizer.save(Path(recipe.train.out) / TOKENIZER)
     train(stage, task, recipe.train, recipe, accelerator)

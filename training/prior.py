@@ -35,6 +35,7 @@ from .data import DataConfig, Source
 from .loop import Examples, Training, make_accelerator, micro_batch, train
 from .prior_rows import RowsTask
 from .programs import program, run
+from .start import begin
 from .streams import Purpose, numbers, seed_of
 
 
@@ -46,6 +47,7 @@ class PriorRecipe(Config):
     data: DataConfig
     embeddings: int = Field(50_000, gt=0)      # pictures embedded at the start, unless data.embeddings or
                                                # data.pool brings them
+    start: str | None = None  # a checkpoint whose weights a new run begins with; None = chance
     stage: PriorStageConfig
     train: Training
 
@@ -203,7 +205,9 @@ def main(argv: list[str] | None = None) -> None:
         return
     accelerator = make_accelerator(recipe.train)
     torch.manual_seed(recipe.train.seed)
-    stage = Prior(recipe.stage).to(accelerator.device)
+    stage = Prior(recipe.stage)
+    begin(stage, recipe.start)
+    stage.to(accelerator.device)
     task = PriorTask if recipe.data.embeddings is None else RowsTask
     train(stage, task(recipe, stage, accelerator), recipe.train, recipe, accelerator)
 
