@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -32,6 +33,7 @@ def _begin() -> None:
 
 def _child(function: Callable, args: tuple, env: dict[str, str], log: Path) -> None:
     import torch
+    from tqdm import tqdm
 
     with open(log, "a", buffering=1) as file:
         os.dup2(file.fileno(), 1)
@@ -40,6 +42,7 @@ def _child(function: Callable, args: tuple, env: dict[str, str], log: Path) -> N
         os.environ.update(env)
         multiprocessing.set_start_method("fork", force=True)  # for data workers
         torch.set_num_threads(1)
+        tqdm.set_lock(threading.RLock())  # forks share tqdm's own, and one that was killed keeps it for ever
         try:
             function(*args)
         except BaseException:
