@@ -16,6 +16,7 @@ from training import reader
 from training.data import DataConfig
 from training.framing import framing, turned, window
 from training.reader import Example, Reader
+from training.streams import Purpose, seed_of
 from unclip.data.decode import FULL, GAP, open_picture, size_of, square
 
 # How a picture that is stored under each of EXIF's orientations is to be seen.
@@ -140,6 +141,8 @@ def test_chance_depends_on_seed_and_number(config):
     for seed in (0, 1):
         assert len({tuple(made[seed, number].flatten().tolist()) for number in range(12)}) > 3
     assert any(not torch.equal(made[0, number], made[1, number]) for number in range(12))
+    drawn = Random(seed_of(1, Purpose.AUGMENT, 7)).randrange(3)
+    assert example(7, 1).caption == "abc"[drawn]
     assert torch.equal(made[1, 7], example(7, 1, wide, size=4, **config).image)
 
 

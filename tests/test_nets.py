@@ -141,6 +141,19 @@ def test_res_block_begins_as_its_skip(resample, side, scale_shift):
     assert close(out, block.resample(x))
 
 
+@pytest.mark.parametrize("checkpointing, times", [(False, 1), (True, 2)])
+def test_checkpointing_computes_a_block_twice(checkpointing, times):
+    """Forward, and again on the way back; once where there is no way back."""
+    block, calls = awake(TransformerBlock(8, 2)), []
+    block.checkpointing, compute = checkpointing, block.compute
+    block.compute = lambda *inputs: calls.append(inputs) or compute(*inputs)
+    block(torch.ones(1, 3, 8)).sum().backward()
+    assert len(calls) == times and block.qkv.weight.grad.any()
+    with torch.no_grad():
+        block(torch.ones(1, 3, 8))
+    assert len(calls) == times + 1
+
+
 def test_heads_must_divide_the_channels():
     with pytest.raises(ValueError, match="do not divide"):
         SpatialAttention(8, heads=3)

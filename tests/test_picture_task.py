@@ -135,6 +135,15 @@ def test_embeddings_are_measured_on_the_same_pictures_by_every_process(shards, m
         torch.testing.assert_close(told, (Clip().encode_image(batch.image) - embeds.mean(0)) / embeds.std(0))
 
 
+def test_statistics_of_kept_embeddings_are_those_that_were_measured(monkeypatch):
+    kept = SimpleNamespace(mean=torch.full((DIM,), 0.25), std=torch.full((DIM,), 0.5))
+    monkeypatch.setattr(pictures, "Embeddings", lambda folder: kept if folder == "kept" else None)
+    stage = Decoder(DecoderStageConfig(net={**NET, "image_embed_dim": DIM}, process={"predicts": "v"}))
+    recipe = SimpleNamespace(data=SimpleNamespace(embeddings="kept"))
+    PictureTask._measure_embeddings(SimpleNamespace(recipe=recipe, stage=stage))
+    assert torch.equal(stage.embed_mean, kept.mean) and torch.equal(stage.embed_std, kept.std)
+
+
 def test_a_stage_is_told_what_it_takes_and_nothing_else():
     """Of a batch of two, with CLIP's text, its one vector, classes, and the picture to be inpainted."""
     batch = Batch(torch.rand(2, 3, 8, 8) * 2 - 1, ["cat", "a dog"], ["a", "b"], torch.tensor([2, 0]))

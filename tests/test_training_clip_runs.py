@@ -3,13 +3,12 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from processes import Processes
 from runs import equal, forget, saved
 from test_clip import byte_pair_tokenizer
 
@@ -22,6 +21,7 @@ from training.guard import NotFinite
 from training.programs import run
 from unclip.clip import build_clip, load_clip, save_clip
 from unclip.config import ConfigError, load_config
+from unclip.nets.blocks import Unit
 from unclip.noised_clip import load_noised_clip
 
 ROOT = Path(__file__).parent.parent
@@ -114,6 +114,21 @@ def test_checkpointing_changes_nothing_but_memory(recipe, tmp_path):
     assert equal(state(tmp_path / "kept"), state(tmp_path / "again"))
 
 
+@pytest.mark.parametrize("kind", ["noised", "own_model", "library_model", "hub_model"])
+def test_checkpointing_reaches_every_kind_of_tower(kind, request, recipe):
+    """Our own blocks, or as the library has it that the model comes from."""
+    what = f"noised: {NOISED}" if kind == "noised" else f"start: {request.getfixturevalue(kind)}"
+    clip = program.model_of(load_config(program.ClipRecipe, recipe("run", what)))
+    program._checkpoint(clip)
+    if kind == "hub_model":
+        assert clip.towers.model.is_gradient_checkpointing
+    elif kind == "library_model":
+        assert clip.towers.model.visual.transformer.grad_checkpointing
+    else:
+        units = [module.checkpointing for module in clip.modules() if isinstance(module, Unit)]
+        assert units and all(units)
+
+
 def test_what_changed_is_said_or_refused(recipe, tmp_path, capsys):
     path = recipe("run")
     train(path, "images.samples=16")
@@ -140,29 +155,46 @@ def test_a_loss_that_is_no_number_is_left_out_until_it_is_too_often(recipe, tmp_
     assert said.count("is left out: its loss is nan") == 3 and said.count("-", said.index("samples ")) > 8
 
 
-def losses(out: Path) -> list[float]:
+def losses(out: Path, phase: str) -> list[float]:
     """Of every tenth step."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(out / "curves"))
     events.Reload()
-    return [event.value for event in events.Scalars("images/loss")]
+    return [event.value for event in events.Scalars(f"{phase}/loss")]
 
 
-def test_two_processes_learn_as_one_does(recipe, tmp_path):
-    """A picture is told from the captions of both, so that losses and weights are those of one process."""
+def taught(*argv: str) -> None:
+    """Trains; a teacher, if the recipe has one, has a random direction for every word."""
+    def table(parts: tuple, *_: object) -> torch.Tensor:
+        g = torch.Generator()
+        rows = [sum(torch.randn(24, generator=g.manual_seed(sum(map(ord, word)))) for word in text.split())
+                for part in parts for text in part]
+        return torch.nn.functional.normalize(torch.stack(rows), dim=-1).half()
+
+    program.teacher_table, program.vocabulary_of = table, lambda *_: ["puppy", "a puppy", "goldfish"]
+    train(*argv)
+
+
+TEACHER = """distinct: 24\nteacher: {vocabulary: 3, hidden: 4}
+texts: {samples: 88, batch_size: 8, learning_rate: 0.003, warmup: 0, eps: 0.001}"""
+
+
+@pytest.mark.parametrize("more", ["", TEACHER], ids=["captions", "teacher"])
+def test_two_processes_learn_as_one_does(more, recipe, tmp_path):
+    """A picture is told from the captions of both, and a text from the goals of both, so that losses and
+    weights are those of one process.
+    """
     # Adam divides by the gradient's size: with its usual eps, rounding moves weights whose gradient is zero.
-    how = [recipe("run", f"model: {MODEL.replace('0.25', '0.0')}"), "images.samples=88", "images.eps=0.001"]
-    train(*how, f"out={tmp_path / 'one'}")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-               "-m", "training.clip", *how, f"out={tmp_path / 'two'}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=ROOT, env={
-        **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"})
-    assert done.returncode == 0, done.stderr[-3000:]
-    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
-    assert one == pytest.approx(two, abs=1e-5) and len(one) == 2 and one[1] < one[0]
-    single, both = (state(tmp_path / name)["module"] for name in ("one", "two"))
-    assert all(torch.allclose(single[name], both[name], atol=1e-5) for name in single)
+    how = [recipe("run", f"model: {MODEL.replace('0.25', '0.0')}\n{more}"), "images.samples=88",
+           "images.eps=0.001"]
+    for n, name in ((1, "one"), (2, "two")):
+        Processes(tmp_path / f"log-{name}", n, taught, *how, f"out={tmp_path / name}").succeed()
+    for phase in ("images", "texts") if more else ("images",):
+        one, two = (losses(tmp_path / name, phase) for name in ("one", "two"))
+        assert one == pytest.approx(two, abs=1e-5) and len(one) == 2 and one[1] < one[0]
+        single, both = (saved(tmp_path / name / phase, "phase.pt")["module"] for name in ("one", "two"))
+        assert all(torch.allclose(single[name], both[name], atol=1e-5) for name in single)
 
 
 @pytest.mark.parametrize("what", ["", "distinct: 20"], ids=["streamed", "kept"])
