@@ -31,7 +31,8 @@ from training.pictures import PictureRecipe
 from training.prepare import PIXELS
 from training.prior import PriorRecipe
 
-CHAIN = SimpleNamespace(out="out", stages=[SimpleNamespace(program="prior", config="prior.yaml")])
+CHAIN = SimpleNamespace(out="out", stages=[SimpleNamespace(program="prior", config="prior.yaml",
+                                                            set=["train.seed=1"])])
 RECIPE = SimpleNamespace(stage=SimpleNamespace(low_res=None), train="settings", precision="fp32")
 
 
@@ -127,7 +128,7 @@ TOGETHER = Program(
         "Popen.args": None, "assemble.chain": CHAIN})},
     {"load_config.cls": Chain, "load_config.path": "some.yaml", "recipe_of.link": CHAIN.stages[0],
      "finished.link": CHAIN.stages[0], "finished'.link": CHAIN.stages[0], "_wait.process": "a process",
-     "Popen.args": [sys.executable, "-m", "training.prior", "prior.yaml"]})
+     "Popen.args": [sys.executable, "-m", "training.prior", "prior.yaml", "train.seed=1"]})
 
 DIGITS = Program(
     training.digits.main, {"out": ["out"]}, {"training.digits.build": {"train": 9}},

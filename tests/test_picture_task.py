@@ -67,7 +67,8 @@ class Clip:
 
 def of_process(rank: int = 0, world: int = 1) -> SimpleNamespace:
     return SimpleNamespace(process_index=rank, num_processes=world, device=torch.device("cpu"),
-                           autocast=nullcontext)
+                           autocast=nullcontext,
+                           main_process_first=nullcontext)
 
 
 def task_of(shards: list[str], stage: dict, rank: int = 0, world: int = 1, data: dict | None = None,
@@ -140,7 +141,8 @@ def test_statistics_of_kept_embeddings_are_those_that_were_measured(monkeypatch)
     monkeypatch.setattr(pictures, "Embeddings", lambda folder: kept if folder == "kept" else None)
     stage = Decoder(DecoderStageConfig(net={**NET, "image_embed_dim": DIM}, process={"predicts": "v"}))
     recipe = SimpleNamespace(data=SimpleNamespace(embeddings="kept"))
-    PictureTask._measure_embeddings(SimpleNamespace(recipe=recipe, stage=stage))
+    source = SimpleNamespace(embeds=None)  # of no pool
+    PictureTask._measure_embeddings(SimpleNamespace(recipe=recipe, stage=stage, source=source))
     assert torch.equal(stage.embed_mean, kept.mean) and torch.equal(stage.embed_std, kept.std)
 
 

@@ -42,7 +42,8 @@ def fresh() -> Iterator[None]:
 
 def of_process(rank: int = 0, world: int = 1) -> SimpleNamespace:
     return SimpleNamespace(process_index=rank, num_processes=world, device=torch.device("cpu"),
-                           autocast=nullcontext, is_main_process=rank == 0)
+                           autocast=nullcontext, is_main_process=rank == 0,
+                           main_process_first=nullcontext)
 
 
 class Clip:
