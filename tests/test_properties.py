@@ -34,9 +34,11 @@ PAIRS = [pair for pair in product(SCHEDULES, PREDICTS) if pair != ("flow", "eps"
 
 each_schedule = pytest.mark.parametrize("name", SCHEDULES)
 each_sampler = pytest.mark.parametrize("sampler", EVERY_SAMPLER.values(), ids=EVERY_SAMPLER)
-each_combination = pytest.mark.parametrize(
-    "name, predicts, variance", [(*pair, variance) for pair in PAIRS for variance in VARIANCES]
-)
+each_pair = pytest.mark.parametrize("name, predicts", PAIRS)
+# ddpm alone draws with the model's variance; of the others each meets every kind of output with some pair.
+SAMPLED = [("ddpm", *pair, variance) for pair in PAIRS for variance in VARIANCES]
+SAMPLED += [(sampler, *pair, VARIANCES[number % 3]) for sampler in EVERY_SAMPLER if sampler != "ddpm"
+            for number, pair in enumerate(PAIRS)]
 
 SEEDS = [3, 1, 4]
 SHIFT, NONE = torch.tensor([0.5, -0.2, 0.1]), torch.zeros(3)
@@ -51,10 +53,9 @@ def sample(sampler, schedule, make, pick=(0, 1, 2), count=4):
     return list(sampler(denoise, schedule, noise((3, 4, 4)), steps, noise))
 
 
-@each_sampler
-@each_combination
+@pytest.mark.parametrize("sampler, name, predicts, variance", SAMPLED)
 def test_sampling(sampler, name, predicts, variance):
-    schedule = make_schedule(name)
+    sampler, schedule = EVERY_SAMPLER[sampler], make_schedule(name)
     model = wavy(schedule, predicts, variance)
 
     def plain(cond, null):
@@ -81,13 +82,13 @@ def test_sampling(sampler, name, predicts, variance):
 
 
 @each_sampler
-@pytest.mark.parametrize("name, predicts", PAIRS)
+@each_pair
 def test_a_single_step_and_every_list_are_finite(sampler, name, predicts):
     """Also from alpha = 0, and with a gradient, which tells nothing there."""
     schedule = make_schedule(name)
     model = bind(wavy(schedule, predicts, "learned"))
     pushed = clamp_x0(gradient(model, schedule, lambda x, t, x0: torch.ones_like(x)), schedule)
-    for spec in (1, 2, "ddim5", "2,1", "fast27"):
+    for spec in (1, 2, "ddim5", "2,1", *(["fast27"] if predicts == "v" else [])):
         steps, noise = step_list(spec, 1000), Noise([7])
         for denoise in (clamp_x0(model, schedule), pushed):
             made = list(sampler(denoise, schedule, noise((3, 2, 2)), steps, noise))
@@ -95,7 +96,7 @@ def test_a_single_step_and_every_list_are_finite(sampler, name, predicts):
             assert all(step.x.isfinite().all() for step in made)
 
 
-@pytest.mark.parametrize("name, predicts", PAIRS)
+@each_pair
 def test_inversion_is_finite_and_the_same_alone(name, predicts):
     schedule = make_schedule(name)
     model = clamp_x0(bind(wavy(schedule, predicts, "small")), schedule)
@@ -140,9 +141,15 @@ X0 = torch.randint(0, 256, (6, 3, 4, 4), generator=GENERATOR) / 127.5 - 1
 NOISE = torch.randn(X0.shape, generator=GENERATOR)
 
 
-@each_combination
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("weighting", ["none", *WEIGHTINGS])
+# Only the bound asks for the variance; what a weight does is the same beside it.
+LOSSES = [("simple", "none", "small"), ("simple", "none", "learned"), ("simple", "min_snr", "small"),
+          ("simple", "p2", "large"), ("rescaled", "none", "learned"), ("auxiliary", "none", "small"),
+          *(("hybrid", weighting, "learned") for weighting in ("none", *WEIGHTINGS)),
+          *(("vlb", "none", variance) for variance in VARIANCES)]
+
+
+@each_pair
+@pytest.mark.parametrize("kind, weighting, variance", LOSSES)
 def test_every_loss(name, predicts, variance, kind, weighting):
     """Finite with its gradients, and, in hybrid, no gradient of the bound on the mean's half."""
     schedule = make_schedule(name, 100)
@@ -152,18 +159,11 @@ def test_every_loss(name, predicts, variance, kind, weighting):
     mean = (target + 0.01 * torch.randn(X0.shape, generator=GENERATOR)).requires_grad_()
     values = torch.randn(X0.shape, generator=GENERATOR).requires_grad_()
     answer = torch.cat([mean, values], 1) if variance == "learned" else mean
-    denoiser = Denoiser(lambda x, t: answer, schedule, predicts, variance)
 
     def terms(pick=slice(None)):
         one = Denoiser(lambda x, t: answer[pick], schedule, predicts, variance)
         return loss_terms(one, X0[pick], T[pick], NOISE[pick], {}, kind, weighting)
 
-    if (kind == "hybrid" and variance != "learned") or (
-        weighting != "none" and kind not in ("simple", "hybrid")
-    ):
-        with pytest.raises(ValueError, match="needs learned variance|sets its own weights"):
-            loss_terms(denoiser, X0, T, NOISE, {}, kind, weighting)
-        return
     made = terms()
     names = {"simple": {"mse"}, "hybrid": {"mse", "vlb"}, "auxiliary": {"vlb", "auxiliary"}}
     assert made.keys() - {"loss"} == names.get(kind, {"vlb"})
@@ -183,8 +183,22 @@ def test_every_loss(name, predicts, variance, kind, weighting):
         assert (bound[1].abs().flatten(1).sum(1) > 0).all()
 
 
+def test_losses_that_do_not_go_together_are_refused():
+    refused = 0
+    for kind, weighting, variance in product(KINDS, ("none", *WEIGHTINGS), VARIANCES):
+        denoiser = wavy(make_schedule("cosine", 100), "v", variance)
+        hybrid, weighted = kind == "hybrid" and variance != "learned", weighting != "none"
+        if hybrid or (weighted and kind not in ("simple", "hybrid")):
+            with pytest.raises(ValueError, match="needs learned" if hybrid else "sets its own weights"):
+                loss_terms(denoiser, X0, T, NOISE, {}, kind, weighting)
+            refused += 1
+        else:
+            assert loss_terms(denoiser, X0, T, NOISE, {}, kind, weighting)["loss"].shape == (6,)
+    assert refused == 24
+
+
 @each_schedule
-@pytest.mark.parametrize("spec", [1, 3, 10, 99, 100, "ddim10", "ddim34", "10,5,2", "1,1,1"])
+@pytest.mark.parametrize("spec", [1, 10, 100, "ddim34", "10,5,2"])
 def test_a_respaced_chain_has_the_direct_coefficients(name, spec):
     """Bayes' rule over each long step, composed of the single steps that it leaves out."""
     schedule = make_schedule(name, 100)
@@ -217,16 +231,15 @@ def test_eps_is_refused_where_nothing_is_left_of_the_picture(variance):
         wavy(make_schedule("flow"), "eps", variance)
 
 
-@each_combination
-def test_a_shape_mismatch_is_refused(name, predicts, variance):
-    schedule, other = make_schedule(name), "small" if variance == "learned" else "learned"
-    wrong = Denoiser(wavy(schedule, predicts, other).network, schedule, predicts, variance)
+@pytest.mark.parametrize("variance", VARIANCES)
+def test_a_shape_mismatch_is_refused(variance):
+    schedule, other = make_schedule("cosine"), "small" if variance == "learned" else "learned"
+    wrong = Denoiser(wavy(schedule, "v", other).network, schedule, "v", variance)
     with pytest.raises(ValueError, match=rf"the network made .* from \(2, 3, 4, 4\); {variance} variance"):
         wrong(torch.randn(2, 3, 4, 4), torch.tensor([5, 10]))
 
 
 @each_sampler
-@each_schedule
 @pytest.mark.parametrize(
     "steps, message",
     [
@@ -238,7 +251,7 @@ def test_a_shape_mismatch_is_refused(name, predicts, variance):
         ([5, -1], "must be in 1000..0"),
     ],
 )
-def test_step_lists_that_make_no_sense_are_refused(sampler, name, steps, message):
-    schedule, noise = make_schedule(name), Noise([0])
+def test_step_lists_that_make_no_sense_are_refused(sampler, steps, message):
+    schedule, noise = make_schedule("cosine"), Noise([0])
     with pytest.raises(ValueError, match=message):
         list(sampler(bind(wavy(schedule, "v", "small")), schedule, noise((3, 2, 2)), steps, noise))
