@@ -9,7 +9,7 @@ With --blind KEY.json the first picture of every prompt is shown, in an order of
 the place of words, and the key says which is which: someone who has not seen the prompts can say what they
 show.
 
-    python -m inference.gallery icons sheet.png --prompts docs/naming.txt --blind key.json -n 1 --columns 10
+    python -m inference.gallery icons sheet.png --prompts docs/naming.txt --blind key.json --columns 10
 
 A model that takes neither draws -n pictures in rows of --columns. Pictures smaller than --side are
 enlarged by whole pixels where they fit.
@@ -111,9 +111,9 @@ def sheet_of(pipeline: Pipeline, args: argparse.Namespace) -> Image.Image:
         prompts = args.prompts
         if len(prompts) == 1 and Path(prompts[0]).is_file():
             prompts = list(read_prompts(prompts[0]).values())
-        rows = draw(pipeline, prompts, args.side, **options)
         if args.blind is None:
-            return sheet(prompts, rows)
+            return sheet(prompts, draw(pipeline, prompts, args.side, **options))
+        rows = draw(pipeline, prompts, args.side, **{**options, "n": 1})
         beside, rows, key = shuffled(prompts, rows, args.columns)
         write_json(args.blind, key)
         return sheet(beside, rows, margin=70)

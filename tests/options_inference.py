@@ -138,7 +138,7 @@ GALLERY_OF_PROMPTS = Program(
      "side": (["--side", "32"], {"draw.side": 32}),
      "batch_size": (["--batch-size", "6"], {"draw.batch_size": 6}),
      "blind": (["--blind", "key.json"], {
-         "write_json.path": Path("key.json"), "write_json.values": {1: "a cat"},
+         "draw.n": 1, "write_json.path": Path("key.json"), "write_json.values": {1: "a cat"},
          "sheet.captions": ["1 - 1"], "sheet.margin": 70}),
      **counted("draw"), **sampling("draw")},
     {"load.name_or_path": "some", "draw.pipeline": MODEL, "sheet.rows": [[PICTURE]], "save_png.image": (4, 4),

@@ -263,7 +263,7 @@ def test_8_bit_likelihoods_add_up_to_one(log_std, cdf):
 @each_schedule
 @pytest.mark.parametrize("shift", [0.25, 0.5, 3.0])
 def test_a_shift_moves_every_log_snr_and_keeps_what_the_schedule_keeps(name, shift):
-    """log SNR + 2 log(shift) (Hoogeboom et al. 2023, eq. 4); for flow it is Esser et al. 2024, eq. 23."""
+    """log SNR + 2 log(shift) (Hoogeboom et al. 2023); for flow it is the shift of Esser et al. 2024."""
     plain, moved = (make_schedule(name, 50, shift=one).at(torch.arange(51)) for one in (1.0, shift))
     inner = slice(1, 50)
     torch.testing.assert_close(moved.log_snr[inner], plain.log_snr[inner] + 2 * math.log(shift),

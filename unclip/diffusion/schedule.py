@@ -139,8 +139,8 @@ def shifted(alpha: Tensor, sigma: Tensor, shift: float) -> tuple[Tensor, Tensor]
     where it was alpha + sigma that is 1 (`flow`), that does.
 
     log SNR moves by 2 log(shift). A picture of S pixels a side is ruined as much as one of s is when
-    shift = s / S (Hoogeboom et al. 2023, arXiv:2301.11093, eq. 4; for flow it is Esser et al. 2024,
-    arXiv:2403.03206, eq. 23, with shift = sqrt(m / n)).
+    shift = s / S (Hoogeboom et al. 2023, arXiv:2301.11093, on adjusting noise schedules; for flow it is
+    the resolution-dependent shift of Esser et al. 2024, arXiv:2403.03206).
     """
     straight = torch.allclose(alpha + sigma, torch.ones_like(alpha))
     alpha = shift * alpha
