@@ -16,10 +16,11 @@ from collections.abc import Callable
 import torch
 from torch.utils.benchmark import Timer
 
-from unclip import cli, load
+from unclip import load
+from unclip.app import cli
 from unclip.diffusion.noise import Noise
-from unclip.hardware import autocast
-from unclip.pipeline import Pipeline
+from unclip.pipeline.pipeline import Pipeline
+from unclip.resources.devices import autocast
 from unclip.stages import Decoder
 
 PRECISIONS = {"fp32": False, "bf16": True}

@@ -14,7 +14,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from unclip import cli, load
+from unclip import load
+from unclip.app import cli
 
 DTYPES = ("float32", "bfloat16", "float16")
 

@@ -18,16 +18,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unclip import cli, load
+from unclip import load
+from unclip.app import cli
+from unclip.app.strip import film_strip
 from unclip.data.images import save_png
-from unclip.data.shards import read_shards
+from unclip.data.reading import read_shards
 from unclip.diffusion.gaussian import diffuse
 from unclip.diffusion.noise import Noise, fold
 from unclip.diffusion.samplers import Step
 from unclip.stages import Conditions, Decoder
-from unclip.strip import film_strip
 
-from .likelihood import examples, shards_of
+from .measure.likelihood import examples, shards_of
 
 
 @torch.no_grad()

@@ -25,12 +25,11 @@ from random import Random
 
 from PIL import Image, ImageDraw, ImageFont
 
-from unclip import cli
-from unclip.checkpoint import write_json
+from unclip.app import cli
+from unclip.batch.lines import read_prompts
 from unclip.data.images import save_png
-from unclip.pipeline import Pipeline
-
-from .batch import read_prompts
+from unclip.files import write_json
+from unclip.pipeline.pipeline import Pipeline
 
 GAP = 4  # white pixels around every picture
 

@@ -31,23 +31,23 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from training.data import stack
 from training.icons.captions import styled
-from training.pictures import classes_of, shrink
-from unclip import cli, load
-from unclip.checkpoint import write_json
-from unclip.classifier import load_classifier
+from unclip import load
+from unclip.app import cli
 from unclip.clip import load_clip
 from unclip.config import parse_config
-from unclip.data.shards import expand, read_shards
+from unclip.data.batches import classes_of, shrink, stack
+from unclip.data.reading import expand, read_shards
 from unclip.diffusion.noise import fold
-from unclip.hardware import default_device
+from unclip.files import write_json
+from unclip.guides.classifier import load_classifier
 from unclip.options import Options
-from unclip.pipeline import Pipeline
+from unclip.pipeline.pipeline import Pipeline
+from unclip.resources.devices import default_device
 
-from . import metrics
-from .evaluate import draw
-from .likelihood import likelihood
+from .measure import metrics
+from .measure.drawn import draw
+from .measure.likelihood import likelihood
 
 Features = Callable[[Tensor], Tensor]  # pictures [N,3,S,S] in [-1,1] -> [N,D]
 

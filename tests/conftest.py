@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from unclip.clip import Clip, build_clip
-from unclip.hardware import autocast
 from unclip.nets.prior import PriorConfig
 from unclip.nets.unet import UNetConfig
-from unclip.pipeline import Pipeline
+from unclip.pipeline.pipeline import Pipeline
+from unclip.resources.devices import autocast
 from unclip.stages import (
     Decoder,
     DecoderStageConfig,
@@ -83,4 +83,4 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """No bfloat16, whatever the machine has: rounding hides no difference then."""
-    monkeypatch.setattr("unclip.pipeline.autocast", partial(autocast, enabled=False))
+    monkeypatch.setattr("unclip.pipeline.pipeline.autocast", partial(autocast, enabled=False))

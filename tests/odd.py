@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from training import state
+from training.run import saves as state
 
 WIDTH = 64
 

@@ -10,18 +10,19 @@ from PIL import Image
 from programs import Program
 from tiny import decoder
 
-import inference.batch
 import inference.benchmark
 import inference.convert
 import inference.denoising
 import inference.evaluate
 import inference.gallery
 import inference.ladder
-import unclip.__main__
+import inference.likelihood
+import unclip.app.batch
+import unclip.app.command
 from inference.ladder import Entry
 from unclip.diffusion.noise import fold
 from unclip.options import Options
-from unclip.pipeline import Pipeline
+from unclip.pipeline.pipeline import Pipeline
 from unclip.stages import Process
 
 MODEL = Pipeline(decoder(net={"classes": 3}, process=Process(predicts="v")), name="tiny")
@@ -67,8 +68,8 @@ def sampling(of: str, steps: type = str, **more: Mapping[str, object]) -> dict:
     return {**made, "classifier": (["--classifier", "led"], guided), **device("load"), **memory("load")}
 
 
-LOADED = {"unclip.cli.load": MODEL, "unclip.classifier.load_classifier": "a classifier",
-          "unclip.parts.Parts.guide_with": MODEL}
+LOADED = {"unclip.app.cli.load": MODEL, "unclip.guides.classifier.load_classifier": "a classifier",
+          "unclip.pipeline.model.Model.guide_with": MODEL}
 
 
 def counted(of: str, n: int = 5) -> dict:
@@ -76,10 +77,10 @@ def counted(of: str, n: int = 5) -> dict:
 
 
 UNCLIP = Program(
-    unclip.__main__.main,
+    unclip.app.command.main,
     {"prompt": ["a cat"], "strip": ["--strip", "s.png"]},
-    {**LOADED, "unclip.pipeline.Pipeline.generate": PICTURE, "unclip.data.images.save_png": None,
-     "unclip.strip.film_strip": PICTURE, "unclip.plan.plan": "", "unclip.__main__._models": ""},
+    {**LOADED, "unclip.pipeline.pipeline.Pipeline.generate": PICTURE, "unclip.data.images.save_png": None,
+     "unclip.app.strip.film_strip": PICTURE, "unclip.plan.plan": "", "unclip.app.command._models": ""},
     {"prompt": (["a dog"], {"generate.prompt": "a dog", "save_png.path": Path("a-dog.png")}),
      "output": (["-o", "x.png"], {"save_png.path": Path("x.png")}),
      "n": (["-n", "5"], {"generate.n": 5, "generate.batch_size": 5}),
@@ -96,14 +97,14 @@ UNCLIP = Program(
     {"save_png.image": (4, 4), "save_png'.image": (4, 4), "film_strip.steps": []})
 
 PLAN = Program(
-    unclip.__main__.main, {"plan": ["--plan"]}, {"unclip.plan.plan": ""},
+    unclip.app.command.main, {"plan": ["--plan"]}, {"unclip.plan.plan": ""},
     {"n": (["-n", "5"], {"plan.pictures": 5}), "dtype": memory("plan")["dtype"],
      **model(["--model", "other"], "plan")},
     {})
 
 BATCH = Program(
-    inference.batch.main, {"prompts": ["lines.txt"], "output": ["out"]},
-    {**LOADED, "inference.batch.draw": 0},
+    unclip.app.batch.main, {"prompts": ["lines.txt"], "output": ["out"]},
+    {**LOADED, "unclip.app.batch.draw": 0},
     {"prompts": (["others.txt"], {"draw.prompts": {1: "a dog", 2: "a car"}}),
      "output": (["x"], {"draw.folder": Path("x")}),
      "batch_size": (["--batch-size", "6"], {"draw.batch_size": 6}),
@@ -149,7 +150,7 @@ EVALUATE = Program(
     {"model": ["some"], "shards": ["held.tar"], "train_shards": ["--train-shards", "train.tar"]},
     {**LOADED, "inference.evaluate.load_clip": "a judge", "inference.evaluate.expand": shards,
      "inference.evaluate.evaluate": REPORT, "inference.evaluate.table": "",
-     "inference.evaluate.write_json": None, "inference.metrics.check_installed": None},
+     "inference.evaluate.write_json": None, "inference.measure.metrics.check_installed": None},
     {"shards": (["x.tar"], {"expand.paths": ["x.tar"], "evaluate.heldout": ["x.tar"]}),
      "train_shards": (["--train-shards", "x.tar", "y.tar"],
                       {"expand'.paths": ["x.tar", "y.tar"], "evaluate.train": ["x.tar", "y.tar"]}),
@@ -169,9 +170,9 @@ EVALUATE = Program(
      "table.report": REPORT})
 
 LIKELIHOOD = Program(
-    lambda argv: inference.evaluate.main(["--likelihood", *argv]),
+    inference.likelihood.main,
     {"model": ["some"], "shards": ["held.tar"]},
-    {"inference.likelihood.load": MODEL, "inference.likelihood.expand": shards,
+    {"inference.likelihood.load": MODEL, "inference.measure.likelihood.expand": shards,
      "inference.likelihood.read_shards": samples, "inference.likelihood.stage_of": "a stage",
      "inference.likelihood.likelihood": REPORT, "inference.likelihood.table": "",
      "inference.likelihood.write_json": None},
@@ -197,7 +198,7 @@ LADDER = Program(
     inference.ladder.main,
     {"shards": ["data"], "models": ["one"], "judge": ["--judge", "j"]},
     {"inference.ladder.measure": REPORT, "inference.ladder.table": "",
-     "inference.ladder.write_json": None, "inference.metrics.check_installed": None},
+     "inference.ladder.write_json": None, "inference.measure.metrics.check_installed": None},
     {"shards": (["x"], {"measure.folder": Path("x")}),
      "models": (["one", "two:steps=3:classifier=led"],
                 {"measure.entries": [Entry("one", Options()), Entry("two", Options(steps=3), "led")]}),
@@ -212,7 +213,7 @@ LADDER = Program(
 DENOISING = Program(
     inference.denoising.main,
     {"model": ["some"], "shards": ["held.tar"], "output": ["out.png"]},
-    {"inference.denoising.load": MODEL, "inference.likelihood.expand": shards,
+    {"inference.denoising.load": MODEL, "inference.measure.likelihood.expand": shards,
      "inference.denoising.read_shards": samples, "inference.denoising.Noise": "noise",
      "inference.denoising.examples": lambda stage, clip, some, *_: (
          torch.zeros(len(some), 3, 8, 8), {"of": 2}),
@@ -244,15 +245,15 @@ BENCHMARK = Program(
 
 CONVERT = Program(
     inference.convert.main, {"model": ["some"], "output": ["out"]},
-    {"inference.convert.load": MODEL, "unclip.pipeline.Pipeline.save": Path("out")},
+    {"inference.convert.load": MODEL, "unclip.pipeline.pipeline.Pipeline.save": Path("out")},
     {"output": (["x"], {"save.folder": Path("x")}),
      "dtype": (["--dtype", "bfloat16"], {"save.dtype": torch.bfloat16}),
      **model(["other"])},
     {"load.device": "cpu"})
 
 PROGRAMS = {
-    "unclip/__main__.py": [UNCLIP, PLAN],
-    "inference/batch.py": [BATCH],
+    "unclip/app/command.py": [UNCLIP, PLAN],
+    "unclip/app/batch.py": [BATCH],
     "inference/gallery.py": [GALLERY, GALLERY_OF_PROMPTS],
     "inference/evaluate.py": [EVALUATE],
     "inference/likelihood.py": [LIKELIHOOD],

@@ -13,23 +13,21 @@ from programs import Program
 
 import training.chain
 import training.classifier
-import training.clip
+import training.clip.__main__
 import training.digits
 import training.doctor
 import training.embed
 import training.icons.__main__
-import training.pictures
 import training.plan
 import training.prior
-import training.shards
-from training.chain import Chain
-from training.classifier import ClassifierRecipe
-from training.clip import ClipRecipe
+import training.shards.__main__
+import training.tasks.pictures
+from training.clip.recipe import ClipRecipe
 from training.doctor import Report, as_json
 from training.icons.fetch import FAMILIES, KEYWORDS
-from training.pictures import PictureRecipe
-from training.prepare import PIXELS
-from training.prior import PriorRecipe
+from training.recipes import Chain
+from training.tasks.recipes import ClassifierRecipe, PictureRecipe, PriorRecipe
+from unclip.data.pictures import PIXELS
 
 CHAIN = SimpleNamespace(out="out", stages=[SimpleNamespace(program="prior", config="prior.yaml",
                                                             set=["train.seed=1"])])
@@ -56,8 +54,8 @@ def recipes(main, recipe: type, begins: str) -> Program:
 BEGUN = {"make_accelerator": "settings", "wants_bf16": "precision"}
 
 SHARDS = Program(
-    training.shards.main, {"source": ["pictures"], "out": ["out"]},
-    {"training.shards.build": "made", "training.shards.summary": ""},
+    training.shards.__main__.main, {"source": ["pictures"], "out": ["out"]},
+    {"training.shards.__main__.build": "made", "training.shards.__main__.summary": ""},
     {"source": (["x"], {"build.source": "x"}),
      "out": (["x"], {"build.out": Path("x"), "summary.out": Path("x")}),
      "size": (["--size", "64"], {"build.options.size": 64}),
@@ -93,7 +91,7 @@ EMBED = Program(
 
 DOCTOR = Program(
     training.doctor.main, {"shards": ["some.tar"]},
-    {"unclip.clip.load_clip": "a CLIP", "unclip.data.shards.expand": shards,
+    {"unclip.clip.load_clip": "a CLIP", "unclip.data.reading.expand": shards,
      "training.doctor.look": Report(), "training.doctor.json.dumps": ""},
     {"shards": (["x.tar", "y.tar"], {"expand.paths": ["x.tar", "y.tar"], "look.shards": ["x.tar", "y.tar"]}),
      "clip": (["--clip", "c"], {"load_clip.source": "c", "look.clip": "a CLIP"}),
@@ -157,14 +155,14 @@ ICONS = Program(
         for k, package in enumerate((*FAMILIES, *KEYWORDS))}})
 
 BEGINNINGS = {  # of the programs that share ``training.programs.program``
-    "decoder": (partial(training.pictures.main, "", False), PictureRecipe,
-                "training.pictures.make_accelerator"),
+    "decoder": (partial(training.tasks.pictures.main, "", False), PictureRecipe,
+                "training.tasks.pictures.make_accelerator"),
     "prior": (training.prior.main, PriorRecipe, "training.prior.make_accelerator"),
     "classifier": (training.classifier.main, ClassifierRecipe, "training.classifier.make_accelerator"),
-    "clip": (training.clip.main, ClipRecipe, "training.clip.wants_bf16"),
+    "clip": (training.clip.__main__.main, ClipRecipe, "training.clip.__main__.wants_bf16"),
 }
 PROGRAMS = {
-    "training/shards.py": [SHARDS],
+    "training/shards/__main__.py": [SHARDS],
     "training/embed.py": [EMBED],
     "training/doctor.py": [DOCTOR],
     "training/plan.py": [PLAN],

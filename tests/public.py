@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from unclip.convert.models import ADM, MODELS, PublicFile, PublicModel
+from unclip.convert.catalogue import ADM, MODELS, PublicFile, PublicModel
 
 FIXTURES = Path(__file__).parent / "fixtures"
 NAME = "adm-tiny"

@@ -10,8 +10,9 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 
-from training.loop import Examples, Run
-from training.settings import Training, make_accelerator, micro_batch
+from training.run.examples import Examples
+from training.run.loop import Run
+from training.run.settings import Training, make_accelerator, micro_batch
 from training.streams import numbers
 from unclip.checkpoint import load_checkpoint
 from unclip.config import Config

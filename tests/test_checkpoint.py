@@ -17,9 +17,8 @@ from unclip.checkpoint import (
     load_strictly,
     read_header,
     save_checkpoint,
-    write_json,
-    written_aside,
 )
+from unclip.files import write_json, written_aside
 
 
 def tensors() -> dict[str, torch.Tensor]:

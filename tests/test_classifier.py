@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import forget, metrics
 from tiny import NET, awake, decoder, randn
 
+from runs import forget, metrics
 from training import classifier as program
 from unclip.checkpoint import CheckpointError
-from unclip.classifier import Classifier, ClassifierStageConfig, load_classifier
 from unclip.config import ConfigError
-from unclip.data.shards import ShardWriter
+from unclip.data.writing import ShardWriter
 from unclip.diffusion import Noise, Prediction, gradient
 from unclip.diffusion.gaussian import diffuse
-from unclip.pipeline import Pipeline
+from unclip.guides.classifier import Classifier, ClassifierStageConfig, load_classifier
+from unclip.pipeline.pipeline import Pipeline
 
 CONFIG = {"net": {**NET, "classes": 3}, "schedule": "cosine"}
 

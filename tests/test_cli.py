@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 import unclip
-from unclip import cli
-from unclip.__main__ import main
-from unclip.pipeline import Pipeline
+from unclip.app.command import main
+from unclip.app.strip import film_strip
+from unclip.files import words
+from unclip.pipeline.pipeline import Pipeline
 from unclip.stages import Decoder, DecoderStageConfig, Process, Sampling
-from unclip.strip import film_strip
 
 pytestmark = pytest.mark.usefixtures("float32")
 
@@ -37,12 +37,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever loads a model has begun to work."""
-    monkeypatch.setattr("unclip.cli.load", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("unclip.app.cli.load", lambda *_: pytest.fail("a model was loaded"))
 
 
 @pytest.fixture
 def loaded(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unclip.cli.load", lambda *_: pipeline)
+    monkeypatch.setattr("unclip.app.cli.load", lambda *_: pipeline)
 
 
 def names(folder: Path) -> list[str]:
@@ -83,7 +83,7 @@ def test_every_option_is_passed_on(here, pipeline, monkeypatch):
             asked.update(options, prompt=prompt)
             return Image.new("RGB", (2, 2))
 
-    monkeypatch.setattr("unclip.cli.load",
+    monkeypatch.setattr("unclip.app.cli.load",
                         lambda model, device, dtype, offload: asked.update(device=device) or Asked())
     options = {"seed": -2, "steps": "3", "prior_steps": "10,4", "upsampler_steps": "5", "guidance_scale": 1.5,
                "prior_guidance_scale": 2.5, "clip_guidance_scale": 3.5, "sampler": "ddim",
@@ -214,13 +214,13 @@ def test_models_that_are_none(here, capsys, tiny_model):
     (here / "damaged").mkdir()
     (here / "damaged" / "model.json").write_text("{")
     decoder = str(tiny_model / "decoder.safetensors")
-    for model, words in (("nosuch", "there is no model 'nosuch'"), ("empty", "empty is not a model"),
+    for model, wanted in (("nosuch", "there is no model 'nosuch'"), ("empty", "empty is not a model"),
                          (decoder, "only a decoder, which takes CLIP's embeddings and text; training.chain"),
                          (str(tiny_model / "prior.safetensors"), "holds a prior, not a decoder"),
                          (str(tiny_model / "upsampler-64.safetensors"), "takes a smaller picture; "),
                          ("damaged", "is damaged"), (str(tiny_model / "model.json"), "there is no model")):
         assert main(["a cat", "--model", model]) == 2
-        assert words in said(capsys)
+        assert wanted in said(capsys)
     assert names(here) == ["damaged", "empty"]
 
 
@@ -273,7 +273,7 @@ def test_without_a_prompt_it_helps(here, no_work, capsys):
     ("金" * 100, "金" * 26),
 ])  # fmt: skip
 def test_words_of_a_file_name(text, name):
-    assert cli.words(text) == name
+    assert words(text) == name
 
 
 def test_as_a_command_of_its_own(here, tiny_model):

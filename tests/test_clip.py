@@ -10,17 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from unclip.checkpoint import CheckpointError
-from unclip.clip import (
-    MEAN,
-    STD,
-    Clip,
-    build_clip,
-    load_clip,
-    load_openai,
-    load_transformers,
-    save_clip,
-)
-from unclip.towers import OpenClipTowers, TransformersTowers
+from unclip.clip import MEAN, STD, Clip, build_clip, load_clip, load_openai, load_transformers, save_clip
+from unclip.clip.towers import OpenClipTowers, TransformersTowers
 
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 32, "layers": 2, "heads": 2}
 VIT = {"image_size": 32, "patch_size": 8, "width": 48, "layers": 2, "head_width": 24}

@@ -13,19 +13,20 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from conftest import tiny_clip
-from runs import forget
 from torch import Tensor, nn
 
-from training import clip as program
-from training import clip_parts
-from training.clip_batches import ClipBatch, ContrastBatches, DistilBatches, Noiser
-from training.clip_data import Pool, augment
-from training.clip_parts import ClipContrast, Distil, Head, NoisedContrast, alike, contrastive
-from training.clip_phase import Phase, PhaseRun, _adam
+from runs import forget
+from training.clip import losses as clip_parts
+from training.clip import trainer as program
+from training.clip.batches import ClipBatch, ContrastBatches, DistilBatches, Noiser
+from training.clip.losses import ClipContrast, Distil, Head, NoisedContrast, alike, contrastive
+from training.clip.phase import PhaseRun, _adam
+from training.clip.pool import Pool, augment
+from training.clip.recipe import Phase
 from training.streams import Purpose, numbers, seed_of, streams
 from unclip.config import Config
 from unclip.diffusion.noise import fold, randn
-from unclip.noised_clip import NoisedClip, NoisedClipStageConfig
+from unclip.guides.noised_clip import NoisedClip, NoisedClipStageConfig
 
 NOISED = {"net": {"embed_dim": 8, "image": {"width": 16, "layers": 1, "heads": 2}, "image_size": 8,
                   "patch_size": 4, "timesteps": 50, "text": {"width": 16, "layers": 1, "heads": 2},
@@ -280,14 +281,22 @@ def test_a_sound_step_ends_a_row_of_others(tmp_path):
     run = phase_of(tmp_path, Small(), max_skipped=2, samples=24)
     run.run(lambda n, start: (ClipBatch((torch.full((n,), x),), ["key"]) for x in
                               (1.0, math.nan, 1.0, math.inf, 1.0, math.nan)))
-    assert run.step == 6 and run.skipped == 1
+    assert run.step == 6 and run.guard.in_a_row == 1 and run.guard.total == 3
 
 
 def test_the_loss_that_is_told_is_the_mean_over_processes(tmp_path):
+    run, told = phase_of(tmp_path, Small()), []
+    run.accelerator = SimpleNamespace(num_processes=2, reduce=lambda loss: loss + 4.0,
+                                      log=lambda values, step: told.append((step, values["images/loss"])))
+    run.step = 3
+    run._record(torch.tensor(6.0), SimpleNamespace(set_postfix=lambda **shown: told.append(shown)))
+    assert told == [{"loss": "5.000"}, (12, 5.0)]
+
+
+def test_a_signal_that_comes_to_another_process_ends_the_run_here_too(tmp_path):
     run = phase_of(tmp_path, Small())
     run.accelerator = SimpleNamespace(
-        process_index=1, num_processes=2, reduce=lambda flags: flags + torch.tensor([4.0, 1.0]),
-        autocast=run.accelerator.autocast, backward=run.accelerator.backward,
-        clip_grad_norm_=run.accelerator.clip_grad_norm_)
-    loss = run._optimise(run.module, run.optimizer, next(ones(4, 0)), SimpleNamespace(came=False))
-    assert loss == (6 + 3 + 1 + 4) / 2 and run.told  # by the other process
+        process_index=1, num_processes=2, device="cpu", autocast=run.accelerator.autocast,
+        backward=run.accelerator.backward, reduce=lambda flags: flags + torch.tensor([0.0, 1.0]))
+    loss = run._optimise(run.module, next(ones(4, 0)))
+    assert loss == 6 + 3 + 1 and run.told and run.guard.total == 0

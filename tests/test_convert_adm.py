@@ -16,8 +16,8 @@ from torch import Tensor
 
 import unclip
 from unclip.checkpoint import CheckpointError
-from unclip.convert import adm
-from unclip.convert.models import MODELS, PublicFile, PublicModel
+from unclip.convert.catalogue import MODELS, PublicFile, PublicModel
+from unclip.convert.openai import adm
 from unclip.convert.tensors import fill, read, renamed
 from unclip.nets import NoisedClassifier, UNet
 from unclip.options import Options

@@ -16,12 +16,12 @@ from test_tokenizer import tiny_files
 from torch import Tensor
 
 import unclip
-from unclip.canvas import canvas_of
 from unclip.checkpoint import CheckpointError
-from unclip.convert import glide
-from unclip.convert.models import MODELS, PublicModel
-from unclip.noised_clip import NoisedClip, NoisedClipStageConfig
+from unclip.convert.catalogue import MODELS, PublicModel
+from unclip.convert.openai import glide
+from unclip.guides.noised_clip import NoisedClip, NoisedClipStageConfig
 from unclip.options import Options
+from unclip.pipeline.canvas import canvas_of
 from unclip.stages import Decoder
 
 FILES = [path for path in found("glide/*.safetensors") if "clip" not in path.stem]
@@ -203,11 +203,11 @@ def test_whole_runs_are_the_public_notebooks(case, options, tmp_path, monkeypatc
         mask.paste(255, (16, 0, 32, 32))
         canvas = canvas_of(Image.fromarray(run["picture"].permute(1, 2, 0).numpy()), mask)
     text = pipeline.encode_text(["a fish"])
-    monkeypatch.setattr("unclip.pipeline.Noise", Replayed(run["base_noise"]))
+    monkeypatch.setattr("unclip.pipeline.pipeline.Noise", Replayed(run["base_noise"]))
     picture = pipeline.decode([0], text=text, options=Options(**options), canvas=canvas)
     torch.testing.assert_close(picture[0], run["base"], rtol=0, atol=1e-4)
     if "upsampler" in run:
-        monkeypatch.setattr("unclip.pipeline.Noise", Replayed(run["upsampler_noise"]))
+        monkeypatch.setattr("unclip.pipeline.pipeline.Noise", Replayed(run["upsampler_noise"]))
         large = pipeline.upsample(picture, [0], text=text, canvas=canvas)
         torch.testing.assert_close(large[0], run["upsampler"], rtol=0, atol=1e-4)
 

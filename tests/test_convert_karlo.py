@@ -14,13 +14,14 @@ from tiny import randn
 from torch import Tensor
 
 import unclip
-from unclip.convert import karlo, karlo_configs
-from unclip.convert import karlo_names as names
+from unclip.convert.karlo import configs as karlo_configs
+from unclip.convert.karlo import names
+from unclip.convert.karlo import pipeline as karlo
 from unclip.convert.tensors import fill
 from unclip.diffusion.noise import Noise
 from unclip.diffusion.schedule import make_schedule
 from unclip.nets import PriorConfig, PriorTransformer, UNet
-from unclip.pipeline import Pipeline
+from unclip.pipeline.pipeline import Pipeline
 
 pytestmark = pytest.mark.usefixtures("float32")
 FOLDER = Path(os.environ.get("UNCLIP_FIXTURES", Path(__file__).parent / "fixtures")) / "manifests"

@@ -17,7 +17,8 @@ from torch import Tensor
 import unclip
 from unclip.checkpoint import CheckpointError
 from unclip.clip import build_clip
-from unclip.convert import karlo, karlo_configs
+from unclip.convert.karlo import configs as karlo_configs
+from unclip.convert.karlo import pipeline as karlo
 
 pytestmark = [pytest.mark.usefixtures("float32"), pytest.mark.filterwarnings("ignore:.*torch.jit")]
 

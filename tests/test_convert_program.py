@@ -23,7 +23,7 @@ PROBE = """
 import sys, unclip
 pipeline = unclip.load(sys.argv[1], "cpu")
 found = {name for name in sys.modules if name.startswith("unclip.convert.")}
-assert found <= {"unclip.convert.models"}, found
+assert found <= {"unclip.convert.catalogue"}, found
 """
 
 

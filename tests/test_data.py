@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from unclip.data.images import grid, save_png, to_pil, to_tensor
-from unclip.data.shards import ShardError, ShardWriter, expand, read_shards
+from unclip.data.reading import ShardError, expand, read_shards
+from unclip.data.writing import ShardWriter
 
 DATA = Path(__file__).parent / "data"
 TRAIN = DATA / "icons-64-train-000000.tar"

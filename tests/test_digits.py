@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from training import digits
-from unclip.data.shards import expand, read_shards
+from unclip.data.reading import expand, read_shards
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,10 @@ import torch
 from odd import odd_places, shift_save
 from PIL import Image
 from processes import Processes
-from runs import equal, files, fit, forget, make_run, metrics, raw, same, saved
 
-from training.loop import Run
-from training.resume import resume
+from runs import equal, files, fit, forget, make_run, metrics, raw, same, saved
+from training.run.loop import Run
+from training.run.resume import resume
 from unclip.checkpoint import load_checkpoint
 from unclip.config import ConfigError
 from unclip.data.images import to_tensor

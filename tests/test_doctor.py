@@ -16,7 +16,8 @@ from training import embed
 from training.doctor import as_json, as_table, look, main
 from training.programs import run
 from unclip.clip import save_clip
-from unclip.data.shards import ShardWriter, expand
+from unclip.data.reading import expand
+from unclip.data.writing import ShardWriter
 
 
 def member(tar: tarfile.TarFile, name: str, data: bytes = b"", **more: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,8 @@ from conftest import tiny_pipeline
 from PIL import Image
 from test_pipeline_public import model as glide
 
-from inference import batch, benchmark, gallery
+from inference import benchmark, gallery
+from unclip.batch import draw as batch
 from unclip.options import Options
 
 GREY = Image.new("RGB", (4, 4), "grey")
@@ -98,17 +100,17 @@ def test_what_is_cut_off_is_noted_with_its_place(tmp_path, monkeypatch):
     made, notes = Noted(), []
     made.clip = SimpleNamespace(truncated=lambda text: text[3:] or None, context_length=16)
     monkeypatch.setattr(batch, "identity", lambda pipeline: "noted")
-    monkeypatch.setattr(batch.cli, "note", notes.append)
+    monkeypatch.setattr(batch.warnings, "warn", lambda message, **_: notes.append(message))
     batch.draw(made, {1: "a", 2: "abcd"}, tmp_path, n=1, seed=0, batch_size=4, negative_prompt="abcx")
     assert notes == ["the negative prompt is longer than 16 tokens; this was cut off: 'x'",
                      "line 2 is longer than 16 tokens; this was cut off: 'd'"]
 
 
-def test_a_model_with_a_tokenizer_of_its_own_draws_lines_too(tmp_path, monkeypatch):
-    notes = []
-    monkeypatch.setattr(batch.cli, "note", notes.append)
-    assert batch.draw(glide(), {1: "a cat", 2: "abc defgh"}, tmp_path, n=1, seed=0, batch_size=2) == 2
-    assert notes == ["line 2 is longer than 6 tokens; this was cut off: 'fgh'"]
+def test_a_model_with_a_tokenizer_of_its_own_draws_lines_too(tmp_path):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert batch.draw(glide(), {1: "a cat", 2: "abc defgh"}, tmp_path, n=1, seed=0, batch_size=2) == 2
+    assert [str(one.message) for one in caught] == ["line 2 is longer than 6 tokens; this was cut off: 'fgh'"]
 
 
 def test_the_benchmark_works_at_every_stage_as_drawing_does(monkeypatch):

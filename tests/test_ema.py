@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from unclip.ema import EMA
+from training.run.ema import EMA
 from unclip.nets.unet import UNetConfig
 from unclip.stages import Decoder, DecoderStageConfig, Process
 

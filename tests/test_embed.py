@@ -10,17 +10,21 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import WIDTH, tiny_clip
-from runs import forget
 from shards import encoded, noise, uneven
 
-from training import embed, embeddings, frozen, pictures, prior, prior_rows
-from training.embeddings import Embeddings, identity_of, padded
-from training.loop import make_accelerator
+from runs import forget
+from training import embed, prior
+from training.data import embeddings
+from training.data.embeddings import Embeddings, identity_of
 from training.programs import run
+from training.run.settings import make_accelerator
+from training.tasks import frozen, pictures, prior_rows
+from training.tasks import prior as tasks_prior
 from unclip.clip import Clip, load_clip, save_clip
 from unclip.config import ConfigError, load_config
+from unclip.data.batches import padded
 from unclip.data.images import to_tensor
-from unclip.data.shards import ShardWriter
+from unclip.data.writing import ShardWriter
 from unclip.stages import Decoder, Prior, load_stage
 
 PRIOR = {"net": {"embed_dim": WIDTH, "text_dim": WIDTH, "text_length": 16, "width": 16, "layers": 1,
@@ -97,7 +101,7 @@ def no_clip(monkeypatch):
     def refused(*_: object):
         raise AssertionError("a CLIP was loaded")
 
-    for module in (prior, prior_rows, frozen):
+    for module in (tasks_prior, prior_rows, frozen):
         monkeypatch.setattr(module, "load_clip", refused)
 
 

@@ -16,11 +16,13 @@ from conftest import tiny_clip
 from PIL import Image
 
 import unclip
-from inference import evaluate, metrics
+from inference import evaluate
+from inference.measure import drawn, metrics
 from unclip.clip import save_clip
-from unclip.data.shards import ShardWriter, read_shards
+from unclip.data.reading import read_shards
+from unclip.data.writing import ShardWriter
 from unclip.options import Options
-from unclip.pipeline import Pipeline
+from unclip.pipeline.pipeline import Pipeline
 
 pytestmark = pytest.mark.usefixtures("float32")
 NAMES = ["red-apple", "tropical-fish", "cat", "dog", "rocket", "pizza"]
@@ -154,7 +156,7 @@ def test_report_of_a_model(pipeline, shards):
 
 
 def test_a_perfect_model_reaches_the_ceiling(pipeline, shards, monkeypatch):
-    monkeypatch.setattr(evaluate, "draw", lambda pipeline, captions, seeds, options, pictures: pictures)
+    monkeypatch.setattr(drawn, "draw", lambda pipeline, captions, seeds, options, pictures: pictures)
     report = measured(pipeline, shards, decoder_only=True)
     found = report["judges"]["its own CLIP"]
     rows = found["rows"]
@@ -181,8 +183,8 @@ def test_repeatable_and_limited(pipeline, shards):
 
 def test_batches_do_not_matter(pipeline):
     captions, seeds = ["a cat, flat style", "a tropical fish", "a dog"], [5, 6, 7]
-    whole = evaluate.draw(pipeline, captions, seeds, Options())
-    one = evaluate.draw(pipeline, captions[1:2], seeds[1:2], Options())
+    whole = drawn.draw(pipeline, captions, seeds, Options())
+    one = drawn.draw(pipeline, captions[1:2], seeds[1:2], Options())
     assert whole.shape == (3, 3, 64, 64)
     assert (whole[1] - one[0]).abs().max() < 1e-3
 
@@ -211,7 +213,7 @@ def test_command(pipeline, tiny_model, shards, tmp_path, capsys):
     (["{shards}", "--prior-steps", "0"], "prior_steps"),
 ])
 def test_bad_input_is_one_message(pipeline, tiny_model, shards, monkeypatch, capsys, options, said):
-    monkeypatch.setattr("unclip.cli.load", lambda *_: pipeline)
+    monkeypatch.setattr("unclip.app.cli.load", lambda *_: pipeline)
     assert evaluate.main([str(tiny_model), *(text.format(shards=shards) for text in options)]) == 2
     assert said in capsys.readouterr().err
 
@@ -219,4 +221,4 @@ def test_bad_input_is_one_message(pipeline, tiny_model, shards, monkeypatch, cap
 def test_transparency_is_white(shards):
     sample = next(iter(read_shards([str(shards / "heldout-000000.tar")])))
     sample["image"] = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
-    assert (evaluate._pictures([sample], torch.device("cpu")) == 1).all()
+    assert (drawn._pictures([sample], torch.device("cpu")) == 1).all()

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from tiny import randn
 
-from inference import evaluate, metrics
+from inference import evaluate
+from inference.measure import drawn, metrics
 from unclip.diffusion.noise import fold
 from unclip.options import Options
 
@@ -37,9 +38,9 @@ class Words:
 def test_every_number_of_the_table(heldout, train):
     real, made, known, text = unit(heldout, 0), unit(heldout, 1), unit(train, 2), unit(heldout, 3)
     names, learnt = ([NAMES[k % 7] for k in range(n)] for n in (heldout, train))
-    shown = evaluate.Seen(names, [str(k) for k in range(heldout)], parts={
+    shown = drawn.Seen(names, [str(k) for k in range(heldout)], parts={
         ("judge", "real"): [real[:4], real[4:]], ("judge", "made"): [made]})
-    train_set = evaluate.Seen(learnt, parts={("judge", "real"): [known]})
+    train_set = drawn.Seen(learnt, parts={("judge", "real"): [known]})
     found = evaluate.judge("judge", Words(text), shown, train_set, seed=5)
     rows, count = found["rows"], 9
     gallery = metrics.name_means(known, learnt)
@@ -67,8 +68,8 @@ def test_every_number_of_the_table(heldout, train):
 
 def test_chance_is_no_more_than_certain():
     real = unit(4, 0)
-    shown = evaluate.Seen(["a"] * 4, list("0123"), parts={("j", "real"): [real], ("j", "made"): [real]})
-    known = evaluate.Seen(["a", "b"] * 2, parts={("j", "real"): [real]})
+    shown = drawn.Seen(["a"] * 4, list("0123"), parts={("j", "real"): [real], ("j", "made"): [real]})
+    known = drawn.Seen(["a", "b"] * 2, parts={("j", "real"): [real]})
     chance = evaluate.judge("j", Words(real), shown, known)["rows"]["chance"]
     assert (chance["r1"], chance["r5"]) == (0.5, 1.0)
 
@@ -105,7 +106,7 @@ class Asked:
 ])
 def test_all_stages_are_asked_for_the_same_pictures(prior, pictures, embed):
     pipeline, text = Asked(prior), ("text", ["a cat"])
-    evaluate.draw(pipeline, ["a cat"], [7], OPTIONS, pictures, classes="of its own")
+    drawn.draw(pipeline, ["a cat"], [7], OPTIONS, pictures, classes="of its own")
     expected = [7], embed, text, OPTIONS, "of its own"
     asked = {"prior": (text, [7], OPTIONS)} if embed == "embedded" else {}
     assert pipeline.calls == {**asked, "decoder": expected, "upsampler": expected}
@@ -114,7 +115,7 @@ def test_all_stages_are_asked_for_the_same_pictures(prior, pictures, embed):
 def test_a_model_of_nothing_is_given_no_text():
     pipeline = Asked(None)
     pipeline.takes_prompt = False
-    evaluate.draw(pipeline, ["a cat"], [7], OPTIONS)
+    drawn.draw(pipeline, ["a cat"], [7], OPTIONS)
     assert pipeline.calls["decoder"] == pipeline.calls["upsampler"] == ([7], None, None, OPTIONS, None)
 
 
@@ -130,11 +131,11 @@ def test_each_heldout_picture_is_drawn_once_with_a_seed_of_its_own(monkeypatch, 
         asked.append((captions, seeds, options, pictures))
         return torch.full((len(seeds), 3, 4, 4), 0.5, dtype=torch.bfloat16)
 
-    monkeypatch.setattr(evaluate, "draw", draw)
-    monkeypatch.setattr(evaluate, "_pictures", lambda samples, device: torch.stack(
+    monkeypatch.setattr(drawn, "draw", draw)
+    monkeypatch.setattr(drawn, "_pictures", lambda samples, device: torch.stack(
         [torch.full((3, 4, 4), float(sample["number"])) for sample in samples]))
     judges = {"j": SimpleNamespace(encode_image=lambda pictures: pictures[:, :, 0, 0])}
-    seen = evaluate.look_at_heldout(Asked(), judges, SAMPLES, 5, 2, OPTIONS, decoder_only)
+    seen = drawn.look_at_heldout(Asked(), judges, SAMPLES, 5, 2, OPTIONS, decoder_only)
     assert [seeds for _, seeds, *_ in asked] == [
         [fold(5, 0), fold(5, 1)], [fold(5, 2), fold(5, 3)], [fold(5, 4)]]
     assert [caption for captions, *_ in asked for caption in captions] == seen.captions == [
@@ -155,7 +156,7 @@ def test_what_is_measured_is_chosen_by_the_seed_and_limit(monkeypatch):
         told.setdefault("read", []).append((shards, shuffle > 0, seed))
         return iter(SAMPLES)
 
-    seen = evaluate.Seen(NAMES[:3], ["x"] * 3, list("012"))
+    seen = drawn.Seen(NAMES[:3], ["x"] * 3, list("012"))
     monkeypatch.setattr(evaluate, "read_shards", read)
     monkeypatch.setattr(evaluate, "look_at_heldout", lambda *args: told.update(drawn=args) or seen)
     monkeypatch.setattr(evaluate, "look_at", lambda *args: told.update(known=args) or seen)
@@ -199,8 +200,8 @@ def test_a_model_without_a_clip_is_judged_by_others(monkeypatch, judges, asked):
     pipeline.clip = None
     monkeypatch.setattr(evaluate, "read_shards", lambda *_, **__: iter(SAMPLES))
     monkeypatch.setattr(evaluate, "look_at_heldout", lambda pipeline, judges, *_: told.append(list(judges))
-                        or evaluate.Seen())
-    monkeypatch.setattr(evaluate, "look_at", lambda *_: evaluate.Seen())
+                        or drawn.Seen())
+    monkeypatch.setattr(evaluate, "look_at", lambda *_: drawn.Seen())
     with pytest.raises(ValueError, match="nothing to compare" if asked else "no CLIP of its own"):
         evaluate.evaluate(pipeline, ["h"], ["t"], options=OPTIONS, judges=judges)
     assert told == ([asked] if asked else [])

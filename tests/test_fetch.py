@@ -13,7 +13,7 @@ import pytest
 
 from unclip.checkpoint import CheckpointError
 from unclip.convert import fetch
-from unclip.convert.models import MODELS, PublicFile, PublicModel
+from unclip.convert.catalogue import MODELS, PublicFile, PublicModel
 
 CONTENT = bytes(range(256)) * 4000  # a megabyte
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

@@ -12,12 +12,13 @@ import torch
 from PIL import Image
 from shards import encoded, noise, smooth
 
-from training import reader
-from training.data import DataConfig
-from training.framing import framing, turned, window
-from training.reader import Example, Reader
+from training.data import reader
+from training.data.config import DataConfig
+from training.data.framing import framing, turned
+from training.data.reader import Example, Reader
 from training.streams import Purpose, seed_of
-from unclip.data.decode import FULL, GAP, open_picture, size_of, square
+from unclip.data.batches import window
+from unclip.data.pictures import FULL, GAP, open_picture, size_of, square
 
 # How a picture that is stored under each of EXIF's orientations is to be seen.
 SEEN = {1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],

@@ -17,11 +17,12 @@ from conftest import tiny_clip
 from PIL import Image
 from shards import encoded, noise, smooth
 
-from training.data import DataConfig, Source
+from training.data.config import DataConfig
+from training.data.source import Source
 from training.doctor import look
-from training.prepare import Options
-from training.shards import LEFT_OUT, build
-from unclip.data.shards import expand, read_shards
+from training.shards.build import LEFT_OUT, build
+from training.shards.prepare import Options
+from unclip.data.reading import expand, read_shards
 from unclip.data.tars import BLOCK
 
 TEXT = "a caption"

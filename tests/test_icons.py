@@ -15,7 +15,7 @@ from training.icons.collect import collect_all, is_held_out
 from training.icons.fetch import FAMILIES, KEYWORDS, FetchError, Package, fetch
 from training.icons.names import STYLES, fxemoji_table, has_skin_tone, plain, slug
 from training.icons.render import Drawing, RenderError, encode, render
-from unclip.data.shards import expand, read_shards
+from unclip.data.reading import expand, read_shards
 
 RED = '<path fill="#f00" d="M0 0h8v16H0z"/>'  # the left half of 16 x 16
 LABELS = {

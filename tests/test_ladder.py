@@ -14,13 +14,15 @@ from PIL import Image
 from tiny import NET, awake, decoder
 
 import unclip
-import unclip.__main__
-from inference import denoising, gallery, ladder, metrics
-from training.data import stack
-from unclip.classifier import Classifier, ClassifierStageConfig
+import unclip.app.command
+from inference import denoising, gallery, ladder
+from inference.measure import metrics
 from unclip.config import ConfigError
-from unclip.data.shards import ShardWriter, read_shards
+from unclip.data.batches import stack
+from unclip.data.reading import read_shards
+from unclip.data.writing import ShardWriter
 from unclip.diffusion import Noise, make_schedule
+from unclip.guides.classifier import Classifier, ClassifierStageConfig
 from unclip.options import Options
 from unclip.stages import Process, Sampling
 
@@ -175,14 +177,14 @@ def test_the_distance_is_of_the_judges_features(runs):
 def test_the_command_draws_a_class(runs, tmp_path, capsys):
     out = tmp_path / "a.png"
     command = ["--model", str(runs / "classes"), "-o", str(out)]
-    assert unclip.__main__.main([*command, "--class", "1"]) == 0
+    assert unclip.app.command.main([*command, "--class", "1"]) == 0
     drawn = unclip.load(runs / "classes", "cpu").generate(class_=1)
     assert (pixels(out) == np.asarray(drawn)).all()
     guided = ["--class", "1", "--classifier", str(runs / "guide"), "--classifier-scale", "40"]
-    assert unclip.__main__.main([*command, *guided]) == 0
+    assert unclip.app.command.main([*command, *guided]) == 0
     assert (pixels(out) != np.asarray(drawn)).any()
     for wrong, said in ((["--class", "3"], "are 0 to 2, not 3"),
                         (["--classifier-scale", "1"], "needs a classifier"),
                         (["--classifier", str(runs / "plain")], "no checkpoint at")):
-        assert unclip.__main__.main([*command, *wrong]) == 2
+        assert unclip.app.command.main([*command, *wrong]) == 2
         assert said in capsys.readouterr().err

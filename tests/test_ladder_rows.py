@@ -10,10 +10,11 @@ import torch
 from test_evaluate_rows import OPTIONS, SAMPLES, Asked
 from tiny import randn
 
-from inference import evaluate, ladder
+from inference import ladder
+from training.icons.captions import styled
 from unclip.diffusion.noise import fold
-from unclip.hardware import default_device
 from unclip.options import Options
+from unclip.resources.devices import default_device
 
 META = torch.device("meta")  # a device that is not the usual one
 
@@ -27,7 +28,7 @@ def test_the_ladder_draws_the_classes_and_captions_of_the_heldout_pictures_in_tu
         told.append((captions, seeds, options, classes.tolist())), torch.zeros(len(seeds), 3, 4, 4))[1])
     row = ladder.Comparison(SAMPLES, 4, None, None, pipeline.device, n=7, batch_size=4, seed=5)
     assert row.draw(pipeline, OPTIONS).shape == (7, 3, 4, 4)
-    captions = [evaluate.styled(SAMPLES[k % 5]["record"]) for k in range(7)]
+    captions = [styled(SAMPLES[k % 5]["record"]) for k in range(7)]
     classes, seeds = [k % 5 % 3 for k in range(7)], [fold(5, k) for k in range(7)]
     assert told == [(captions[some], seeds[some], OPTIONS, classes[some]) for some in (slice(4), slice(4, 7))]
 

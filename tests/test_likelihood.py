@@ -16,14 +16,16 @@ from conftest import tiny_pipeline
 from PIL import Image
 from test_public_process import CASES, ROUNDING, close, load
 
-from inference import evaluate, likelihood
-from unclip.data.shards import ShardWriter, read_shards
+from inference import likelihood
+from inference.measure import likelihood as measured
+from unclip.data.reading import read_shards
+from unclip.data.writing import ShardWriter
 from unclip.diffusion.denoiser import Denoiser, Prediction
 from unclip.diffusion.guidance import clamp_x0
 from unclip.diffusion.likelihood import bits_per_dim, prior_term
 from unclip.diffusion.noise import Noise
 from unclip.diffusion.schedule import evenly_spaced, make_schedule
-from unclip.pipeline import Pipeline
+from unclip.pipeline.pipeline import Pipeline
 from unclip.stages import Process, load_stage
 
 
@@ -153,7 +155,7 @@ def run(tmp_path, capsys):
     """Runs the command; returns its exit code, what it printed, and the report that it wrote."""
     def command(*words: object) -> tuple[int, str, dict]:
         file = tmp_path / "bits.json"
-        code = evaluate.main(["--json", str(file), "--likelihood", "--device", "cpu", *map(str, words)])
+        code = likelihood.main(["--json", str(file), "--device", "cpu", *map(str, words)])
         out, err = capsys.readouterr()
         return code, out if code == 0 else err, json.loads(file.read_text()) if file.exists() else {}
     return command
@@ -210,13 +212,13 @@ def test_batches_do_not_matter_and_a_folder_will_do(checkpoint, run, tmp_path):
 def test_a_model_of_text_and_embeddings_is_given_them(tiny_model, run, monkeypatch):
     """Its CLIP sees the whole picture; the caption is an icon's."""
     told = {}
-    real = likelihood.conditions_of
+    real = measured.conditions_of
 
     def conditions_of(stage, clip, batch, low_res, tokenizer):
         told.update(caption=batch.caption, shape=batch.image.shape, made=real(stage, clip, batch, low_res))
         return told["made"]
 
-    monkeypatch.setattr(likelihood, "conditions_of", conditions_of)
+    monkeypatch.setattr(measured, "conditions_of", conditions_of)
     code, said, report = run(tiny_model, ICONS, "--limit", 2, "--steps", 2)
     assert code == 0 and "given their text and image embedding; 2 of 1000 steps" in said
     assert told["shape"] == (2, 3, 64, 64) and all(", " in caption for caption in told["caption"])
@@ -256,18 +258,18 @@ def test_an_upsampler_of_pictures_is_given_smaller_ones():
     """One that diffuses residuals has no bits; one that diffuses the pictures themselves has."""
     stage = tiny.upsampler(size=16, low=8)
     samples = list(read_shards([ICONS]))[:2]
-    assert likelihood.likelihood(stage, samples, steps=2)["given"] == ["smaller picture"]
-    x0, conditions = likelihood.examples(stage, None, samples, 64)
+    assert measured.likelihood(stage, samples, steps=2)["given"] == ["smaller picture"]
+    x0, conditions = measured.examples(stage, None, samples, 64)
     small = x0.unflatten(2, (8, 2)).unflatten(4, (8, 2)).mean((3, 5))
     torch.testing.assert_close(conditions["base"], stage.enlarge(small))
     decoder = tiny.decoder(net={}, process=Process(predicts="v", variance="learned", loss="hybrid"))
     pipeline = Pipeline(decoder, upsamplers=[tiny.upsampler(size=16, low=8, residual_scale=0.3)])
     with pytest.raises(ValueError, match="the upsampler-16 diffuses what a smaller picture lacks"):
-        likelihood.stage_of(pipeline, "upsampler-16")
+        measured.stage_of(pipeline, "upsampler-16")
     with pytest.raises(ValueError, match="has no stage 'prior'; it has: decoder, upsampler-16"):
-        likelihood.stage_of(pipeline, "prior")
+        measured.stage_of(pipeline, "prior")
     with pytest.raises(ValueError, match="the prior makes embeddings"):
-        likelihood.stage_of(tiny_pipeline(), "prior")
+        measured.stage_of(tiny_pipeline(), "prior")
 
 
 @pytest.mark.parametrize("words, said", [

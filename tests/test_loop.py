@@ -12,13 +12,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from runs import equal, fit, forget, make_run, metrics, noise, raw, saved, tiny_stage
 from torch import nn
 
-from training.guard import NotFinite
-from training.loop import Run
-from training.settings import Training
-from training.signals import Signals
+from runs import equal, fit, forget, make_run, metrics, noise, raw, saved, tiny_stage
+from training.run.guard import NotFinite, Signals
+from training.run.loop import Run
+from training.run.settings import Training
 from unclip.config import ConfigError
 from unclip.diffusion.timesteps import LossSecondMoment
 from unclip.nets.blocks import Unit

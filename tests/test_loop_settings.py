@@ -7,13 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from runs import SETTINGS, Recipe, Rows, forget, make_run, metrics, noise
 from torch import nn
 
-from training import loop
-from training.curves import Curves, Means
-from training.loop import Run
-from training.settings import Training, make_accelerator
+from runs import SETTINGS, Recipe, Rows, forget, make_run, metrics, noise
+from training.run import loop
+from training.run.curves import Curves, Means
+from training.run.loop import Run
+from training.run.settings import Training, make_accelerator
 from unclip.nets.blocks import Unit
 from unclip.nets.unet import UNetConfig
 from unclip.stages import Decoder, DecoderStageConfig, Process
@@ -67,8 +67,8 @@ def test_processes_expect_weights_without_a_gradient_of_two_networks_alone(two, 
     ({"precision": "fp32", "trackers": ["tensorboard"]}, "no", False)])
 def test_an_accelerator_is_what_the_settings_ask_for(settings, asked, shared, tmp_path, monkeypatch):
     told = {}
-    monkeypatch.setattr("training.settings.Accelerator", lambda **how: told.update(how) or SimpleNamespace(
-        num_processes=2))
+    monkeypatch.setattr("training.run.settings.Accelerator",
+                        lambda **how: told.update(how) or SimpleNamespace(num_processes=2))
     made = make_accelerator(Training(**{**SETTINGS, "out": str(tmp_path), **settings}))
     assert told["mixed_precision"] == asked and made.shards is shared
     assert told["log_with"] == (settings.get("trackers") or None)

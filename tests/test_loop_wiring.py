@@ -10,15 +10,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from runs import Rows, equal, forget, make_run, noise, raw, saved
 from torch import Tensor
 
-from training.curves import Means
-from training.guard import Guard, Part
-from training.loop import Examples, Run
-from training.resume import save
+from runs import Rows, equal, forget, make_run, noise, raw, saved
+from training.run.curves import Means
+from training.run.examples import Examples
+from training.run.guard import Guard, Part
+from training.run.loop import Run
+from training.run.resume import save
+from training.run.validation import validate
 from training.streams import Purpose, numbers, seed_of, streams
-from training.validation import validate
 from unclip.checkpoint import load_checkpoint
 from unclip.diffusion.noise import fold
 from unclip.diffusion.timesteps import LossSecondMoment, uniform
@@ -249,4 +250,5 @@ def test_the_averages_are_validated_on_all_that_is_held_out(tmp_path):
         with torch.no_grad():
             terms = run.ema.module(x0, t, drawn, {"classes": torch.tensor(rows) % 3})
         expected.add({"mse": terms["mse"]}, t)
-    assert validate(run) == pytest.approx(expected.take(), rel=1e-6)
+    found = validate(run.ema.module, run.task.validation(), 40, run.accelerator)
+    assert found == pytest.approx(expected.take(), rel=1e-6)

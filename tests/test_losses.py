@@ -7,15 +7,7 @@ import pytest
 import torch
 from mixture import gaussian_left, gaussian_x0
 
-from unclip.diffusion import (
-    Denoiser,
-    Prediction,
-    loss_terms,
-    make_schedule,
-    prior_term,
-    step_list,
-    vlb_terms,
-)
+from unclip.diffusion import Denoiser, Prediction, loss_terms, make_schedule, prior_term, step_list, vlb_terms
 from unclip.diffusion.gaussian import beta, diffuse, optimal_variance, posterior_variance
 from unclip.diffusion.losses import WEIGHTINGS, mean_flat
 from unclip.diffusion.schedule import SCHEDULES

@@ -12,11 +12,13 @@ from torch import nn
 
 import unclip
 from unclip.checkpoint import load_strictly
-from unclip.classifier import load_classifier
 from unclip.convert.tensors import fill, read
-from unclip.memory import LiveBytes, held_bytes, in_precision, lent, parse_dtype, place
+from unclip.guides.classifier import load_classifier
 from unclip.nets.unet import UNetConfig
-from unclip.pipeline import Pipeline
+from unclip.pipeline.pipeline import Pipeline
+from unclip.resources.devices import in_precision, lent, parse_dtype, place
+from unclip.resources.peak import LiveBytes
+from unclip.resources.weightless import held_bytes
 from unclip.stages import Decoder, DecoderStageConfig, load_stage
 
 TABLES = 64 * 1024  # bytes; a schedule is no part of the weights
@@ -151,7 +153,7 @@ def test_with_offload_one_stage_at_a_time_is_on_the_device(tiny, monkeypatch):
         assert device == torch.device("cpu")
         return lent(modules, device)
 
-    monkeypatch.setattr("unclip.parts.lent", watched)
+    monkeypatch.setattr("unclip.pipeline.model.lent", watched)
     drawn(pipeline)
     assert seen == [{"clip"}, {"prior"}, {"decoder"}, {"upsampler"}]
     seen.clear()
@@ -170,7 +172,7 @@ def test_offload_leaves_a_gpu_empty_between_stages(tiny_model):
 
 
 def test_a_classifier_is_loaded_likewise(tmp_path):
-    from unclip.classifier import Classifier, ClassifierStageConfig
+    from unclip.guides.classifier import Classifier, ClassifierStageConfig
     from unclip.nets import ClassifierConfig
 
     net = ClassifierConfig(image_size=8, channels=32, channel_mult=(1, 2), num_res_blocks=1, classes=3)

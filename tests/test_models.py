@@ -17,8 +17,8 @@ import torch
 import unclip
 from unclip import convert
 from unclip.checkpoint import CheckpointError
-from unclip.convert import recognise
-from unclip.convert.models import MODELS
+from unclip.convert.catalogue import MODELS
+from unclip.convert.openai import recognise
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is published under")
 

@@ -10,7 +10,7 @@ from shards import uneven
 
 from unclip.data.lanes import Lane
 from unclip.data.order import Order
-from unclip.data.shards import read_shards
+from unclip.data.reading import read_shards
 
 
 def epoch(order: Order, number: int) -> list[tuple[int, int]]:

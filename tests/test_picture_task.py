@@ -13,20 +13,25 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from runs import SETTINGS, forget
 from shards import encoded, noise, uneven
 from tiny import DIM, INPUTS, NET, TEXT
 from torch import Tensor
 
-from training import classifier, frozen, pictures, prior
-from training.data import Batch, DataConfig, Source
-from training.frozen import frozen_clip
-from training.loop import Training
-from training.pictures import PictureRecipe, PictureTask, conditions_of
+from runs import SETTINGS, forget
+from training import classifier, prior
+from training.data.config import DataConfig
+from training.data.source import Source
+from training.run.settings import Training
 from training.streams import Purpose, numbers, streams
-from unclip.classifier import ClassifierStageConfig
+from training.tasks import frozen, pictures
+from training.tasks.frozen import frozen_clip
+from training.tasks.pictures import PictureTask
+from training.tasks.recipes import PictureRecipe
 from unclip.config import ConfigError
-from unclip.data.shards import ShardWriter
+from unclip.data.batches import Batch
+from unclip.data.writing import ShardWriter
+from unclip.guides.classifier import ClassifierStageConfig
+from unclip.pipeline.conditions import conditions_of
 from unclip.stages import Decoder, DecoderStageConfig
 
 UPSAMPLER = {"net": {**NET, "image_size": 16, "in_channels": 6}, "process": {"predicts": "v"},

@@ -19,7 +19,7 @@ from unclip.checkpoint import CheckpointError
 from unclip.clip import save_clip
 from unclip.nets.unet import UNetConfig
 from unclip.options import Options
-from unclip.pipeline import Pipeline
+from unclip.pipeline.pipeline import Pipeline
 from unclip.stages import Decoder, DecoderStageConfig, LowRes, Process, Sampling
 
 pytestmark = pytest.mark.usefixtures("float32")
@@ -197,7 +197,7 @@ def test_the_prior_keeps_the_candidate_nearest_to_the_text(pipeline, monkeypatch
     drawn = F.normalize(torch.randn(6, WIDTH, generator=torch.Generator().manual_seed(0)))
     monkeypatch.setattr(pipeline.prior, "sample", lambda conditions, noise, sampling, null: drawn)
     sampling = pipeline.prior.config.sampling.model_copy(update={"candidates": 3})
-    monkeypatch.setattr("unclip.pipeline.override", lambda *_, **__: sampling)
+    monkeypatch.setattr("unclip.pipeline.pipeline.override", lambda *_, **__: sampling)
     chosen = pipeline.sample_prior(text, [0, 1])
     for k in range(2):
         mine = drawn[3 * k:3 * k + 3]
@@ -327,7 +327,7 @@ def test_folders_that_are_no_model(copy, spoil, said):
 
 
 def test_names_of_models(copy, monkeypatch):
-    monkeypatch.setattr(unclip, "_SHIPPED", copy.parent)
+    monkeypatch.setattr("unclip.models.SHIPPED", copy.parent)
     assert unclip.shipped_models() == ["copy"] == unclip.known_models()[:1]
     assert unclip.load("copy").name == "tiny"
     with pytest.raises(ValueError, match="no model 'icon'.*known models are: copy"):

@@ -13,13 +13,13 @@ from PIL import Image
 from test_pipeline_public import guide, mask, picture
 from tiny import awake, decoder, seeded
 
-from unclip.canvas import canvas_of
-from unclip.classifier import Classifier, ClassifierStageConfig
 from unclip.diffusion.noise import fold
 from unclip.diffusion.samplers import Step
+from unclip.guides.classifier import Classifier, ClassifierStageConfig
 from unclip.nets.prior import PriorConfig
 from unclip.options import Options
-from unclip.pipeline import Pipeline
+from unclip.pipeline.canvas import canvas_of
+from unclip.pipeline.pipeline import Pipeline
 from unclip.stages import Conditions, Decoder, LowRes, Prior, PriorStageConfig, Process, Sampling
 
 TAKEN = {"image_embed_dim": WIDTH, "text_dim": WIDTH, "context_channels": 8, "classes": 3}
@@ -66,7 +66,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Call]]:
 
     monkeypatch.setattr(Prior, "sample", embed)
     monkeypatch.setattr(Decoder, "sample", draw)
-    monkeypatch.setattr("unclip.pipeline.Noise", lambda seeds, device: SimpleNamespace(
+    monkeypatch.setattr("unclip.pipeline.pipeline.Noise", lambda seeds, device: SimpleNamespace(
         seeds=list(seeds), device=device))
     return made
 
@@ -177,7 +177,7 @@ def test_guides_are_asked_for_as_strongly_as_said_and_are_there(calls, monkeypat
     for name, part in parts.items():
         monkeypatch.setattr(part, "climb", lambda wanted, scale, name=name: (
             asked.update({name: (wanted, scale)}), lambda x, t, x0: x * 0 + scale)[1])
-    monkeypatch.setattr("unclip.pipeline.Pipeline._at_work", lambda self, *some: (
+    monkeypatch.setattr("unclip.pipeline.pipeline.Pipeline._at_work", lambda self, *some: (
         there.append(some), torch.no_grad())[1])
     made.generate("a cat", **options)
     assert {name: scale for name, (_, scale) in asked.items()} == scales
@@ -192,7 +192,7 @@ def test_guides_are_asked_for_as_strongly_as_said_and_are_there(calls, monkeypat
 
 def test_clip_leads_where_there_is_no_guide_and_is_there(calls, monkeypatch):
     made, there = tiny_pipeline(), []
-    monkeypatch.setattr("unclip.pipeline.Pipeline._at_work", lambda self, *some: (
+    monkeypatch.setattr("unclip.pipeline.pipeline.Pipeline._at_work", lambda self, *some: (
         there.append(some), torch.no_grad())[1])
     made.generate(["a cat", "a dog"], clip_guidance_scale=3.0)
     call, text = calls["16"][0], made.encode_text(["a cat", "a dog"])
@@ -215,7 +215,7 @@ def test_progress_and_watch_are_told_of_every_step_of_the_stages_they_follow(cal
 @pytest.mark.parametrize("dtype, enabled", [("float32", {False}), ("bfloat16", {True})])
 def test_on_a_cpu_precision_is_that_of_the_weights(calls, monkeypatch, dtype, enabled):
     made, asked = whole().place("cpu", dtype), []
-    monkeypatch.setattr("unclip.pipeline.autocast", lambda device, enabled: (
+    monkeypatch.setattr("unclip.pipeline.pipeline.autocast", lambda device, enabled: (
         asked.append((device, enabled)), torch.no_grad())[1])
     made.generate("a cat")
     assert len(asked) == 5 and set(asked) == {(torch.device("cpu"), one) for one in enabled}

@@ -15,26 +15,18 @@ from PIL import Image
 from tiny import TEXT, decoder, glide, seeded
 
 import unclip
-from unclip import __main__ as command
-from unclip.canvas import canvas_of
+from unclip.app import command
 from unclip.checkpoint import CheckpointError
 from unclip.data.images import to_pil, to_tensor
+from unclip.guides.noised_clip import NoisedClip, NoisedClipStageConfig
 from unclip.nets.noised_clip import NoisedClipConfig, TowerConfig
 from unclip.nets.prior import PriorConfig
 from unclip.nets.unet import UNetConfig
-from unclip.noised_clip import NoisedClip, NoisedClipStageConfig
 from unclip.options import Options
-from unclip.pipeline import Pipeline
-from unclip.stages import (
-    Decoder,
-    DecoderStageConfig,
-    LowRes,
-    Prior,
-    PriorStageConfig,
-    Process,
-    Sampling,
-)
-from unclip.tokenizer import GlideTokenizer
+from unclip.pipeline.canvas import canvas_of
+from unclip.pipeline.pipeline import Pipeline
+from unclip.stages import Decoder, DecoderStageConfig, LowRes, Prior, PriorStageConfig, Process, Sampling
+from unclip.stages.tokenizer import GlideTokenizer
 
 pytestmark = pytest.mark.usefixtures("float32")
 FEW = Sampling(sampler="ddpm", steps=3, guidance_scale=3.0, gradient="mean")
@@ -131,7 +123,7 @@ def test_saved_loaded_and_saved_again_it_is_the_same_bytes(tmp_path):
 
 
 def test_a_classifier_is_saved_too(tmp_path):
-    from unclip.classifier import Classifier, ClassifierStageConfig
+    from unclip.guides.classifier import Classifier, ClassifierStageConfig
     from unclip.nets.classifier import ClassifierConfig
 
     net = ClassifierConfig(image_size=8, channels=8, channel_mult=(1,), num_res_blocks=1, head_channels=8,
@@ -214,7 +206,7 @@ def test_of_raw_candidates_the_nearest_by_angle_is_kept(monkeypatch):
     near, far = 0.1 * text.clip.embed, 9 * F.normalize(text.clip.embed.flip(1) + 0.4 * text.clip.embed)
     monkeypatch.setattr(made.prior, "sample", lambda *_: torch.cat([far, near]))
     sampling = made.prior.config.sampling.model_copy(update={"candidates": 2})
-    monkeypatch.setattr("unclip.pipeline.override", lambda *_, **__: sampling)
+    monkeypatch.setattr("unclip.pipeline.pipeline.override", lambda *_, **__: sampling)
     assert torch.equal(made.sample_prior(text, [0]), near)
 
 
@@ -236,7 +228,7 @@ def test_a_class_reaches_every_stage_and_is_asked_for(monkeypatch):
 
 
 def test_the_likelihood_of_pictures_heeds_their_captions():
-    from inference.likelihood import likelihood
+    from inference.measure.likelihood import likelihood
 
     made = model()
     def bits(caption: str) -> float:

@@ -13,11 +13,12 @@ from test_classifier import tiny as classifier
 from test_pipeline_public import guide
 from tiny import decoder
 
-from unclip.__main__ import main as command
+from unclip.app.command import main as command
 from unclip.checkpoint import CheckpointError
-from unclip.memory import LiveBytes, held_bytes, parameters, peak_activations
-from unclip.pipeline import Pipeline
+from unclip.pipeline.pipeline import Pipeline
 from unclip.plan import GIB, MIB, Plan, Row, _call, on_meta, plan
+from unclip.resources.peak import LiveBytes, peak_activations
+from unclip.resources.weightless import held_bytes, parameters
 from unclip.stages import DecoderStageConfig, Sampling
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is published under")

@@ -10,14 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import WIDTH, tiny_clip
-from runs import forget, same
 from torch import Tensor
 
-from training import pictures, prior
-from training.data import DataConfig, Source
+from runs import forget, same
+from training import prior
+from training.data.config import DataConfig
+from training.data.pool import EMBEDDINGS, FACTS, PICTURES, SAMPLES
+from training.data.source import Source
 from training.icons.scenes import Scenes
-from training.pool import EMBEDDINGS, FACTS, PICTURES, SAMPLES
 from training.programs import run
+from training.tasks import pictures
 from unclip.checkpoint import load_checkpoint
 from unclip.clip import load_clip, save_clip
 from unclip.config import ConfigError

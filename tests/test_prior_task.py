@@ -14,20 +14,23 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from runs import SETTINGS, forget
 from shards import encoded, noise
 from torch import Tensor
 
-from training import prior, prior_rows
-from training.data import DataConfig, Source
-from training.embeddings import Embeddings, Rows, save_rows
-from training.loop import Training
-from training.prior import PriorRecipe, PriorTask
-from training.prior_rows import RowsTask
+from runs import SETTINGS, forget
+from training import prior
+from training.data.config import DataConfig
+from training.data.embeddings import Embeddings, Rows, save_rows
+from training.data.source import Source
+from training.run.settings import Training
 from training.streams import Purpose, numbers, seed_of
+from training.tasks import prior_rows
+from training.tasks.prior import PriorTask
+from training.tasks.prior_rows import RowsTask
+from training.tasks.recipes import PriorRecipe
 from unclip.config import ConfigError
 from unclip.data.order import Order
-from unclip.data.shards import ShardWriter
+from unclip.data.writing import ShardWriter
 from unclip.stages import Prior, PriorStageConfig
 
 DIM, WORDS = 6, 5
@@ -83,7 +86,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture
 def task_of(shards, monkeypatch):
-    monkeypatch.setattr(prior, "load_clip", lambda source: Clip())
+    monkeypatch.setattr("training.tasks.prior.load_clip", lambda source: Clip())
     monkeypatch.setattr(PriorTask, "_embed_pictures",
                         partialmethod(PriorTask._embed_pictures, n=8, thumbnails=12))
 
@@ -113,10 +116,10 @@ def test_a_bank_is_what_the_source_shows_first(task_of):
 
 def test_two_processes_hold_the_bank_of_one(task_of, monkeypatch):
     whole, shares = task_of().bank, []
-    monkeypatch.setattr(prior, "gather_object", lambda mine: shares.append(mine[0]) or mine)
+    monkeypatch.setattr("training.tasks.prior.gather_object", lambda mine: shares.append(mine[0]) or mine)
     for rank in (0, 1):
         task_of(rank, 2)
-    monkeypatch.setattr(prior, "gather_object", lambda mine: shares)
+    monkeypatch.setattr("training.tasks.prior.gather_object", lambda mine: shares)
     both = task_of(1, 2).bank
     assert len(shares[0][1]) == len(shares[1][1]) == 16 and set(shares[0][2]) != set(shares[1][2])
     assert both.key == whole.key and both.caption == whole.caption
@@ -231,7 +234,8 @@ def test_held_out_rows_validate_those_of_all_shards_alike(embedded):
 def test_files_that_a_window_reaches_over_stay_in_memory(embedded, monkeypatch):
     assert rows_task(embedded, shuffle=0).rows.kept == 8 and rows_task(embedded, shuffle=60).rows.kept == 18
     kept, read = Embeddings(embedded), []
-    monkeypatch.setattr("training.embeddings.load_rows", lambda path: read.append(path.stem) or path.stem)
+    monkeypatch.setattr("training.data.embeddings.load_rows",
+                        lambda path: read.append(path.stem) or path.stem)
     kept.kept = 2
     for name in ("train-0", "train-1", "train-0", "heldout-0", "train-0", "train-1"):
         assert kept[name] == name

@@ -9,7 +9,7 @@ import torch
 from conftest import tiny_clip
 from test_pipeline_public import tokenizer
 
-from unclip.prompts import Prompts, encode
+from unclip.pipeline.prompts import Prompts, encode
 
 CPU = torch.device("cpu")
 

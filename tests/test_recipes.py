@@ -12,24 +12,27 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from runs import forget
 from safetensors.torch import load_file
 
-from training import classifier, clip, pictures, prior
-from training.blank import batch_of, loss_of, stage_of
-from training.chain import RECIPES, Chain, recipe_of
-from training.clip_cost import blank_of, contrast_of
-from training.pictures import PictureTask
-from training.prior import PriorTask
-from training.settings import Training
+from runs import forget
+from training import classifier, prior
+from training.clip import __main__, trainer
+from training.clip.recipe import ClipRecipe
+from training.cost.blank import batch_of, loss_of, stage_of
+from training.cost.clip import blank_of, contrast_of
+from training.recipes import RECIPES, Chain, recipe_of
+from training.run.ema import EMA
+from training.run.settings import Training
+from training.tasks import pictures
+from training.tasks.pictures import PictureTask
+from training.tasks.prior import PriorTask
 from unclip.checkpoint import read_header
 from unclip.clip import build_clip, load_clip, save_clip
 from unclip.config import Config, load_config
-from unclip.data.shards import ShardWriter
-from unclip.ema import EMA
-from unclip.memory import parameters, weightless
+from unclip.data.writing import ShardWriter
 from unclip.nets.classifier import NoisedClassifier
 from unclip.nets.prior import PriorTransformer
+from unclip.resources.weightless import parameters, weightless
 from unclip.stages import Decoder
 
 ROOT = Path(__file__).parent.parent
@@ -68,8 +71,8 @@ def test_a_recipe_builds_its_network(file):
         assert recipe.stages and all(recipe_of(link) for link in recipe.stages)
         return
     with weightless():
-        if isinstance(recipe, clip.ClipRecipe):
-            clip.model_of(recipe)
+        if isinstance(recipe, ClipRecipe):
+            trainer.model_of(recipe)
         elif isinstance(recipe, prior.PriorRecipe):
             PriorTransformer(recipe.stage.net)
         elif isinstance(recipe, classifier.ClassifierRecipe):
@@ -112,7 +115,7 @@ def test_the_stages_of_a_chain_fit_together(file):
         size = net.image_size
 
 
-SHORT = {"clip": clip.main, "prior": prior.main, "classifier": classifier.main,
+SHORT = {"clip": __main__.main, "prior": prior.main, "classifier": classifier.main,
          "decoder": lambda argv: pictures.main("", False, argv),
          "upsampler": lambda argv: pictures.main("", True, argv)}
 
@@ -142,7 +145,7 @@ def size_of(file: str) -> int:
     """Parameters of what a recipe trains."""
     recipe = read(file)
     with weightless():
-        return parameters(clip.model_of(recipe) if command_of(file)[1] == "clip" else stage_of(recipe))
+        return parameters(trainer.model_of(recipe) if command_of(file)[1] == "clip" else stage_of(recipe))
 
 
 SMALL = [file for file in TRAINED if size_of(file) < LARGE]
@@ -176,8 +179,8 @@ def table(parts, cache, device) -> torch.Tensor:
 def test_two_steps(file, tmp_path, material, monkeypatch):
     """As shipped, but for the data, how long, and the pictures that it draws of its progress."""
     program, recipe = command_of(file)[1], read(file)
-    monkeypatch.setattr(clip, "teacher_table", table)
-    monkeypatch.setattr(clip, "vocabulary_of", lambda *_: ["puppy", "a puppy"])
+    monkeypatch.setattr(trainer, "teacher_table", table)
+    monkeypatch.setattr(trainer, "vocabulary_of", lambda *_: ["puppy", "a puppy"])
     monkeypatch.setattr(PictureTask, "_measure_embeddings", partialmethod(
         PictureTask._measure_embeddings, batches=1, n=4))
     monkeypatch.setattr(PictureTask, "draw", lambda *_: None)
@@ -208,7 +211,7 @@ def test_two_steps_at_full_size(file):
     """On the meta device: every weight has a gradient of its shape, and Adam and the average take it."""
     recipe = read(file)
     with weightless():
-        if isinstance(recipe, clip.ClipRecipe):
+        if isinstance(recipe, ClipRecipe):
             module, loss = contrast_of(recipe, blank_of(recipe))
             settings, loss = recipe.images, partial(loss, 1, 1)
         else:
@@ -246,6 +249,13 @@ def test_the_ladder_page_speaks_of_every_rung():
     chained = {link.config for chain in chains for link in chain.stages}
     assert len(RUNGS) >= 10
     assert all(file in PAGE or file in chained or Path(file).name in PAGE for file in RUNGS)
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted(
+    (ROOT / "docs").glob("*.md")))])
+def test_pages_point_to_what_there_is(page):
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / page).read_text(encoding="utf-8"))
+    assert links and [link for link in links if not ((ROOT / page).parent / link).exists()] == []
 
 
 def test_the_ladder_page_points_to_what_there_is():

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import equal, files, fit, forget, make_run, metrics, raw, same, saved
 
-from training import state
-from training.loop import Run
+from runs import equal, files, fit, forget, make_run, metrics, raw, same, saved
+from training.run import saves as state
+from training.run.loop import Run
 from unclip.checkpoint import CheckpointError
 from unclip.config import ConfigError
 
@@ -259,12 +259,12 @@ def test_what_cannot_be_continued_is_refused(settings, said, tmp_path):
 def test_new_data_and_another_place_of_the_old(tmp_path, capsys):
     out = fit(tmp_path / "run", pictures=8, data={"shards": ["a.tar"], "heldout": ["c.tar"]})
     run = make_run(out, pictures=16, data={"shards": ["b.tar"], "heldout": []}, seed=3, new_data=True)
-    run.task.order = {"processes": 2}
+    run.order = {"processes": 2}
     run.train()
     assert "data.heldout: ['c.tar'] -> [], data.shards: ['a.tar'] -> ['b.tar']" in capsys.readouterr().out
     assert saved(out)["step"] == 2 and saved(out)["order"] == {"processes": 2}
     run = make_run(out, pictures=32, data={"shards": ["b.tar"], "heldout": ["d.tar"]}, seed=3)
-    run.task.order = {"processes": 4}
+    run.order = {"processes": 4}
     with pytest.raises(ConfigError, match="order.processes: 2 -> 4"):
         run.train()
 

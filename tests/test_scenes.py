@@ -12,7 +12,8 @@ from training.icons import colours, compose, everyday
 from training.icons.compose import Layer, Scene
 from training.icons.scenes import PLAIN_ONLY, Scenes, ScenesConfig
 from training.icons.traits import is_object, mirrorable
-from unclip.data.shards import ShardError, ShardWriter
+from unclip.data.reading import ShardError
+from unclip.data.writing import ShardWriter
 
 SIZE = 32
 FIELDS = ("plain", "recoloured", "pair", "background", "placed", "everyday")

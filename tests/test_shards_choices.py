@@ -10,14 +10,16 @@ import pytest
 import torch
 from conftest import tiny_clip
 from PIL import Image
-from runs import forget
 from shards import encoded, noise
 
-from training import embed, shards
-from training.embeddings import load_rows
+from runs import forget
+from training import embed
+from training.data.embeddings import load_rows
+from training.shards import __main__ as shards
 from unclip.clip import Clip
 from unclip.data.images import to_tensor
-from unclip.data.shards import ShardWriter, read_shards
+from unclip.data.reading import read_shards
+from unclip.data.writing import ShardWriter
 
 CLEAR = Image.merge("RGBA", (*noise(16, 16, 1).split(), Image.linear_gradient("L").resize((16, 16))))
 

@@ -16,14 +16,15 @@ from PIL import Image
 from shards import encoded, noise, smooth, uneven
 from works import square
 
-from training import parallel
-from training.parallel import ordered
-from training.prepare import Item, Made, Options, key_of, prepare
 from training.programs import run
-from training.shards import build, main
-from training.sources import Columns, SourceError
+from training.shards import parallel
+from training.shards.__main__ import main
+from training.shards.build import build
+from training.shards.parallel import ordered
+from training.shards.prepare import Item, Made, Options, key_of, prepare
+from training.shards.sources import Columns, SourceError
 from unclip.data.indexed import stated_count
-from unclip.data.shards import read_shards
+from unclip.data.reading import read_shards
 
 
 def made(source: object, out: Path, **options: object):
@@ -284,7 +285,7 @@ def test_nothing_is_left_of_a_run_that_fails(pictures, tmp_path, monkeypatch):
     def stopped(*_: object, **__: object):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("training.shards._digest", stopped)
+    monkeypatch.setattr("training.shards.build._digest", stopped)
     with pytest.raises(KeyboardInterrupt):
         made(pictures, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["pictures"]

@@ -9,10 +9,11 @@ from random import Random
 import pytest
 import torch
 
-from training.data import DataConfig, Source
-from training.framing import turned
+from training.data.config import DataConfig
+from training.data.framing import turned
+from training.data.source import Source
 from unclip.config import ConfigError
-from unclip.data.shards import read_shards
+from unclip.data.reading import read_shards
 
 DATA = Path(__file__).parent / "data"
 TRAIN, HELDOUT = str(DATA / "icons-64-train-000000.tar"), str(DATA / "icons-64-heldout-000000.tar")

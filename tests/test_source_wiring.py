@@ -14,14 +14,16 @@ import torch
 from PIL import Image
 from shards import encoded, noise, sample, uneven
 
-from training import data
-from training.data import DataConfig, Source
-from training.framing import turned
+from training.data import source as data
+from training.data.config import DataConfig
+from training.data.framing import turned
+from training.data.source import Source
 from training.icons.scenes import ScenesConfig
 from training.streams import Purpose, numbers, seed_of
 from unclip.config import ConfigError
 from unclip.data.images import to_tensor
-from unclip.data.shards import ShardWriter, read_shards
+from unclip.data.reading import read_shards
+from unclip.data.writing import ShardWriter
 from unclip.diffusion.noise import fold
 
 

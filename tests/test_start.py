@@ -9,9 +9,9 @@ import pytest
 import torch
 from tiny import decoder, prior, upsampler
 
-from training import pictures
 from training import prior as prior_program
-from training.start import begin
+from training.tasks import pictures
+from training.tasks.start import begin
 from unclip.config import ConfigError
 from unclip.stages import Decoder, Prior, load_stage
 

@@ -17,14 +17,16 @@ import torch
 from PIL import Image, ImageOps
 from shards import encoded, noise, sample, smooth, uneven
 
-from training import reader
-from training.data import DataConfig, Source
+from training.data import reader
+from training.data.config import DataConfig
+from training.data.source import Source
 from unclip.config import ConfigError, parse_config
-from unclip.data.decode import open_picture, square
 from unclip.data.images import to_tensor
 from unclip.data.lanes import Lane
 from unclip.data.order import Order
-from unclip.data.shards import ShardError, ShardWriter, stream
+from unclip.data.pictures import open_picture, square
+from unclip.data.reading import ShardError, stream
+from unclip.data.writing import ShardWriter
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 

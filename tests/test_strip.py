@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from unclip.app.strip import film_strip
 from unclip.diffusion.samplers import Step
-from unclip.strip import film_strip
 
 
 def steps(count: int, size: int = 64, n: int = 1) -> list[Step]:

@@ -14,7 +14,7 @@ import torch
 from test_convert_adm import found
 
 from unclip.checkpoint import CheckpointError
-from unclip.tokenizer import ENCODER, VOCAB, GlideTokenizer
+from unclip.stages.tokenizer import ENCODER, VOCAB, GlideTokenizer
 
 ROOT = Path(__file__).parent.parent
 PUBLISHED = Path(os.environ.get("UNCLIP_GLIDE_TOKENIZER", ROOT.parent / "shared/data/glide-tokenizer"))

@@ -18,15 +18,18 @@ import torch
 from conftest import WIDTH
 from PIL import Image
 from processes import Processes
-from runs import files, forget, metrics, same, saved
 
-from training import loop, pictures, prior
-from training.data import Source
-from training.loop import make_accelerator
+from runs import files, forget, metrics, same, saved
+from training import prior
+from training.data.source import Source
 from training.programs import run
+from training.run import loop
+from training.run.settings import make_accelerator
+from training.tasks import pictures
 from unclip.checkpoint import load_checkpoint
 from unclip.config import ConfigError, load_config
-from unclip.data.shards import ShardWriter, expand, read_shards
+from unclip.data.reading import expand, read_shards
+from unclip.data.writing import ShardWriter
 from unclip.stages import Prior, load_stage
 
 ROOT = Path(__file__).parent.parent

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from runs import equal, saved
 
-from training import clip as program
-from training.clip_data import augment
-from training.clip_parts import Head, alike, contrastive
-from training.teacher import article, lemmas, plural, vocabulary
+from runs import equal, saved
+from training.clip import trainer as program
+from training.clip.__main__ import main
+from training.clip.losses import Head, alike, contrastive
+from training.clip.pool import augment
+from training.clip.recipe import ClipRecipe
+from training.clip.words import article, lemmas, plural, vocabulary
 from unclip.clip import load_clip
 from unclip.config import ConfigError, load_config
 
@@ -50,7 +52,7 @@ def loss_of(folder: Path, name: str) -> list[float]:
 
 
 def test_contrastive_alone(recipe, tmp_path):
-    program.main([str(recipe), "images.samples=640", "images.batch_size=16", "images.warmup=64",
+    main([str(recipe), "images.samples=640", "images.batch_size=16", "images.warmup=64",
                   "images.learning_rate=0.003"])
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert 0 <= metrics["heldout_r1"] <= metrics["heldout_r5"] <= 1
@@ -74,11 +76,11 @@ def test_with_a_teacher_and_resumed(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(program, "vocabulary_of", lambda *_: ["puppy", "a puppy", "goldfish"] * 40)
     arguments = [str(recipe), "distinct=64", "teacher.vocabulary=3", "teacher.hidden=8",
                  "images.samples=64", "images.batch_size=32", "texts.batch_size=16"]
-    program.main([*arguments, "texts.samples=320"])
+    main([*arguments, "texts.samples=320"])
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert set(metrics["unseen"]) == {"puppy"} and len(metrics["unseen"]["puppy"]) == 5
     images = saved(tmp_path / "run/images", "phase.pt")
-    program.main([*arguments, "texts.samples=960"])  # goes on where it stopped
+    main([*arguments, "texts.samples=960"])  # goes on where it stopped
     assert equal(images, saved(tmp_path / "run/images", "phase.pt"))
     assert saved(tmp_path / "run/texts", "phase.pt")["step"] == 60
     more = json.loads((tmp_path / "run/metrics.json").read_text())
@@ -86,19 +88,19 @@ def test_with_a_teacher_and_resumed(recipe, tmp_path, monkeypatch):
 
 
 def test_recipes(recipe, capsys):
-    program.main([str(recipe), "images.samples=5", "--dry-run"])
+    main([str(recipe), "images.samples=5", "--dry-run"])
     assert "samples: 5" in capsys.readouterr().out
     for override, said in (("teacher.noise=0.1", "needs `distinct`"), ("start=there", "either `model` says"),
                            ("texts.samples=5", "there is no teacher"), ("model=null", "either `model` says")):
         with pytest.raises(ConfigError, match=said):
-            load_config(program.ClipRecipe, recipe, ["images.samples=5", override])
+            load_config(ClipRecipe, recipe, ["images.samples=5", override])
     configs = Path(__file__).parent.parent / "configs"
     for name in ("clip", "icons/clip", "icons/judge", "paper/clip", "paper/noised-clip"):
-        load_config(program.ClipRecipe, configs / f"{name}.yaml")
+        load_config(ClipRecipe, configs / f"{name}.yaml")
 
 
 def test_unseen_words_are_in_no_name():
-    recipe = load_config(program.ClipRecipe, Path(__file__).parent.parent / "configs/icons/clip.yaml")
+    recipe = load_config(ClipRecipe, Path(__file__).parent.parent / "configs/icons/clip.yaml")
     names = (SHARDS / "names.txt").read_text().split("\n")
     assert len(recipe.unseen) >= 60
     assert not [word for word in recipe.unseen for name in names if word in name.split()]

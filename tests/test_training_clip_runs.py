@@ -9,20 +9,22 @@ from types import SimpleNamespace
 import pytest
 import torch
 from processes import Processes
-from runs import equal, forget, saved
 from test_clip import byte_pair_tokenizer
 
-from training import clip as program
-from training import clip_phase
-from training.clip_batches import ContrastBatches
-from training.clip_data import build_pool
-from training.data import Source
-from training.guard import NotFinite
+from runs import equal, forget, saved
+from training.clip import phase as clip_phase
+from training.clip import trainer as program
+from training.clip.__main__ import main
+from training.clip.batches import ContrastBatches
+from training.clip.pool import build_pool
+from training.clip.recipe import ClipRecipe
+from training.data.source import Source
 from training.programs import run
+from training.run.guard import NotFinite
 from unclip.clip import build_clip, load_clip, save_clip
 from unclip.config import ConfigError, load_config
+from unclip.guides.noised_clip import load_noised_clip
 from unclip.nets.blocks import Unit
-from unclip.noised_clip import load_noised_clip
 
 ROOT = Path(__file__).parent.parent
 MODEL = """{embed_dim: 8, vision_cfg: {image_size: 16, patch_size: 4, width: 16, layers: 1, head_width: 8,
@@ -53,7 +55,7 @@ def recipe(tmp_path):
 
 def train(*argv: str) -> None:
     forget()
-    program.main([*argv])
+    main([*argv])
 
 
 def state(out: Path) -> dict:
@@ -107,6 +109,18 @@ def test_a_crash_and_a_damaged_save_cost_no_more_than_the_samples_since(recipe, 
     assert equal(state(tmp_path / "whole"), state(tmp_path / "crashed"))
 
 
+def test_where_no_save_is_whole_all_processes_say_so(recipe, tmp_path):
+    """None waits for ever for one that has ended."""
+    path = recipe("run")
+    train(path, "images.samples=16")
+    for file in (tmp_path / "run" / "images").glob("state*/phase.pt"):
+        file.write_bytes(b"damaged")
+    run = Processes(tmp_path / "log", 2, train, path)
+    assert run.wait() == [1, 1]
+    for rank in (0, 1):
+        assert "CheckpointError" in run.log(rank) and "no save is left to go on from" in run.log(rank)
+
+
 @pytest.mark.bitwise
 def test_checkpointing_changes_nothing_but_memory(recipe, tmp_path):
     for name, how in (("kept", "false"), ("again", "true")):
@@ -118,7 +132,7 @@ def test_checkpointing_changes_nothing_but_memory(recipe, tmp_path):
 def test_checkpointing_reaches_every_kind_of_tower(kind, request, recipe):
     """Our own blocks, or as the library has it that the model comes from."""
     what = f"noised: {NOISED}" if kind == "noised" else f"start: {request.getfixturevalue(kind)}"
-    clip = program.model_of(load_config(program.ClipRecipe, recipe("run", what)))
+    clip = program.model_of(load_config(ClipRecipe, recipe("run", what)))
     program._checkpoint(clip)
     if kind == "hub_model":
         assert clip.towers.model.is_gradient_checkpointing
@@ -147,12 +161,14 @@ def test_a_loss_that_is_no_number_is_left_out_until_it_is_too_often(recipe, tmp_
     train(path, "images.samples=16")
     sound = state(tmp_path / "run")
     monkeypatch.setattr(program.ClipContrast, "forward", lambda *args: forward(*args) * float("nan"))
-    with pytest.raises(NotFinite, match="not finite in 3 steps in a row"):
+    with pytest.raises(NotFinite, match="in 3 steps in a row the loss was not finite"):
         train(path, "images.max_skipped=3")
     after = state(tmp_path / "run")
     assert equal(sound["module"], after["module"]) and after["step"] == 5
     said = capsys.readouterr().err
-    assert said.count("is left out: its loss is nan") == 3 and said.count("-", said.index("samples ")) > 8
+    assert said.count("left out the step to ") == 3 and said.count("loss nan") == 3 * 8
+    lines = (tmp_path / "run" / "images" / "skipped.jsonl").read_text().splitlines()
+    assert [len(json.loads(line)["samples"]) for line in lines] == [8] * 3
 
 
 def losses(out: Path, phase: str) -> list[float]:
@@ -200,7 +216,7 @@ def test_two_processes_learn_as_one_does(more, recipe, tmp_path):
 @pytest.mark.parametrize("what", ["", "distinct: 20"], ids=["streamed", "kept"])
 def test_a_sample_is_the_same_whichever_process_has_it(recipe, what):
     """Its picture, its turns and shifts, its t and its noise; in one process, or in the parts of two."""
-    made = load_config(program.ClipRecipe, recipe("run", f"noised: {NOISED}\n{what}"))
+    made = load_config(ClipRecipe, recipe("run", f"noised: {NOISED}\n{what}"))
     clip, pool = program.model_of(made), None
     if made.distinct:
         pool = build_pool(made, Path(made.out))

@@ -11,18 +11,18 @@ from conftest import tiny_clip
 from torch import nn
 
 from training import plan as program
-from training.blank import batch_of, loss_of, stage_of
-from training.clip import ClipRecipe
-from training.cost import Cost, costs_of, count_flops, step_bytes, step_flops
-from training.pictures import PictureRecipe
-from training.plan import A100, plan, read_recipe
-from training.prior import PriorRecipe
+from training.clip.recipe import ClipRecipe
+from training.cost.blank import batch_of, loss_of, stage_of
+from training.cost.cost import Cost, count_flops, step_bytes, step_flops
+from training.plan import A100, costs_of, plan, read_recipe
 from training.programs import run
+from training.tasks.recipes import PictureRecipe, PriorRecipe
 from unclip.clip import build_clip, save_clip
 from unclip.config import ConfigError, load_config
-from unclip.memory import parameters, peak_activations, weightless
+from unclip.guides.noised_clip import NoisedClip
 from unclip.nets.blocks import Unit
-from unclip.noised_clip import NoisedClip
+from unclip.resources.peak import peak_activations
+from unclip.resources.weightless import parameters, weightless
 
 ROOT = Path(__file__).parent.parent
 PAPER = ROOT / "configs" / "paper"

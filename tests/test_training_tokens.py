@@ -7,16 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from runs import forget
 from test_tokenizer import tiny_files
 
-from training import pictures
-from training.chain import Chain, assemble
-from training.pictures import TOKENIZER
-from training.tokens import tokenizer_of
+from runs import forget
+from training.chain import assemble
+from training.recipes import Chain
+from training.tasks import pictures
+from training.tasks.recipes import TOKENIZER
+from training.tasks.tokens import tokenizer_of
 from unclip.config import ConfigError
 from unclip.nets.text import TextConfig
-from unclip.pipeline import Pipeline
+from unclip.pipeline.pipeline import Pipeline
 
 SHARD = Path(__file__).parent / "data/icons-64-train-000000.tar"
 TEXT = {"vocab_size": 97, "length": 6, "width": 16, "layers": 1, "heads": 2}

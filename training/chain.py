@@ -14,46 +14,20 @@ import argparse
 import subprocess
 import sys
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from unclip.checkpoint import CheckpointError, read_header
 from unclip.clip import Clip, load_clip
-from unclip.config import Config, ConfigError, load_config
-from unclip.pipeline import Pipeline
+from unclip.config import ConfigError, load_config
+from unclip.pipeline.pipeline import Pipeline
 from unclip.stages import Decoder, Prior, load_stage
-from unclip.tokenizer import GlideTokenizer
+from unclip.stages.tokenizer import GlideTokenizer
 
-from .clip import ClipRecipe
-from .pictures import TOKENIZER, PictureRecipe
-from .prior import PriorRecipe
+from .clip.recipe import ClipRecipe
 from .programs import run
-
-RECIPES = {"clip": ClipRecipe, "prior": PriorRecipe, "decoder": PictureRecipe, "upsampler": PictureRecipe}
-
-
-class Link(Config):
-    """One program and its recipe."""
-
-    program: Literal["clip", "prior", "decoder", "upsampler"]
-    config: str  # path, relative to where the command runs
-    set: list[str] = []  # changes to the recipe, as on the command line: train.pictures=1_000_000
-
-
-class Chain(Config):
-    """A model: what to train, in order, and where the whole goes."""
-
-    name: str
-    description: str = ""
-    out: str                                        # the pipeline directory
-    half: bool = True                               # store weights in half precision
-    clip: str | None = None                         # one that is not trained here, as ``load_clip`` takes it
-    stages: list[Link]
-
-
-def recipe_of(link: Link) -> ClipRecipe | PriorRecipe | PictureRecipe:
-    return load_config(RECIPES[link.program], link.config, link.set)
+from .recipes import Chain, Link, recipe_of
+from .tasks.recipes import TOKENIZER, PictureRecipe
 
 
 def checkpoint_of(link: Link) -> Path:

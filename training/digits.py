@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from unclip.data.shards import ShardWriter
+from unclip.data.writing import ShardWriter
 
 from .programs import run
 

@@ -25,11 +25,13 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from .examine import Examined, Problem, examine
-from .parallel import ordered
+from .shards.examine import Examined, Problem, examine
+from .shards.parallel import ordered
 
 if TYPE_CHECKING:
     from unclip.clip import Clip
+
+    from .data.embeddings import Embeddings
 
 SHOWN = 5  # of each kind of problem in the table
 LISTED = 10_000  # problems in the JSON
@@ -77,9 +79,7 @@ def look(shards: Sequence[str], clip: Clip | None = None, workers: int = 1,
     report, seen = Report(context=tokenizer.context_length), {}
     rows = None
     if embeddings is not None:
-        from .embeddings import check_file, check_folder
-
-        rows, wrong = check_folder(embeddings, None if clip is None else clip.identity)
+        rows, wrong = _check_folder(embeddings, None if clip is None else clip.identity)
         report.problems += wrong
     died = Problem("unreadable picture", "", "", "a file in this shard ends the process that decodes it")
     done = ordered(examine, shards, min(workers, len(shards)),
@@ -89,8 +89,46 @@ def look(shards: Sequence[str], clip: Clip | None = None, workers: int = 1,
         _count_tokens(report, tokenizer, found.captions)
         report.problems += _twice(found, seen)
         if rows is not None:
-            report.problems += check_file(rows, shard, found.keys)
+            report.problems += _check_file(rows, shard, found.keys)
     return report
+
+
+def _check_folder(folder: str | Path, identity: str | None) -> tuple[Embeddings, list[Problem]]:
+    """A folder of embeddings, and whether it is of another CLIP."""
+    from .data.embeddings import Embeddings  # late: a worker needs no PyTorch
+
+    found = Embeddings(folder)
+    if identity in (None, found.clip):
+        return found, []
+    reason = f"they are of {found.clip}, the CLIP is {identity}"
+    return found, [Problem("embeddings of another CLIP", str(folder), "", reason)]
+
+
+def _check_file(found: Embeddings, shard: str, keys: Sequence[str]) -> list[Problem]:
+    """What does not fit between a shard's samples and its embeddings."""
+    from unclip.checkpoint import CheckpointError, read_header
+    from unclip.config import ConfigError
+
+    from .data.embeddings import name_of
+
+    name, kind = name_of(shard), "embeddings that do not match"
+    try:
+        rows = found[name]
+        clip = read_header(found.folder / f"{name}.safetensors")["clip"]
+    except (ConfigError, CheckpointError, KeyError) as error:
+        return [Problem(kind, shard, "", str(error))]
+    problems = []
+    if clip != found.clip:
+        problems.append(Problem("embeddings of another CLIP", shard, "", f"{clip}, the others {found.clip}"))
+    known, there = set(rows.keys), set(keys)
+    problems += [Problem(kind, shard, key, "a sample without an embedding")
+                 for key in keys if key not in known]
+    problems += [Problem(kind, shard, key, "an embedding without a sample")
+                 for key in rows.keys if key not in there]
+    for what, values in (("image", rows.image), ("text", rows.text)):
+        if not bool(values.isfinite().all()):
+            problems.append(Problem(kind, shard, "", f"{what} embeddings that are not finite"))
+    return problems
 
 
 def _usual_clip() -> Clip:
@@ -173,7 +211,7 @@ def main(argv: list[str] | None = None) -> None:
                         help="processes (default: one a core)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     args = parser.parse_args(argv)
-    from unclip.data.shards import expand
+    from unclip.data.reading import expand
 
     clip = None
     if args.clip is not None:

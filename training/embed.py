@@ -28,16 +28,17 @@ from accelerate import PartialState
 from torch import Tensor
 from tqdm import tqdm
 
-from unclip.checkpoint import CheckpointError, read_header, write_json
+from unclip.checkpoint import CheckpointError, read_header
 from unclip.clip import Clip, load_clip
 from unclip.config import ConfigError
-from unclip.data.decode import GAP, open_picture, square
+from unclip.data.batches import floats, pixels
 from unclip.data.indexed import Indexed, on_disk
+from unclip.data.pictures import GAP, open_picture, square
+from unclip.data.reading import expand, stream
 from unclip.data.samples import picture_of, texts_of
-from unclip.data.shards import expand, stream
+from unclip.files import write_json
 
-from .embeddings import KIND, MANIFEST, Rows, load_rows, name_of, save_rows
-from .framing import floats, pixels
+from .data.embeddings import KIND, MANIFEST, Rows, load_rows, name_of, save_rows
 from .programs import run
 
 

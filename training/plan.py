@@ -14,17 +14,32 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 
 from unclip.config import Config, ConfigError, load_config
 
-from .chain import Chain, recipe_of
-from .classifier import ClassifierRecipe
-from .clip import ClipRecipe
-from .cost import Cost, costs_of
-from .pictures import PictureRecipe
-from .prior import PriorRecipe
+from .clip.recipe import ClipRecipe
+from .cost.cost import Cost
+from .cost.stages import _stage_cost
 from .programs import run
+from .recipes import Chain, recipe_of
+from .tasks.recipes import ClassifierRecipe, PictureRecipe, PriorRecipe
+
+
+def costs_of(recipe: Config, gpus: int, clips: Mapping[str, dict | str] | None = None) -> list[Cost]:
+    """The cost of each optimisation in a recipe.
+
+    clips: ``model`` by folder, of CLIPs that are yet to be trained there.
+    Raises ``ConfigError`` if the batch cannot be shared out.
+    """
+    from .clip.recipe import ClipRecipe
+    from .cost.clip import clip_costs
+
+    if isinstance(recipe, ClipRecipe):
+        return clip_costs(recipe, gpus)
+    return [_stage_cost(recipe, gpus, clips or {})]
+
 
 RECIPES = (ClipRecipe, PriorRecipe, ClassifierRecipe, PictureRecipe, Chain)
 A100 = 312e12  # FLOPs a second in bfloat16

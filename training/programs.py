@@ -11,7 +11,7 @@ import torch
 from accelerate.utils import parse_flag_from_env
 
 from unclip.config import Config, load_config, to_yaml
-from unclip.hardware import default_device, has_fast_bf16
+from unclip.resources.devices import default_device, has_fast_bf16
 
 C = TypeVar("C", bound=Config)
 

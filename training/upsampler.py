@@ -7,8 +7,8 @@
 The same command again continues the run. ``out/decoder.safetensors`` is ready for use at any time.
 """
 
-from .pictures import main
 from .programs import run
+from .tasks.pictures import main
 
 if __name__ == "__main__":
     run(lambda: main(__doc__, wants_low_res=True))

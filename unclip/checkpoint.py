@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,52 +13,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .config import Config, parse_config
-from .memory import align, aligned, in_precision, weightless
+from .files import written_aside
+from .resources.devices import align, aligned, in_precision
+from .resources.weightless import weightless
 
 M = TypeVar("M", bound=torch.nn.Module)
-
 FORMAT = 1  # the version of the header's form; raised when an old file would be misread
 
 
 class CheckpointError(ValueError):
     """A file that is missing, damaged, of another kind, or of another version."""
-
-
-@contextmanager
-def written_aside(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary name beside ``path``; flush it to disk and rename it when the block succeeds."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    aside = Path(name)
-    try:
-        yield aside
-        os.chmod(aside, 0o644)  # mkstemp makes private files
-        flush(aside)
-        os.replace(aside, path)
-        flush(path.parent)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def flush(path: Path) -> None:
-    """Force a file, or a folder's list of names, to the disk."""
-    if path.is_file():
-        with open(path, "rb+") as file:
-            os.fsync(file.fileno())
-    elif os.name == "posix":  # elsewhere folders cannot be opened
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def write_json(path: str | Path, values: object) -> None:
-    """Write ``values`` as JSON, all or nothing."""
-    with written_aside(path) as aside:
-        aside.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def save_checkpoint(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import operator
-
 from pydantic import Field, model_validator
 
 from .config import Config
 from .diffusion.samplers import SAMPLERS
-from .stages import Sampling, Steps
+from .stages import Steps
 
 
 class Options(Config):
@@ -33,19 +31,3 @@ class Options(Config):
 
 
 DEFAULTS = Options()
-
-
-def override(sampling: Sampling, **changes: object) -> Sampling:
-    """A stage's defaults with the changes that are not None."""
-    return sampling.model_copy(update={k: v for k, v in changes.items() if v is not None})
-
-
-def integer(name: str, value: object, least: int | None = None) -> int:
-    """An argument that must be a whole number; ``ValueError`` names it if it is none, or too small."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise ValueError(f"{name} must be an integer, not {value!r}") from None
-    if least is not None and number < least:
-        raise ValueError(f"{name} must be at least {least}, not {number}")
-    return number

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import CheckpointError, read_header
-from .classifier import Classifier, ClassifierStageConfig
 from .config import Config, parse_config
-from .memory import held_bytes, parameters, parse_dtype, peak_activations, place, weightless
-from .noised_clip import NoisedClip, NoisedClipStageConfig
+from .guides.classifier import Classifier, ClassifierStageConfig
+from .guides.noised_clip import NoisedClip, NoisedClipStageConfig
+from .resources.devices import parse_dtype, place
+from .resources.peak import peak_activations
+from .resources.weightless import held_bytes, parameters, weightless
 from .stages import Decoder, DecoderStageConfig, Prior, PriorStageConfig
 
 TEXT_LENGTH = 77  # CLIP's; for a decoder of text tokens
@@ -110,9 +112,9 @@ def on_meta(config: Config) -> nn.Module:
 
 def _parts(name_or_path: str | Path) -> tuple[str, list[tuple[str, Config]], int]:
     """Title, configurations by stage, and the parameters of CLIP; of ours from headers alone."""
-    from . import _local
+    from .models import find
 
-    path = _local(name_or_path)
+    path = find(name_or_path)
     if path is not None:
         return str(name_or_path), *_ours(path)
     from . import convert
@@ -139,7 +141,7 @@ def _labelled(configs: dict) -> Iterator[tuple[str, Config]]:
 
 
 def _ours(path: Path) -> tuple[list[tuple[str, Config]], int]:
-    from .directory import DECODER_FILE, MODEL_FILE, read_manifest
+    from .pipeline.directory import DECODER_FILE, MODEL_FILE, read_manifest
 
     if path.is_file() or not (path / MODEL_FILE).is_file() and (path / DECODER_FILE).is_file():
         return [("decoder", _config(path if path.is_file() else path / DECODER_FILE))], 0

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from training.icons.build import BuildError, build, check_writable
-from training.icons.collect import Icon, collect_all
-from training.icons.fetch import FAMILIES, KEYWORDS, FetchError, default_cache, fetch
+from .build import BuildError, build, check_writable
+from .collect import Icon, collect_all
+from .fetch import FAMILIES, KEYWORDS, FetchError, default_cache, fetch
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

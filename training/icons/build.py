@@ -15,8 +15,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from training.icons.collect import Icon
-from training.icons.render import render_webp
+from .collect import Icon
+from .render import render_webp
 
 SPLITS = ("train", "heldout")
 
@@ -74,7 +74,7 @@ def write(
     out: Path, icons: Sequence[Icon], sizes: Sequence[int], workers: int | None, per_shard: int
 ) -> dict[str, dict]:
     """Render in ``workers`` processes; return what the manifest says of each size."""
-    from unclip.data.shards import ShardWriter  # late: a rendering process needs no PyTorch
+    from unclip.data.writing import ShardWriter  # late: a rendering process needs no PyTorch
 
     partial = {size: out / f".{size}.partial" for size in sizes}
     for folder in partial.values():

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from random import Random
 from typing import NamedTuple
 
-from training.icons.nouns import Noun, article, noun
+from .nouns import Noun, article, noun
 
 Record = Mapping[str, object]
 

@@ -7,16 +7,8 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from training.icons.names import (
-    CATEGORIES,
-    STYLES,
-    Names,
-    Thing,
-    fxemoji_table,
-    has_skin_tone,
-    slug,
-)
-from training.icons.render import Drawing
+from .names import CATEGORIES, STYLES, Names, Thing, fxemoji_table, has_skin_tone, slug
+from .render import Drawing
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from training.icons import colours
+from . import colours
 
 WHITE = (1.0, 1.0, 1.0)
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from training.icons.colours import OBJECTS
-from training.icons.nouns import Noun, noun
-from training.icons.traits import Traits
+from .colours import OBJECTS
+from .nouns import Noun, noun
+from .traits import Traits
 
 
 class Word(NamedTuple):

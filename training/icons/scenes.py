@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -20,13 +20,15 @@ from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 
-from training.icons import captions, colours, compose
-from training.icons.captions import Phrase
-from training.icons.compose import Layer, Scene
-from training.icons.everyday import meanings
-from training.icons.traits import Traits
 from unclip.config import Config
-from unclip.data.shards import expand, read_shards
+from unclip.data.batches import Batch
+from unclip.data.reading import expand, read_shards
+
+from . import captions, colours, compose
+from .captions import Phrase
+from .compose import Layer, Scene
+from .everyday import meanings
+from .traits import Traits
 
 # word, then the least and the largest length of the drawing's longer side
 SIZES = (
@@ -57,18 +59,6 @@ class ScenesConfig(Config):
 
 
 PLAIN_ONLY = ScenesConfig(recoloured=0, pair=0, background=0, placed=0, augment=False)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """``image`` [N,3,S,S] in [-1,1], and of every picture its caption and its key.
-
-    The key of a pair joins the keys of both pictures with ``+``, left first.
-    """
-
-    image: Tensor
-    caption: list[str]
-    key: list[str]
 
 
 class Scenes:

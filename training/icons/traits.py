@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from training.icons import captions, colours, compose
-from training.icons.nouns import noun
+from . import captions, colours, compose
+from .nouns import noun
 
 # Words of names whose picture holds letters or figures, or whose left and right matter.
 _SIDED = frozenset(

@@ -8,8 +8,8 @@ Radford et al. 2021 (arXiv:2103.00020).
 """
 
 from .encoders import Clip, Text
-from .files import CONFIG, MEAN, STD, WEIGHTS, build_clip, load_clip, save_clip
-from .public import load_openai, load_transformers
+from .files import CONFIG, WEIGHTS, build_clip, load_clip, save_clip
+from .public import MEAN, STD, load_openai, load_transformers
 
 __all__ = [
     "CONFIG",

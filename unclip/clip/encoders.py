@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..memory import align
-from ..towers import OpenClipTowers, PlainTowers, TransformersTowers
+from ..resources.devices import align
+from .towers import OpenClipTowers, PlainTowers, TransformersTowers
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Text:
 class Clip(nn.Module):
     """Two frozen encoders and their statistics; always in eval mode.
 
-    towers: a backend of `unclip.towers`; one without pictures serves for texts alone.
+    towers: a backend of `unclip.clip.towers`; one without pictures serves for texts alone.
     mean, std: per channel, of pictures in [0, 1]. source: its name.
     exact: saved without a loss; otherwise at half precision.
     """

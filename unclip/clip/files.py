@@ -14,9 +14,9 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..checkpoint import CheckpointError, load_strictly, written_aside
+from ..checkpoint import CheckpointError, load_strictly
+from ..files import written_aside
 from ..nets.clip import ClipConfig
-from ..towers import PlainTowers, TransformersTowers
 from .encoders import Clip
 from .public import (
     MEAN,
@@ -28,6 +28,7 @@ from .public import (
     named_config,
     quiet,
 )
+from .towers import PlainTowers, TransformersTowers
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 OTHER_CONFIG = "config.json"  # of transformers

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ..checkpoint import CheckpointError, load_strictly
 from ..config import parse_config
-from ..memory import weightless
 from ..nets.clip import ClipConfig
-from ..towers import OpenClipTowers, PlainTowers, TransformersTowers
+from ..resources.weightless import weightless
 from .encoders import Clip
+from .towers import OpenClipTowers, PlainTowers, TransformersTowers
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 

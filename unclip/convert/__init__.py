@@ -16,12 +16,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from .models import MODELS, PublicModel
+from .catalogue import MODELS, PublicModel
 
 if TYPE_CHECKING:
     import torch
 
-    from ..pipeline import Pipeline
+    from ..pipeline.pipeline import Pipeline
 
 __all__ = ["MODELS", "PublicModel", "load", "recognised"]
 
@@ -64,11 +64,11 @@ def configs(model: PublicModel) -> dict[str, object]:
 
 def _family(model: PublicModel) -> ModuleType:
     if model.family == "glide":
-        from . import glide as found
+        from .openai import glide as found
     elif model.family == "karlo":
-        from . import karlo as found
+        from .karlo import pipeline as found
     else:
-        from . import adm as found
+        from .openai import adm as found
     return found
 
 
@@ -119,7 +119,7 @@ def _without(model: PublicModel, roles: set[str]) -> PublicModel:
 
 
 def _karlo(folder: Path, layout: str) -> Pipeline:
-    from . import karlo
+    from .karlo import pipeline as karlo
 
     return getattr(karlo, layout)(folder)
 
@@ -128,7 +128,7 @@ def _single(path: Path) -> Pipeline:
     """From one file of ADM or improved DDPM; an upsampler's base, or a classifier's decoder, lies beside
     it or is fetched."""
     from . import fetch
-    from .recognise import model_of
+    from .openai.recognise import model_of
 
     model, role = model_of(path)
     others = fetch.fetch_model(_without(model, {role}), path.parent)

@@ -13,8 +13,9 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..checkpoint import CheckpointError, written_aside
-from .models import PublicFile, PublicModel
+from ..checkpoint import CheckpointError
+from ..files import written_aside
+from .catalogue import PublicFile, PublicModel
 
 TRIES = 3           # attempts in a row that bring nothing
 TIMEOUT = (10, 60)  # seconds to connect, and between two pieces

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..checkpoint import CheckpointError
-from ..memory import align
+from ..resources.devices import align
 
 Rules = Mapping[str, str]
 """Regular expressions over whole names -> our names; the first that matches counts."""

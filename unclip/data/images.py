@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .decode import flatten
+from .pictures import flatten
 
 
 def to_tensor(image: Image.Image, background: str = "white") -> Tensor:

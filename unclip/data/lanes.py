@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from random import Random
 from typing import Any
 
-from .shards import ShardError, buffered, stream
+from .reading import ShardError, buffered, stream
 
 
 class Lane:

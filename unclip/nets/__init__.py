@@ -1,9 +1,9 @@
 """Networks: no diffusion, no CLIP, no files. They map tensors to tensors."""
 
-from unclip.nets.classifier import ClassifierConfig, NoisedClassifier
-from unclip.nets.prior import PriorConfig, PriorTransformer
-from unclip.nets.text import TextConfig, TextTransformer
-from unclip.nets.unet import UNet, UNetConfig
+from .classifier import ClassifierConfig, NoisedClassifier
+from .prior import PriorConfig, PriorTransformer
+from .text import TextConfig, TextTransformer
+from .unet import UNet, UNetConfig
 
 __all__ = [
     "ClassifierConfig",

@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from unclip.nets.attention import Backend, attend
+from .attention import Backend, attend
 
 Layer = TypeVar("Layer", bound=nn.Module)
 

@@ -11,9 +11,9 @@ from einops import rearrange
 from pydantic import Field
 from torch import Tensor, nn
 
-from unclip.nets.attention import Backend, attend
-from unclip.nets.blocks import group_norm, normal, time_mlp, timestep_embedding, zero
-from unclip.nets.unet import EncoderConfig, encoder, middle
+from .attention import Backend, attend
+from .blocks import group_norm, normal, time_mlp, timestep_embedding, zero
+from .encoder import EncoderConfig, encoder, middle
 
 
 class ClassifierConfig(EncoderConfig):

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from unclip.config import Config
-from unclip.nets.attention import attend
-from unclip.nets.blocks import Unit
+from ..config import Config
+from .attention import attend
+from .blocks import Unit
 
 
 class VisionConfig(Config):

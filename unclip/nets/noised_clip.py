@@ -10,9 +10,9 @@ from einops import rearrange
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from unclip.config import Config
-from unclip.nets.attention import Backend, attend
-from unclip.nets.blocks import Unit, normal
+from ..config import Config
+from .attention import Backend, attend
+from .blocks import Unit, normal
 
 MEAN = (122.77093945, 116.74601272, 104.09373519)  # of CLIP's pictures in 0..255, by channel
 STD = (68.50053285, 66.63215831, 70.32316309)

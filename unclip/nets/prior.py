@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unclip.config import Config
-from unclip.nets.attention import Backend
-from unclip.nets.blocks import TransformerBlock, normal, time_mlp, timestep_embedding, zero
+from ..config import Config
+from .attention import Backend
+from .blocks import TransformerBlock, normal, time_mlp, timestep_embedding, zero
 
 
 class PriorConfig(Config):

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from unclip.config import Config
-from unclip.nets.attention import Backend
-from unclip.nets.blocks import TransformerBlock, normal
+from ..config import Config
+from .attention import Backend
+from .blocks import TransformerBlock, normal
 
 
 class TextConfig(Config):

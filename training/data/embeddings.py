@@ -1,0 +1,172 @@
+"""CLIP's embeddings on disk, one file a shard, as ``training.embed`` writes and training reads them."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from unclip.checkpoint import CheckpointError, read_header, save_checkpoint
+from unclip.config import ConfigError
+from unclip.data.reading import ShardError, expand, spelled_out
+
+if TYPE_CHECKING:
+    pass
+
+
+MANIFEST, KIND = "embeddings.json", "embeddings"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The embeddings of a shard's pictures and captions; a picture's captions follow one another.
+
+    image:    float32 [N,D], of length 1, of the pictures ``keys``.
+    text:     float32 [M,D], of length 1, of the ``captions``.
+    picture:  int64 [M], the row of each caption's picture.
+    tokens:   float16 [T,W], the hidden states of all captions, one after the other; None if not kept.
+    ends:     int64 [M+1], where the states of each caption begin, and end.
+    """
+
+    keys: list[str]
+    captions: list[str]
+    image: Tensor
+    text: Tensor
+    picture: Tensor
+    tokens: Tensor | None = None
+    ends: Tensor | None = None
+
+    @cached_property
+    def row(self) -> dict[str, int]:
+        """The row of each key; the first, if it comes twice."""
+        return {key: row for row, key in reversed([*enumerate(self.keys)])}
+
+    def captions_of(self, row: int) -> range:
+        """The rows of a picture's captions."""
+        return range(*torch.searchsorted(self.picture, torch.tensor([row, row + 1])).tolist())
+
+    def states(self, caption: int) -> Tensor:
+        """The hidden states [L,W] of a caption."""
+        return self.tokens[self.ends[caption]:self.ends[caption + 1]]
+
+
+def save_rows(path: Path, rows: Rows, **facts: object) -> None:
+    """Write a shard's embeddings; ``facts``: "clip" (its identity) and what else is worth knowing."""
+    text = json.dumps({"keys": rows.keys, "captions": rows.captions}).encode()
+    tensors = {"image": rows.image, "text": rows.text, "picture": rows.picture,
+               "samples": torch.frombuffer(bytearray(text), dtype=torch.uint8)}
+    if rows.tokens is not None:
+        tensors |= {"tokens": rows.tokens, "ends": rows.ends}
+    save_checkpoint(path, tensors, kind=KIND, config={}, tokens=rows.tokens is not None, **facts)
+
+
+def load_rows(path: Path) -> Rows:
+    """Raises ``CheckpointError`` for what is no such file."""
+    read_header(path, KIND)
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = {name: file.get_tensor(name) for name in file.keys()}
+        samples = json.loads(found.pop("samples").numpy().tobytes())
+        return Rows(samples["keys"], samples["captions"], **found)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from None
+
+
+class Embeddings:
+    """A folder of ``training.embed``, file by file.
+
+    clip: the identity of the CLIP. dim, text_dim: widths. tokens: whether hidden states are kept. mean, std:
+    float32 [D], of all image embeddings. files: {shard's name without its end: {"pictures", "captions"}}.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        try:
+            found = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
+            self.clip, self.dim, self.text_dim = found["clip"], found["dim"], found["text_dim"]
+            self.tokens, self.files = found["tokens"], found["files"]
+            self.mean, self.std = torch.tensor(found["mean"]), torch.tensor(found["std"])
+        except OSError:
+            raise ConfigError(f"{folder} holds no embeddings: it has no {MANIFEST}, which training.embed "
+                              "writes at its end") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{self.folder / MANIFEST} is damaged: {error!r}") from None
+        self.kept = 8  # files in memory
+        self._rows: OrderedDict[str, Rows] = OrderedDict()
+
+    def __getitem__(self, name: str) -> Rows:
+        """The embeddings of a shard, by its name without its end."""
+        if name not in self._rows:
+            if name not in self.files:
+                raise ConfigError(f"{self.folder} holds no embeddings of {name}; run training.embed again")
+            self._rows[name] = load_rows(self.folder / f"{name}.safetensors")
+            if len(self._rows) > self.kept:
+                self._rows.popitem(last=False)
+        self._rows.move_to_end(name)
+        return self._rows[name]
+
+    def names(self, shards: Iterable[str]) -> list[str]:
+        """The names of the shards meant, which need not be there; ``ConfigError`` for one of none."""
+        found: dict[str, None] = {}
+        for item in shards:
+            try:
+                some = [name_of(path) for path in expand(item)]
+            except ShardError:  # the embeddings alone were brought here
+                wanted = [name_of(one) for one in spelled_out(item)]
+                some = [name for name in sorted(self.files) if any(fnmatch(name, one) for one in wanted)]
+            if not some:
+                raise ConfigError(f"{self.folder} holds no embeddings of {item}")
+            found |= dict.fromkeys(some)
+        if missing := [name for name in found if name not in self.files]:
+            raise ConfigError(f"{self.folder} holds no embeddings of {', '.join(missing[:5])}; run "
+                              "training.embed again")
+        return list(found)
+
+    def check_clip(self, source: str | None) -> None:
+        """Refuse, by ``ConfigError``, embeddings of another CLIP than ``source``, as ``load_clip`` takes it.
+
+        A model that its name alone identifies is compared by that; another by its weights.
+        """
+        if source is not None:
+            self.check(identity_of(source), source)
+
+    def check(self, known: str, source: str) -> None:
+        """The same, of a CLIP whose identity is ``known``."""
+        if known != (self.clip if "#" in known else self.clip.rpartition("#")[0]):
+            raise ConfigError(f"{self.folder} holds embeddings of the CLIP {self.clip}, but the recipe's "
+                              f"{source} is {known}; run training.embed with it, or name the other")
+
+
+def name_of(shard: str | Path) -> str:
+    """The name of a shard's embeddings: its own, without its end."""
+    return Path(str(shard)).name.split(".tar")[0]
+
+
+def identity_of(source: str) -> str:
+    """``Clip.identity`` of what ``load_clip`` takes; of a published model only what comes before the "#"."""
+    from unclip.clip import WEIGHTS, load_clip
+
+    kind, _, name = source.partition(":")
+    folder = Path(source)
+    if kind in ("open_clip", "transformers") and name:
+        model, _, tag = name.partition("@")
+        local = Path(tag or model).exists()
+        if not local:
+            return f"{kind}:{model}@{tag}" if kind == "open_clip" else source
+    elif (folder / WEIGHTS).is_file():  # the same sum as ``Clip.identity``, without building the network
+        digest = sha256()
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            for key in sorted(file.keys()):
+                digest.update(key.encode() + file.get_tensor(key).half().numpy().tobytes())
+        return f"{folder.resolve().name}#{digest.hexdigest()[:12]}"
+    return load_clip(source).identity

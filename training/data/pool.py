@@ -1,0 +1,149 @@
+"""A pool: composed scenes that are drawn once, embedded once, and then only read.
+
+A folder of ``pictures.bin`` (uint8 [M,3,S,S], one after the other), ``samples.jsonl`` (a caption and a key a
+line), ``pool.json`` (how many of them count, and what they were made of) and, for stages that are told CLIP's
+embeddings, ``embeddings.safetensors``. Scene i depends on the seed and i alone, so a pool whose making was
+cut off goes on, and one that is asked for more scenes grows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from tqdm import tqdm
+
+from unclip.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from unclip.config import Config, ConfigError
+from unclip.files import write_json
+
+FACTS, PICTURES, SAMPLES, EMBEDDINGS = "pool.json", "pictures.bin", "samples.jsonl", "embeddings.safetensors"
+Drawn = tuple[Tensor, list[str], list[str]]  # uint8 [n,3,S,S], captions, keys
+
+
+class PoolConfig(Config):
+    """Where a pool is kept, and how large it is."""
+
+    folder: str                       # made at the first start; on a disk that all machines share
+    scenes: int = Field(50_000, gt=0)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Scenes by number. image: uint8 [M,3,S,S], mapped from the disk."""
+
+    folder: Path
+    image: np.ndarray
+    caption: list[str]
+    key: list[str]
+
+    def __len__(self) -> int:
+        return len(self.caption)
+
+    def pictures(self, rows: list[int] | slice) -> Tensor:
+        """uint8 [n,3,S,S]."""
+        return torch.from_numpy(np.array(self.image[rows]))
+
+    def embedded(self, clip: str, embed: Callable[[Tensor], Tensor], batch: int = 256) -> Tensor:
+        """The scenes' image embeddings, float32 [M,D], by the CLIP of that identity; made where missing.
+
+        embed: uint8 [n,3,S,S] -> [n,D]. ``ConfigError`` if the pool was embedded by another CLIP.
+        """
+        path, known = self.folder / EMBEDDINGS, torch.zeros(0, 0)
+        if path.exists():
+            known = self._known(path, clip)
+        if len(known) < len(self):
+            parts = [] if not len(known) else [known]
+            starts = tqdm(range(len(known), len(self), batch), "embedding", unit_scale=batch, unit="pic")
+            parts += [embed(self.pictures(slice(i, min(i + batch, len(self))))).float().cpu() for i in starts]
+            known = torch.cat(parts)
+            save_checkpoint(path, {"image": known}, kind="pool", config={}, dtype=torch.float16, clip=clip)
+            known = known.half().float()  # as it will be read
+        return known[:len(self)]
+
+    def _known(self, path: Path, clip: str) -> Tensor:
+        try:
+            tensors, header = load_checkpoint(path, "pool")
+            found, by = tensors["image"], header["clip"]
+        except (CheckpointError, KeyError) as error:
+            raise ConfigError(f"the pool's {path} cannot be read ({error}); delete it, and it is made again"
+                              ) from None
+        if by != clip:
+            raise ConfigError(f"the pool {self.folder} was embedded by the CLIP {by}, not by {clip}; name "
+                              f"another folder in data.pool, or delete {path}, and it is made again")
+        return found
+
+
+def open_pool(config: PoolConfig, size: int, facts: dict, draw: Callable[[int], Iterator[Drawn]]) -> Pool:
+    """The pool of a folder, drawn as far as it is not yet.
+
+    size: S. facts: what the scenes depend on besides their number, JSON-able. draw: scenes in batches, for
+    ever, from a number on. ``ConfigError`` for a pool of other facts or another size, or one cut short.
+    """
+    folder, facts = Path(config.folder), {**facts, "format": 1, "size": size}
+    kept = _kept(folder, facts)
+    if kept < config.scenes:
+        _draw(folder, facts, config.scenes, kept, draw)
+    with open(folder / SAMPLES, encoding="utf-8") as lines:
+        captions, keys = zip(*map(json.loads, islice(lines, config.scenes)), strict=True)
+    image = np.memmap(folder / PICTURES, np.uint8, "r", shape=(config.scenes, 3, size, size))
+    return Pool(folder, image, list(captions), list(keys))
+
+
+def _kept(folder: Path, facts: dict) -> int:
+    """How many scenes the folder holds."""
+    path = folder / FACTS
+    if not path.exists():
+        return 0
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        kept = found.pop("count")
+        there = (folder / PICTURES).stat().st_size
+        with open(folder / SAMPLES, "rb") as lines:
+            told = sum(1 for _ in lines)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"the pool {folder} is damaged ({error!r}); delete it, and it is made again"
+                          ) from None
+    other = [f"{name} {found.get(name)!r}, not {facts.get(name)!r}"
+             for name in sorted({*found, *facts}) if found.get(name) != facts.get(name)]
+    if other:
+        raise ConfigError(f"the pool {folder} was made with {'; '.join(other)}: name another folder in "
+                          "data.pool, or delete this one, and it is made again")
+    if there < kept * 3 * facts["size"] ** 2 or told < kept:
+        raise ConfigError(f"the pool {folder} is cut short: {PICTURES} has {there:,} bytes and {SAMPLES} "
+                          f"{told:,} samples for {kept:,} scenes; delete it, and it is made again")
+    return kept
+
+
+def _draw(folder: Path, facts: dict, scenes: int, kept: int, draw: Callable[[int], Iterator[Drawn]],
+          every: int = 10_000) -> None:
+    """Draw scenes number ``kept`` and on. From time to time they are counted, so that little is ever lost."""
+    folder.mkdir(parents=True, exist_ok=True)
+    batches = draw(kept)
+    with (open(folder / PICTURES, "ab") as file, open(folder / SAMPLES, "ab+") as lines,
+          tqdm(total=scenes, initial=kept, desc="drawing", unit="scene") as bar):
+        file.truncate(kept * 3 * facts["size"] ** 2)  # what was drawn, but not counted yet
+        lines.seek(0)
+        lines.truncate(sum(len(line) for line in islice(lines, kept)))
+        while kept < scenes:
+            until = min(kept + every, scenes)
+            while kept < until:
+                image, captions, keys = next(batches)
+                n = min(len(captions), scenes - kept)
+                file.write(image[:n].numpy().tobytes())
+                rows = zip(captions[:n], keys[:n], strict=True)
+                lines.writelines(f"{json.dumps(row)}\n".encode() for row in rows)
+                kept += n
+                bar.update(n)
+            for one in (file, lines):
+                one.flush()
+                os.fsync(one.fileno())
+            write_json(folder / FACTS, {**facts, "count": kept})

@@ -1,0 +1,137 @@
+"""The curves of a run: means of its loss terms, in ``metrics.jsonl`` and for those who draw them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from unclip.config import ConfigError
+from unclip.files import written_aside
+
+QUARTILES = 4
+
+
+class Means:
+    """Means of loss terms over pictures, of all t and by quartile of t; sums are kept in between."""
+
+    def __init__(self, timesteps: int) -> None:
+        self.timesteps = timesteps
+        self.names: list[str] = []
+        self.sums: Tensor | None = None  # [4, K + 1]: of K terms, and of ones; by quartile of t
+
+    def add(self, terms: dict[str, Tensor], t: Tensor) -> None:
+        """Terms [N] by name, the same names every time, at t int64 [N] in 1..T."""
+        self.names = list(terms)
+        exact = torch.float32 if t.device.type == "mps" else torch.float64
+        values = torch.stack([*(term.detach().to(exact) for term in terms.values()),
+                              torch.ones(len(t), device=t.device, dtype=exact)], dim=1)
+        quartile = (t - 1) * QUARTILES // self.timesteps
+        of = quartile == torch.arange(QUARTILES, device=t.device)[:, None]  # [4, N]
+        sums = of.to(exact) @ values
+        self.sums = sums if self.sums is None else self.sums + sums
+
+    def take(self, accelerator: Accelerator | None = None) -> dict[str, float]:
+        """The means by name, over all processes if an accelerator is given; and begin anew."""
+        if self.sums is None:
+            return {}
+        sums = (self.sums if accelerator is None else accelerator.reduce(self.sums)).cpu()
+        self.sums = None
+        *columns, count = sums.T.tolist()
+        means = {name: sum(column) / sum(count) for name, column in zip(self.names, columns, strict=True)}
+        for name, column in zip(self.names, columns, strict=True):
+            means |= {f"{name}/quartile{q}": column[q] / count[q] for q in range(QUARTILES) if count[q]}
+        return means
+
+    def state_dict(self) -> dict:
+        """What ``load_state_dict`` takes up again."""
+        return {"names": self.names, "sums": None if self.sums is None else self.sums.cpu()}
+
+    def load_state_dict(self, state: dict, device: torch.device) -> None:
+        """Go on from a saved state."""
+        self.names = list(state["names"])
+        self.sums = None if state["sums"] is None else state["sums"].clone().to(device)
+
+
+class Curves:
+    """Points of curves, counted in pictures: a line of JSON that any program can read, and trackers."""
+
+    def __init__(self, out: Path, accelerator: Accelerator) -> None:
+        self.path, self.accelerator = out / "metrics.jsonl", accelerator
+
+    def start(self, seen: int, recipe: dict) -> None:
+        """Begin, or go on after ``seen`` pictures: what was recorded later will be recorded again."""
+        main = self.accelerator.is_main_process
+        if main:
+            cut(self.path, seen)
+        run = {"dir": str(self.path.parent), "name": self.path.parent.name, "resume": "allow"}
+        if main and "wandb" in self._trackers():
+            run["id"] = self._run_id()
+        try:
+            self.accelerator.init_trackers("unclip", config=None, init_kwargs={
+                "tensorboard": {"purge_step": seen + 1}, "wandb": {**run, "config": recipe}})
+        except Exception as error:
+            if "wandb" not in self._trackers():
+                raise
+            raise ConfigError(f"wandb does not start: {error}. Log in (wandb login), set WANDB_MODE=offline, "
+                              "or leave it out of train.trackers") from error
+
+    def _trackers(self) -> list[str]:
+        return [getattr(name, "value", name) for name in self.accelerator.log_with]
+
+    def _run_id(self) -> str:
+        """wandb's name of this run, the same when it goes on."""
+        path = self.path.parent / "wandb-id"
+        if not path.is_file():
+            with written_aside(path) as aside:
+                aside.write_text(os.urandom(6).hex(), encoding="utf-8")
+        return path.read_text(encoding="utf-8").strip()
+
+    def record(self, seen: int, values: dict[str, float]) -> None:
+        """A point after ``seen`` pictures."""
+        self.accelerator.log(values, step=seen)
+        if self.accelerator.is_main_process:
+            append(self.path, {"pictures": seen, **values})
+
+    def validated(self, seen: int) -> bool:
+        """Whether there is a point of validation after ``seen`` pictures."""
+        return any(point["pictures"] == seen and any(name.startswith("validation/") for name in point)
+                   for point in read(self.path))
+
+    def flush(self) -> None:
+        """Force the points to the disk."""
+        if self.path.is_file():
+            with open(self.path, "rb+") as file:
+                os.fsync(file.fileno())
+
+
+def append(path: Path, point: dict) -> None:
+    """Add a line of JSON to a file."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(point) + "\n")
+
+
+def read(path: Path) -> list[dict]:
+    """The points in a file of lines of JSON; a last line that a crash cut short is left out."""
+    points = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            points.append(json.loads(line))
+        except ValueError:
+            break
+    return points
+
+
+def cut(path: Path, seen: int) -> None:
+    """Leave out the points after more than ``seen`` pictures."""
+    if not path.is_file():
+        return
+    lines = [json.dumps(point) + "\n" for point in read(path) if point["pictures"] <= seen]
+    text = "".join(lines)
+    if text != path.read_text(encoding="utf-8"):
+        with written_aside(path) as aside:
+            aside.write_text(text, encoding="utf-8")

@@ -1,0 +1,184 @@
+"""The one training step: counted, at a rate that follows its number, and left out where it is not sound."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch import Tensor
+
+from unclip.config import Config
+from unclip.diffusion.noise import fold
+from unclip.diffusion.timesteps import LossSecondMoment, uniform
+from unclip.nets.blocks import Unit
+from unclip.stages import Stage
+
+from ..streams import Purpose, numbers, streams
+from .curves import Curves, Means
+from .ema import EMA
+from .examples import Examples
+from .guard import Guard, Part, Signals
+from .settings import Training
+from .sharding import clip_gradient, shard
+
+
+class Learner:
+    """Weights under an optimiser. A run adds where losses come from, what is averaged, and when it is saved.
+
+    batch_size: samples a step, over all processes; steps are counted in these.
+    total:      samples of the whole run.
+    """
+
+    optimizer: torch.optim.Optimizer  # of the run, which knows what decays
+
+    def __init__(self, out: Path, batch_size: int, total: int, accelerator: Accelerator) -> None:
+        self.out, self.batch_size, self.accelerator = out, batch_size, accelerator
+        self.total_steps = -(-total // batch_size)
+        self.guard = Guard(out, accelerator)
+        self.signals = Signals()
+        self.step = 0  # optimiser steps taken, or left out
+        self.saved = -1  # ... when it was last saved
+        self.told = False  # whether a signal came to any process
+
+    def rate(self, step: int) -> float:
+        """The learning rate of step number ``step``, from 0."""
+        raise NotImplementedError
+
+    @property
+    def seen(self) -> int:
+        """Samples seen."""
+        return self.step * self.batch_size
+
+    def due(self, every: int) -> bool:
+        """Whether the last step crossed a multiple of ``every`` samples."""
+        return self.seen // every > (self.seen - self.batch_size) // every
+
+    def take(self, parts: list[Part], norm: Tensor) -> bool:
+        """Take the step whose gradient is there, unless a loss or its norm is not finite anywhere; then it is
+        left out everywhere. Returns whether it was taken.
+        """
+        self.step += 1
+        sound = self._agreed(self.guard.sound(parts, norm))
+        if sound:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.rate(self.step - 1)
+            self.optimizer.step()
+            self.guard.in_a_row = 0
+        else:
+            self.guard.skipped(self.seen, parts, norm)
+        self.optimizer.zero_grad()
+        return sound
+
+    def _agreed(self, sound: bool) -> bool:
+        """Whether the step is sound in all processes; they also hear whether any was told to stop."""
+        flags = torch.tensor([not sound, self.signals.came], dtype=torch.float32,
+                             device=self.accelerator.device)
+        bad, told = self.accelerator.reduce(flags).tolist()
+        self.told = told > 0
+        return not bad
+
+
+class StageLearner(Learner):
+    """A stage that learns: its weights (``raw``), their average, its losses, and what is known of them.
+
+    order: what the order of its batches depends on besides the recipe; for who goes on.
+    """
+
+    def __init__(self, stage: Stage, settings: Training, recipe: Config, accelerator: Accelerator,
+                 order: dict | None = None) -> None:
+        super().__init__(Path(settings.out), settings.batch_size, settings.pictures, accelerator)
+        self.settings, self.recipe, self.order = settings, recipe, order or {}
+        self._prepare(stage.to(accelerator.device))
+        self.weights = list(self.raw.parameters())
+        self.optimizer = torch.optim.AdamW(
+            self.weights, lr=settings.learning_rate, betas=(settings.beta1, settings.beta2),
+            eps=settings.eps, weight_decay=settings.weight_decay,
+            fused=accelerator.device.type in ("cpu", "cuda"))
+        self.importance = None
+        if settings.timestep_sampler == "loss_second_moment":
+            self.importance = LossSecondMoment(self.raw.schedule.timesteps)
+        self.means = Means(self.raw.schedule.timesteps)
+        self.curves = Curves(self.out, accelerator)
+
+    def _prepare(self, stage: Stage) -> None:
+        """The stage as it is (``raw``), its average, and the stage as processes share it (``stage``)."""
+        accelerator, sharded = self.accelerator, getattr(self.accelerator, "shards", False)
+        if not sharded and any(p.dim() == 4 for p in stage.parameters()):
+            stage = stage.to(memory_format=torch.channels_last)
+        self.raw, self.sharded = stage, sharded
+        self.ema = EMA(stage, self.settings.ema_half_life)
+        for module in stage.modules():
+            if isinstance(module, Unit):
+                module.checkpointing = self.settings.checkpointing
+        if sharded:
+            for module in (stage, self.ema.module):
+                shard(module, accelerator.device, accelerator.mixed_precision == "bf16")
+        if self.settings.compile:
+            stage.network.compile()
+        # Of two networks (`last_network`) a step may leave one out.
+        unused = getattr(stage.config, "last_network", False)
+        accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=unused)
+        self.stage = stage if sharded else accelerator.prepare(stage)
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step: linear warm-up, then a half cosine to zero."""
+        s = self.settings
+        warm = s.learning_rate * min(1.0, (step + 1) * s.batch_size / max(s.warmup, 1))
+        if s.decay == "none":
+            return warm
+        return warm * 0.5 * (1 + math.cos(math.pi * min(step / self.total_steps, 1.0)))
+
+    def _optimise(self, batches: Iterator[Examples]) -> None:
+        """One optimiser step over ``accumulate`` batches (Kingma & Ba 2015; Loshchilov & Hutter 2019)."""
+        accumulate, parts = self.settings.accumulate, []
+        for micro in range(accumulate):
+            examples = next(batches)
+            with self._shared(last=micro == accumulate - 1):
+                part, loss = self._losses(examples, self.step * accumulate + micro)
+                self.accelerator.backward(loss.mean() / accumulate)
+            parts.append(part)
+        if self.take(parts, clip_gradient(self.weights, self.settings.clip_norm)):
+            self.ema.update(self.raw, self.settings.batch_size, self.seen)
+            for part in parts:
+                self.means.add(part.terms, part.t)
+
+    def _shared(self, last: bool) -> AbstractContextManager:
+        """Gradients are averaged over the processes after the last part of a step."""
+        return nullcontext() if last or self.sharded else self.accelerator.no_sync(self.stage)
+
+    def _losses(self, examples: Examples, index: int) -> tuple[Part, Tensor]:
+        """Loss terms of batch number ``index``, and the loss [N] to be averaged.
+
+        A picture's t, noise and drops depend on the seed and its number alone, and its t also on what
+        importance sampling has seen. Dropout depends on (seed, rank, index).
+        """
+        rank, world, seed = (self.accelerator.process_index, self.accelerator.num_processes,
+                             self.settings.seed)
+        x0, n = examples.x0, len(examples)
+        source = streams(seed, Purpose.LOSS, numbers(index, n, rank, world), x0.device)
+        if self.importance is None:
+            t = uniform(n, self.raw.schedule.timesteps, source)
+        else:
+            t = self.importance.draw(n, source)
+        noise = source(x0.shape[1:])
+        conditions = self.raw.drop(examples.conditions, source)
+        torch.manual_seed(fold(seed, rank, index))
+        with self.accelerator.autocast():
+            terms = self.stage(x0, t, noise, conditions)
+        terms = {name: term.float() for name, term in terms.items()}
+        part = Part(examples.keys, t, {name: term.detach() for name, term in terms.items()})
+        return part, terms["loss"] if self.importance is None else self._weighted(terms["loss"], t)
+
+    def _weighted(self, loss: Tensor, t: Tensor) -> Tensor:
+        """The loss with its weights; the sampler learns what it was, from all processes in the pictures'
+        order, as far as it is finite.
+        """
+        weights, world = self.importance.weights(t).to(loss), self.accelerator.num_processes
+        t, seen = (self.accelerator.gather(x.detach()).view(world, -1).T.flatten() for x in (t, loss))
+        finite = seen.isfinite()
+        self.importance.update(t[finite], seen[finite])
+        return weights * loss

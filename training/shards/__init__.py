@@ -1,0 +1,1 @@
+"""Shards, from pictures and captions anywhere."""

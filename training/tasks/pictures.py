@@ -1,0 +1,164 @@
+"""What the decoder's and the upsampler's programs share: both learn pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor
+
+from unclip.config import ConfigError
+from unclip.data.batches import Batch, shrink
+from unclip.data.images import grid
+from unclip.diffusion.noise import Noise, Random
+from unclip.pipeline.conditions import conditions_of
+from unclip.stages import Conditions, Decoder
+
+from ..data.config import DataConfig
+from ..data.embeddings import Embeddings
+from ..data.source import Source
+from ..programs import program
+from ..run.examples import Examples
+from ..run.loop import train
+from ..run.settings import make_accelerator, micro_batch
+from ..streams import Purpose, numbers, streams
+from .frozen import frozen_clip
+from .recipes import TOKENIZER, PictureRecipe
+from .start import begin
+from .tokens import tokenizer_of
+
+
+class PictureTask:
+    """Pictures and captions -> what a decoder is trained on."""
+
+    def __init__(self, recipe: PictureRecipe, stage: Decoder, accelerator: Accelerator) -> None:
+        self.recipe, self.stage, self.accelerator = recipe, stage, accelerator
+        self.device = accelerator.device
+        _check_size(recipe.data, stage)
+        self.clip, identity = frozen_clip(recipe, stage, self.device)
+        with accelerator.main_process_first():  # one process makes a pool
+            self.source = Source(recipe.data, recipe.train.seed, accelerator.process_index,
+                                 accelerator.num_processes)
+            if self.source.pool is not None and stage.takes_image:
+                self.source.embed(identity, self._encoded)
+        self.order = self.source.order
+        self.tokenizer = None
+        if stage.takes_tokens:
+            self.tokenizer = tokenizer_of(recipe.tokenizer, stage.config.text)
+        if identity is not None:
+            stage.facts["clip"] = identity
+        if stage.takes_image:
+            self._measure_embeddings()
+
+    def _measure_embeddings(self, batches: int = 16, n: int = 128) -> None:
+        """Mean and standard deviation of the training pictures' embeddings, for whitening.
+
+        Every process measures the same pictures, which are those that one process would measure.
+        """
+        if self.source.embeds is not None:
+            self.stage.set_statistics(self.source.embeds.mean(0), self.source.embeds.std(0))
+            return
+        if self.recipe.data.embeddings is not None:
+            found = Embeddings(self.recipe.data.embeddings)
+            self.stage.set_statistics(found.mean, found.std)
+            return
+        source = Source(self.recipe.data, self.recipe.train.seed).batches(n)
+        embeds = torch.cat([self._encoded(next(source).image) for _ in range(batches)])
+        self.stage.set_statistics(embeds.mean(0), embeds.std(0))
+
+    @torch.no_grad()
+    def _encoded(self, image: Tensor) -> Tensor:
+        with self.accelerator.autocast():
+            return self.clip.encode_image(image.to(self.device)).float()
+
+    def conditions(self, batch: Batch, low_res: Tensor | None, picture: Tensor | None = None) -> Conditions:
+        """What the stage is told about a batch; picture: [N,3,S,S] at its size, a part of which is known."""
+        with self.accelerator.autocast():
+            return conditions_of(self.stage, self.clip, batch, low_res, self.tokenizer, picture)
+
+    def examples(self, batch: Batch, source: Random = None) -> Examples:
+        """One batch; with random numbers the low-resolution picture is corrupted, as in training."""
+        picture = batch.image.to(self.device)
+        low_res, config = None, self.stage.config.low_res
+        if config is None:
+            picture = shrink(picture, self.stage.size)
+        else:
+            factor = self.stage.size // config.size
+            low_res = shrink(picture, picture.shape[-1] // factor)
+            low_res = low_res if source is None else self.stage.corrupt(low_res, source)
+        conditions = self.conditions(batch, low_res, picture)
+        return Examples(self.stage.to_data(picture, conditions), conditions, batch.key)
+
+    def batches(self, start: int) -> Iterator[Examples]:
+        n, accelerator = micro_batch(self.recipe.train, self.accelerator), self.accelerator
+        for number, batch in enumerate(self.source.batches(n, start), start):
+            mine = numbers(number, n, accelerator.process_index, accelerator.num_processes)
+            spoil = None
+            if self.stage.config.low_res is not None:
+                spoil = streams(self.recipe.train.seed, Purpose.CORRUPT, mine, self.device)
+            yield self.examples(batch, spoil)
+
+    @cached_property
+    def _heldout(self) -> list[Examples]:
+        batch = self.source.heldout(256)
+        if batch is None:
+            return []
+        return [self.examples(batch[i:i + 64]) for i in range(0, len(batch.image), 64)]
+
+    def validation(self) -> list[Examples]:
+        return self._heldout
+
+    def draw(self, stage: Decoder) -> Image.Image:
+        """Rows of (real, what the stage was given, drawn), 16 pictures wide."""
+        if self._heldout:
+            examples = self._heldout[0]
+        else:
+            examples = self.examples(next(self.source.batches(32)))
+        columns = min(16, len(examples))
+        count = min(32, len(examples) // columns * columns)  # whole rows
+        conditions = {key: value[:count] for key, value in examples.conditions.items()}
+        x0 = examples.x0[:count]
+        *_, last = stage.sample(conditions, Noise(range(len(x0)), device=self.device))
+        rows = [stage.to_picture(x0, conditions), stage.to_picture(last.x, conditions)]
+        if "base" in conditions:
+            rows.insert(1, conditions["base"])
+        rows = [row[i:i + columns] for i in range(0, count, columns) for row in rows]
+        picture = grid(torch.cat(rows).float().cpu(), columns=columns)
+        scale = max(1, 64 // rows[0].shape[-1])
+        return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+
+
+def _check_size(data: DataConfig, stage: Decoder) -> None:
+    """Refuse pictures that the stage cannot learn from."""
+    net, low_res, side = stage.config.net, stage.config.low_res, data.crop or data.size
+    if low_res is None and side < stage.size:
+        raise ConfigError(f"pictures of {side} pixels are smaller than the stage's {stage.size}")
+    if low_res is not None and data.size != stage.size:
+        raise ConfigError(f"data.size is {data.size}, but the upsampler makes {stage.size} pixels")
+    if low_res is not None:
+        grid_cell = net.pixel_unshuffle * 2 ** (len(net.channel_mult) - 1)
+        multiple = math.lcm(grid_cell, stage.size // low_res.size)
+        if side % multiple:
+            raise ConfigError(f"data.crop {side} is no multiple of {multiple}, as this network needs")
+
+
+def main(description: str, wants_low_res: bool, argv: list[str] | None = None) -> None:
+    """The command of both programs."""
+    recipe = program(PictureRecipe, description, argv)
+    if recipe is None:
+        return
+    if bool(recipe.stage.low_res) != wants_low_res:
+        raise ConfigError("stage.low_res belongs to upsamplers, and every upsampler has it")
+    accelerator = make_accelerator(recipe.train)
+    torch.manual_seed(recipe.train.seed)
+    stage = Decoder(recipe.stage)
+    begin(stage, recipe.start)
+    task = PictureTask(recipe, stage.to(accelerator.device), accelerator)
+    if task.tokenizer is not None and accelerator.is_main_process:
+        task.tokenizer.save(Path(recipe.train.out) / TOKENIZER)
+    train(stage, task, recipe.train, recipe, accelerator)

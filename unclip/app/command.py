@@ -1,0 +1,127 @@
+"""The command ``unclip "a goldfish"``: draws a picture and says where it is; ``unclip batch`` draws a file of
+prompts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from .. import __version__
+from ..files import words
+from ..models import DEFAULT_MODEL, shipped_models
+from . import cli
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="unclip", description="Draw pictures of a text.",
+                                   epilog="unclip batch LINES FOLDER draws a picture for every line of a "
+                                          "file; see unclip batch --help")
+    add = made.add_argument
+    add("prompt", nargs="?", help='what to draw, such as "a goldfish"')
+    add("-o", "--output", type=Path, help="file to write (default: the prompt's words, .png)")
+    add("-n", type=int, default=1, metavar="N", help="number of pictures, as one grid (default 1)")
+    add("--strip", type=Path, metavar="FILE", help="write there how it came out of the noise: a film strip "
+        "of the decoder's steps, x_t above and the predicted picture below")
+    add("--columns", type=int, default=8, metavar="N", help="steps that the strip shows (default 8)")
+    add("--image", type=Path, metavar="FILE", help="a picture, of which a model that inpaints paints a part")
+    add("--mask", type=Path, metavar="FILE", help="which part: a picture of its size, white = painted anew")
+    cli.add_model(made)
+    cli.add_options(made)
+    add("--plan", action="store_true", help="print what the model takes of memory, a stage, and end; nothing "
+        "is fetched")
+    add("--models", action="store_true", help="list the models that are known by name, and end")
+    add("--version", action="version", version=f"unclip {__version__}")
+    return made
+
+
+def draw(args: argparse.Namespace) -> Path:
+    """Draw what the command line asks for; returns the picture's file."""
+    from PIL import Image
+
+    from ..data.images import grid, save_png, to_tensor
+
+    if args.prompt is not None and not args.prompt.strip():
+        raise ValueError("the prompt is empty; say what to draw, for example: a goldfish")
+    output = args.output or Path(f"{words(args.prompt or args.model)}.png")
+    _check_files(args, output)
+    files = {"image": args.image, "mask": args.mask}
+    given = {name: Image.open(file) for name, file in files.items() if file is not None}
+    pipeline, frames, watching = cli.loaded(args), [], {}
+    if args.strip:
+        watching = {"watch": frames.append, "batch_size": args.n}  # one batch: a strip of every picture
+    made = pipeline.generate(args.prompt, n=args.n, seed=args.seed, **cli.options_from(args), **watching,
+                             **given, progress=_progress if sys.stderr.isatty() else None)
+    if isinstance(made, list):
+        import torch
+
+        made = grid(torch.stack([to_tensor(picture) for picture in made]), columns=min(len(made), 4))
+    save_png(made, output)
+    if args.strip:
+        from .strip import film_strip
+
+        save_png(film_strip(frames, args.columns), args.strip)
+    return output
+
+
+def _check_files(args: argparse.Namespace, output: Path) -> None:
+    """Find out now what cannot be written."""
+    for file in (output, args.strip) if args.strip else (output,):
+        if file.suffix.lower() != ".png":
+            raise ValueError(f"{file}: pictures are written as PNG; give the file a name that ends in .png")
+        cli.check_writable(file)
+    if args.columns < 1:
+        raise ValueError(f"--columns must be at least 1, not {args.columns}")
+    if args.strip and args.strip.resolve() == output.resolve():
+        raise ValueError(f"{output} is the picture's file; name another for --strip")
+
+
+def _progress(stage: str, done: int, total: int) -> None:
+    bar = "#" * (20 * done // total)
+    end = "\r" if done < total else "\r\033[K"
+    print(f"{stage:>14} [{bar:<20}] {done}/{total}", end=end, file=sys.stderr, flush=True)
+
+
+def _models() -> str:
+    from ..convert.catalogue import MODELS
+
+    rows = [(name, "comes with the package", "MIT") for name in shipped_models()]
+    rows += [(model.name, model.about, model.licence.name) for model in MODELS.values()]
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    return "\n".join(f"{name:<{widths[0]}}  {about:<{widths[1]}}  {licence}" for name, about, licence in rows)
+
+
+def _plan(args: argparse.Namespace) -> str:
+    from ..plan import plan
+
+    return str(plan(args.model, args.dtype, args.n))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    start = time.perf_counter()
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["batch"]:
+        from . import batch
+
+        return batch.main(argv[1:])
+    args = parser().parse_args(argv)
+    if args.models:
+        return cli.run("unclip", lambda: print(_models()))
+    if args.plan:
+        return cli.run("unclip", lambda: print(_plan(args)))
+    if args.prompt is None and args.model == DEFAULT_MODEL:
+        parser().print_help()
+        return 2
+
+    def work() -> None:
+        output = draw(args)
+        print(f"{output}  (model {args.model}, seed {args.seed}, {time.perf_counter() - start:.1f} s)")
+
+    return cli.run("unclip", work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""Karlo, a public unCLIP: text, prior, decoder of 64 pixels, upsampler to 256 with two networks.
+
+    from_diffusers("karlo-v1-alpha")     # the folder of a UnCLIPPipeline
+    from_original("karlo/v1.0.alpha")    # the files that kakaobrain/karlo's setup.sh fetches
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...checkpoint import CheckpointError
+from ...clip import Clip, load_openai, load_transformers
+from ...pipeline.pipeline import Pipeline
+from ...resources.weightless import weightless
+from ...stages import Decoder, Prior
+from ..catalogue import PublicModel
+from ..tensors import fill, read
+from . import names
+from .configs import RELEASED, UNTOLD, Configs, Untold, original_configs, stage_configs
+
+PARTS = ("prior", "decoder", "text_proj", "super_res_first", "super_res_last")
+SCHEDULERS = ("prior_scheduler", "decoder_scheduler", "super_res_scheduler")
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin",
+           "diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.fp16.bin")
+ORIGINAL = {"prior": "prior-ckpt*.ckpt", "decoder": "decoder-ckpt*.ckpt",
+            "upsampler": "improved-sr-ckpt*.ckpt", "clip": "ViT-L-14.pt", "statistics": "ViT-L-14_stats.th"}
+PREFIXES = {"prior": "model.", "decoder": "model.", "upsampler": "model_first_steps."}
+LAST = "model_last_step."  # the upsampler's second network
+TEXT_ENCODER = 123_650_304  # parameters of the text half of CLIP ViT-L/14
+DESCRIPTION = "Karlo v1.0.alpha (Lee et al. 2022, Kakao Brain): unCLIP, text to image, 256 pixels"
+
+
+def configs(model: PublicModel | None = None) -> dict[str, object]:
+    """The stages of a public model of this family, for a plan; None = the released one's.
+
+    "clip" is the number of the text encoder's parameters.
+    """
+    found = stage_configs(model.args if model and model.args else RELEASED)
+    return {"prior": found["prior"], "decoder": found["decoder"], "upsamplers": [found["upsampler"]],
+            "clip": TEXT_ENCODER}
+
+
+def from_diffusers(folder: str | Path) -> Pipeline:
+    """The folder that diffusers' UnCLIPPipeline is kept in, as a pipeline on the CPU.
+
+    Raises CheckpointError, which names the part, for what is missing, damaged or of another kind.
+    """
+    folder = Path(folder)
+    _check_parts(folder)
+    settings = {part: _json(folder / part / "config.json") for part in PARTS}
+    settings |= {part: _json(folder / part / "scheduler_config.json") for part in SCHEDULERS}
+    config = stage_configs(settings, str(folder))
+    net = config["prior"].net
+    prior = _stage(Prior, config["prior"], [names.prior(
+        _weights(folder / "prior"), net.layers, net.heads, str(folder / "prior"))], folder / "prior")
+    net, source = config["decoder"].net, str(folder / "decoder")
+    decoder = _stage(Decoder, config["decoder"], [
+        names.unet(_weights(folder / "decoder"), net, source),
+        names.text_proj(_weights(folder / "text_proj"), str(folder / "text_proj")),
+        _unwhitened(net.image_embed_dim)], f"{source} with text_proj")
+    net, source = config["upsampler"].net, str(folder / "super_res_first")
+    upsampler = _stage(Decoder, config["upsampler"], [
+        names.unet(_weights(folder / "super_res_first"), net, source),
+        names.unet(_weights(folder / "super_res_last"), net, source, "last"),
+        _unwhitened(0)], f"{source} with super_res_last")
+    clip = load_transformers(folder / "text_encoder", folder / "tokenizer")
+    return _pipeline(prior, decoder, upsampler, clip)
+
+
+def from_original(folder: str | Path, untold: Untold = UNTOLD) -> Pipeline:
+    """The published files, as a pipeline on the CPU; CLIP has its picture tower too.
+
+    untold: what the files do not say.
+
+    Raises CheckpointError, which names the file, for what is missing, damaged or of another kind.
+    """
+    files = _original_files(Path(folder))
+    published = {part: read(files[part]) for part in PREFIXES}
+    config, source = _told(published, untold, str(folder)), {part: str(file) for part, file in files.items()}
+    mean, std = _statistics(files["statistics"])
+    prior = _stage(Prior, config["prior"], [
+        names.original_prior(published["prior"], config["prior"].net.layers, source["prior"]),
+        ({"embed_mean": mean, "embed_std": std}, [])], source["prior"])
+    net = config["decoder"].net
+    decoder = _stage(Decoder, config["decoder"], [
+        names.original_unet(published["decoder"], net, source["decoder"]),
+        _unwhitened(net.image_embed_dim)], source["decoder"])
+    net = config["upsampler"].net
+    last, others = names.without(LAST, published["upsampler"])
+    first = {name: published["upsampler"][name] for name in others}
+    upsampler = _stage(Decoder, config["upsampler"], [
+        names.original_unet(first, net, source["upsampler"], PREFIXES["upsampler"]),
+        names.original_unet(last, net, source["upsampler"], "", "last"),
+        _unwhitened(0)], source["upsampler"])
+    return _pipeline(prior, decoder, upsampler, _openai(files["clip"], untold))
+
+
+def _pipeline(prior: Prior, decoder: Decoder, upsampler: Decoder, clip: Clip) -> Pipeline:
+    clip.source = "karlo"
+    net = prior.config.net
+    if (clip.embed_dim, clip.text_dim, clip.context_length) != (net.embed_dim, net.text_dim, net.text_length):
+        raise CheckpointError(
+            f"the text encoder makes embeddings of {clip.embed_dim}, and {clip.context_length} tokens of "
+            f"{clip.text_dim}; the prior takes {net.embed_dim}, and {net.text_length} of {net.text_dim}")
+    for stage in (prior, decoder):
+        stage.facts["clip"] = clip.identity
+    return Pipeline(decoder, prior, [upsampler], clip, name="karlo", description=DESCRIPTION).eval()
+
+
+def _stage(kind: type, config, parts: list[names.Renamed], source: str | Path):
+    """A stage without a second copy of any of its weights."""
+    with weightless():
+        stage = kind(config)
+    tensors = {name: value for ours, _ in parts for name, value in ours.items()}
+    fill(stage, tensors, [name for _, unused in parts for name in unused], str(source))
+    return stage.eval().requires_grad_(False)
+
+
+def _unwhitened(dim: int) -> names.Renamed:
+    """The statistics of a stage that takes embeddings as they come."""
+    return {"embed_mean": torch.zeros(dim), "embed_std": torch.ones(dim)}, []
+
+
+def _check_parts(folder: Path) -> None:
+    kind = _json(folder / "model_index.json").get("_class_name")
+    if kind != "UnCLIPPipeline":
+        raise CheckpointError(f"{folder} holds a {kind}, not a UnCLIPPipeline, which Karlo is")
+    parts = (*PARTS, *SCHEDULERS, "text_encoder", "tokenizer")
+    if missing := [part for part in parts if not (folder / part).is_dir()]:
+        raise CheckpointError(f"{folder} lacks the folders {', '.join(missing)}")
+
+
+def _json(path: Path) -> Mapping[str, object]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"there is no file {path}") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} is damaged: it holds no settings by name")
+    return values
+
+
+def _weights(folder: Path) -> dict[str, Tensor]:
+    """A part's tensors, from one file, or from several and their index."""
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return read(folder / name)
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            files = sorted({str(file) for file in _json(index).get("weight_map", {}).values()})
+            return {name: value for file in files for name, value in read(folder / file).items()}
+    raise CheckpointError(f"{folder} holds no weights: none of {', '.join(WEIGHTS)} is there")
+
+
+def _original_files(folder: Path) -> dict[str, Path]:
+    found = {part: sorted(folder.glob(pattern)) for part, pattern in ORIGINAL.items()}
+    if missing := [ORIGINAL[part] for part, files in found.items() if not files]:
+        raise CheckpointError(f"{folder} lacks {', '.join(missing)}")
+    if several := [str(file) for files in found.values() if len(files) > 1 for file in files]:
+        raise CheckpointError(f"{folder} holds several files of one kind; leave one of {', '.join(several)}")
+    return {part: files[0] for part, files in found.items()}
+
+
+def _told(published: Mapping[str, Mapping[str, Tensor]], untold: Untold, source: str) -> Configs:
+    inside = {part: names.without(prefix, published[part])[0] for part, prefix in PREFIXES.items()}
+    try:
+        return original_configs(inside, untold)
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{source} does not hold Karlo's networks: {error}") from None
+
+
+def _statistics(path: Path) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [D] of CLIP's image embeddings."""
+    try:
+        mean, std = torch.load(path, map_location="cpu", weights_only=True)
+        return mean.flatten(), std.flatten()
+    except Exception as error:  # a damaged pickle can lead to any
+        raise CheckpointError(f"{path} holds no mean and standard deviation: {error}") from None
+
+
+def _openai(path: Path, untold: Untold) -> Clip:
+    """OpenAI's own file is a program with weights (TorchScript), of which only the weights are used."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            program = any("/code/" in name for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        program = False
+    if not program:
+        return load_openai(read(path), str(path), untold.head_channels)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # TorchScript is on its way out
+            tensors = torch.jit.load(path, map_location="cpu").state_dict()
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} cannot be read: it is damaged or cut short ({error})") from None
+    return load_openai(tensors, str(path), untold.head_channels)

@@ -1,0 +1,1 @@
+"""GLIDE, ADM and improved DDPM, as OpenAI published them."""

@@ -1,0 +1,133 @@
+"""Samples as one batch: pictures, captions, classes, and what was embedded of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from ..config import ConfigError
+from .pictures import square
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pictures float [N,3,S,S] in [-1,1], their captions, keys, and classes int64 [N] (-1 = none).
+
+    embedded: what ``data.embeddings`` holds of them; None without that.
+    corrupt: (key, reason) of the samples that could not be read; their successors stand in for them.
+    """
+
+    image: Tensor
+    caption: list[str]
+    key: list[str]
+    classes: Tensor | None = None  # None: they come from where there are no classes
+    embedded: Embedded | None = None
+    corrupt: tuple[tuple[str, str], ...] = ()
+
+    def __getitem__(self, part: slice) -> Batch:
+        return Batch(self.image[part], self.caption[part], self.key[part],
+                     None if self.classes is None else self.classes[part],
+                     None if self.embedded is None else self.embedded[part])
+
+
+def stack(
+    samples: Sequence[dict],
+    size: int,
+    crop: int | None = None,
+    background: str = "white",
+) -> Batch:
+    """The square in the middle of each picture, resized to ``size``; random windows of ``crop`` if asked.
+
+    samples: as ``read_shards`` yields them; the integer "class" of a record is the picture's class. The
+    windows are always the same.
+    """
+    rng = Random(0)
+    images = [window(pixels(square(s["image"], size, background=background)), crop, rng) for s in samples]
+    return Batch(floats(torch.stack(images)), [s["caption"] for s in samples], [s["key"] for s in samples],
+                 torch.tensor([class_of(s["record"], s["key"]) for s in samples]))
+
+
+def padded(states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Hidden states of several captions, each [L,W], as float32 [N,L,W] with a mask bool [N,L]."""
+    lengths = torch.tensor([len(one) for one in states])
+    tokens = torch.nn.utils.rnn.pad_sequence([one.float() for one in states], batch_first=True)
+    return tokens, torch.arange(tokens.shape[1])[None] < lengths[:, None]
+
+
+def pixels(image: Image.Image) -> Tensor:
+    """An RGB picture as uint8 [3,H,W]."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def floats(images: Tensor) -> Tensor:
+    """uint8 -> float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def class_of(record: dict, key: str) -> int:
+    """The integer "class" of a record, -1 for none; ``ConfigError`` for what is no class."""
+    number = record.get("class", -1)
+    if isinstance(number, bool) or not isinstance(number, int) or number < -1:
+        raise ConfigError(f"the class of {key} is {number!r}; it must be an integer from 0 on")
+    return number
+
+
+def classes_of(batch: Batch, known: int) -> Tensor:
+    """Classes int64 [N] of pictures, of which 0 to ``known`` - 1 are allowed; else ``ConfigError``."""
+    if batch.classes is None:
+        raise ConfigError("this stage takes classes, which composed icons have not; use data.kind: shards")
+    for key, number in zip(batch.key, batch.classes.tolist(), strict=True):
+        if not 0 <= number < known:
+            raise ConfigError(f"this stage takes classes 0 to {known - 1}; the record of {key} has "
+                              + ("none" if number < 0 else f"{number}"))
+    return batch.classes
+
+
+def shrink(picture: Tensor, size: int) -> Tensor:
+    """[N,3,S,S] -> [N,3,size,size] by the mean of each cell (exact for whole factors)."""
+    if picture.shape[-1] == size:
+        return picture
+    return F.interpolate(picture, size=(size, size), mode="area")
+
+
+Looked = tuple[Tensor, Tensor, Tensor | None]
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Of a batch: embeddings of pictures and captions [N,D], and the captions' hidden states [N,L,W] with
+    their mask [N,L], or None if these are not kept.
+    """
+
+    image: Tensor
+    text: Tensor | None = None  # a pool's captions are not embedded
+    tokens: Tensor | None = None
+    mask: Tensor | None = None
+
+    def __getitem__(self, part: slice) -> Embedded:
+        return Embedded(*(None if x is None else x[part] for x in
+                          (self.image, self.text, self.tokens, self.mask)))
+
+
+def gathered(embedded: Sequence[Looked]) -> Embedded:
+    """What was embedded of single samples, as one batch."""
+    image, text = (torch.stack([one[part] for one in embedded]) for part in (0, 1))
+    if embedded[0][2] is None:
+        return Embedded(image, text)
+    return Embedded(image, text, *padded([states for _, _, states in embedded]))
+
+
+def window(image: Tensor, side: int | None, rng: Random) -> Tensor:
+    """A random window [C,side,side] of [C,S,S]; None: all of it."""
+    room = image.shape[-1] - (side or image.shape[-1])
+    if room <= 0:
+        return image
+    y, x = rng.randint(0, room), rng.randint(0, room)
+    return image[:, y:y + side, x:x + side]

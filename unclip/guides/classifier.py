@@ -1,0 +1,96 @@
+"""A classifier of noised pictures: trained by itself, its gradient then guides a decoder.
+
+Dhariwal & Nichol 2021, section 4: the gradient of log p(class | x_t) is added to the score.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from ..checkpoint import load_checkpoint, rebuilt, save_checkpoint
+from ..config import Config
+from ..diffusion.gaussian import diffuse
+from ..diffusion.guidance import GradFn
+from ..diffusion.schedule import make_schedule
+from ..nets.classifier import ClassifierConfig, NoisedClassifier
+from ..stages import Conditions
+
+
+class ClassifierStageConfig(Config):
+    """The class of a picture at any noise level of a process."""
+
+    kind: Literal["classifier"] = "classifier"
+    net: ClassifierConfig
+    schedule: Literal["cosine", "linear", "flow"] = "cosine"  # that of the decoder to be guided
+    timesteps: int = Field(1000, ge=1)
+    scale: float = Field(1.0, ge=0)  # how strongly it leads where nothing else is asked for
+
+
+class Classifier(nn.Module):
+    """p(class | x_t), for the training loop a stage like the others."""
+
+    def __init__(self, config: ClassifierStageConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.network = NoisedClassifier(config.net)
+        self.schedule = make_schedule(config.schedule, config.timesteps)
+        self.facts: dict = {}  # what the checkpoint said besides: pictures seen, ...
+
+    @property
+    def classes(self) -> int:
+        """How many there are."""
+        return self.config.net.classes
+
+    def forward(self, x0: Tensor, t: Tensor, noise: Tensor, conditions: Conditions) -> dict[str, Tensor]:
+        """Cross entropy in nats and accuracy (0 or 1) of noised pictures, each [N]."""
+        classes = conditions["classes"]
+        logits = self.logits(diffuse(x0, noise, self.schedule.at(t)), t)
+        entropy = F.cross_entropy(logits, classes, reduction="none")
+        return {"loss": entropy, "cross_entropy": entropy, "accuracy": (logits.argmax(1) == classes).float()}
+
+    def logits(self, x: Tensor, t: Tensor) -> Tensor:
+        """Pictures x [N,3,S,S] at levels t int64 [N] in 1..T -> [N,classes], float32."""
+        return self.network(x, (t - 1).float()).float()  # OpenAI's networks count from 0
+
+    def features(self, x: Tensor) -> Tensor:
+        """What it sees in clean pictures [N,3,S,S], for distances between sets of them: [N,C], float32."""
+        return self.network.features(x, torch.zeros(len(x), device=x.device)).float()
+
+    def drop(self, conditions: Conditions, generator: torch.Generator | None = None) -> Conditions:
+        """Nothing is left out: the class is what there is to learn."""
+        return conditions
+
+    def climb(self, classes: Tensor, scale: float = 1.0) -> GradFn:
+        """For ``guidance.gradient``: scale * grad_x log p(classes | x_t = x), as in
+        Dhariwal & Nichol 2021, section 4.2.
+
+        classes: int64 [N]. scale: above 1 follows p^scale, sharper than p (section 4.3).
+        """
+        def gradient(x: Tensor, t: Tensor, x0: Tensor) -> Tensor:
+            x = x.detach().requires_grad_()
+            log_p = self.logits(x, t).log_softmax(1).gather(1, classes[:, None])
+            return scale * torch.autograd.grad(log_p.sum(), x)[0]
+        return gradient
+
+    def save(self, path: str | Path, dtype: torch.dtype | None = None, **facts: object) -> None:
+        """Write the classifier as one checkpoint."""
+        save_checkpoint(path, self.state_dict(), kind=self.config.kind, dtype=dtype,
+                        config=self.config.model_dump(mode="json"), **{**self.facts, **facts})
+
+
+def load_classifier(path: str | Path, device: str | torch.device = "cpu",
+                    dtype: torch.dtype = torch.float32) -> Classifier:
+    """Rebuild a classifier from its checkpoint, or from the folder of its run; eval mode, no gradients.
+
+    dtype: of its weights, as in ``load_stage``.
+    """
+    path = Path(path)
+    path = path / "classifier.safetensors" if path.is_dir() else path
+    tensors, header = load_checkpoint(path, "classifier", dtype, device)
+    return rebuilt(Classifier, ClassifierStageConfig, tensors, header, str(path)).to(device)

@@ -1,0 +1,91 @@
+"""A CLIP that knows noised pictures: its gradient guides a decoder at every noise level.
+
+Nichol et al. 2021, section 2.4: the mean of a step is moved along the gradient of how well the text and
+the noised picture agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoint import load_checkpoint, rebuilt, save_checkpoint
+from ..config import Config
+from ..diffusion.guidance import GradFn
+from ..nets.noised_clip import NoisedClipConfig, NoisedClipNet
+
+
+class NoisedClipStageConfig(Config):
+    """A CLIP of the noised pictures of one process, of ``net.timesteps`` steps."""
+
+    kind: Literal["noised_clip"] = "noised_clip"
+    net: NoisedClipConfig
+    schedule: Literal["cosine", "linear", "flow"] = "cosine"  # that of the decoder to be guided
+
+
+class NoisedClip(nn.Module):
+    """Embeddings of texts and of noised pictures, and the gradient that brings them together."""
+
+    def __init__(self, config: NoisedClipStageConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.network = NoisedClipNet(config.net)
+        self.facts: dict = {}  # what the checkpoint said besides
+
+    @cached_property
+    def _byte_pairs(self):
+        from ..clip.public import byte_pairs
+
+        return byte_pairs()
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """CLIP's byte pairs between their two marks, cut at the context length and padded with 0.
+
+        Returns ids int64 [N,L] and the texts' lengths, int64 [N].
+        """
+        pairs, length = self._byte_pairs, self.config.net.length
+        rows = [[pairs.sot_token_id, *pairs.encode(text)[:length - 2], pairs.eot_token_id] for text in texts]
+        ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
+        return ids, torch.tensor([len(row) for row in rows])
+
+    @torch.no_grad()
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Embeddings of length 1, float32 [N,D]."""
+        device = self.network.text.position.device
+        ids, lengths = self.tokenize(texts)
+        return self.network.encode_text(ids.to(device), lengths.to(device))
+
+    def encode_image(self, x: Tensor, t: Tensor) -> Tensor:
+        """Pictures x [N,3,S,S] at levels t int64 [N] in 1..T -> float32 [N,D] of length 1, differentiable."""
+        return self.network.encode_image(x, t - 1)  # OpenAI's networks count from 0
+
+    def climb(self, texts: Sequence[str], scale: float = 1.0) -> GradFn:
+        """For ``guidance.gradient``: scale * grad_x of the logit of each text given its x_t.
+
+        texts: one a picture. The logit is the cosine of both embeddings times ``net.logit_scale``.
+        """
+        wanted = self.encode_text(texts)
+
+        def gradient(x: Tensor, t: Tensor, x0: Tensor) -> Tensor:
+            x = x.detach().requires_grad_()
+            logits = self.config.net.logit_scale * (self.encode_image(x, t) * wanted).sum()
+            return scale * torch.autograd.grad(logits, x)[0]
+        return gradient
+
+    def save(self, path: str | Path, dtype: torch.dtype | None = None, **facts: object) -> None:
+        """Write it as one checkpoint."""
+        save_checkpoint(path, self.state_dict(), kind=self.config.kind, dtype=dtype,
+                        config=self.config.model_dump(mode="json"), **{**self.facts, **facts})
+
+
+def load_noised_clip(
+    path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> NoisedClip:
+    """Rebuild it from its checkpoint, strictly; eval mode, no gradients. dtype: as in ``load_stage``."""
+    tensors, header = load_checkpoint(path, "noised_clip", dtype, device)
+    return rebuilt(NoisedClip, NoisedClipStageConfig, tensors, header, str(path)).to(device)

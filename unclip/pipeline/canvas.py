@@ -1,0 +1,55 @@
+"""A picture of which a part is painted anew."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from ..data.images import to_tensor
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """A square picture, and where it is painted anew: bool [1,1,H,W]."""
+
+    picture: Image.Image
+    repaint: Tensor
+
+    def at(self, size: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """The picture [1,3,S,S] in [-1,1] and the mask [1,1,S,S] of a stage of ``size``, 1 = kept.
+
+        The picture is resized as in GLIDE's notebook. Of the mask a pixel is kept only if all that it
+        covers is kept, so that nothing of what is to go shows through at a coarse size.
+        """
+        image = to_tensor(self.picture.resize((size, size), Image.Resampling.BICUBIC))[None]
+        kept = 1 - F.adaptive_max_pool2d(self.repaint.float(), size)
+        return image.to(device), kept.to(device)
+
+
+def canvas_of(image: Image.Image | str | Path, mask: Image.Image | str | Path) -> Canvas:
+    """A picture and its mask, of one size: white is painted anew, black is kept.
+
+    Only the middle square of them is used. Raises ``ValueError`` if the sizes differ or the mask has no
+    white in that square, ``OSError`` for a file that is no picture.
+    """
+    image, mask = (one if isinstance(one, Image.Image) else Image.open(one) for one in (image, mask))
+    if image.size != mask.size:
+        raise ValueError(f"the mask is {mask.width} x {mask.height} pixels, the picture {image.width} x "
+                         f"{image.height}: they must be of one size")
+    side = min(image.size)
+    if image.width != image.height:
+        warnings.warn(f"the picture is {image.width} x {image.height} pixels; only its middle square is used",
+                      stacklevel=3)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        image, mask = (one.crop((left, top, left + side, top + side)) for one in (image, mask))
+    repaint = torch.from_numpy(np.array(mask.convert("L")) >= 128)
+    if not repaint.any():
+        raise ValueError("the mask is black all over, and black is kept: there is nothing to paint anew")
+    return Canvas(image, repaint[None, None])

@@ -1,0 +1,128 @@
+"""Pipeline directories: ``model.json`` and a file a stage; written and read, strictly."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..checkpoint import CheckpointError
+from ..clip import load_clip, save_clip
+from ..config import Config, parse_config
+from ..files import write_json
+from ..guides.classifier import load_classifier
+from ..stages import load_stage
+
+if TYPE_CHECKING:
+    from ..guides.noised_clip import NoisedClip
+    from ..stages.tokenizer import GlideTokenizer
+    from .model import Model
+
+
+MODEL_FILE = "model.json"
+DECODER_FILE = "decoder.safetensors"
+FORMAT = 1
+
+
+class Manifest(Config):
+    """``model.json``: the files of a pipeline directory, by stage."""
+
+    format: int = FORMAT
+    name: str
+    description: str = ""
+    clip: str | None = None
+    prior: str | None = None
+    decoder: str
+    upsamplers: list[str] = []
+    tokenizer: str | None = None   # of stages with a text transformer of their own
+    guide: str | None = None       # a CLIP of noised pictures
+    classifier: str | None = None  # of noised pictures
+
+
+def read_manifest(folder: str | Path) -> Manifest:
+    """The ``model.json`` of a pipeline directory; raises ``CheckpointError`` if it is none."""
+    path = Path(folder) / MODEL_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{folder} is not a model: it holds no {MODEL_FILE}, nor a {DECODER_FILE}")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from None
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is of another version; this version reads format {FORMAT}")
+    return parse_config(Manifest, values, source=str(path))
+
+
+def write(model: Model, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Write every part of ``pipeline``, and last the manifest; floats are stored as ``dtype``."""
+    files = {"decoder": DECODER_FILE}
+    model.decoder.save(folder / files["decoder"], dtype)
+    if model.clip is not None:
+        files["clip"] = "clip"
+        save_clip(model.clip, folder / "clip")
+    if model.prior is not None:
+        files["prior"] = "prior.safetensors"
+        model.prior.save(folder / files["prior"], dtype)
+    files["upsamplers"] = [f"upsampler-{stage.size}.safetensors" for stage in model.upsamplers]
+    for stage, file in zip(model.upsamplers, files["upsamplers"], strict=True):
+        stage.save(folder / file, dtype)
+    if model.tokenizer is not None:
+        files["tokenizer"] = "tokenizer"
+        model.tokenizer.save(folder / files["tokenizer"])
+    if model.guide is not None:
+        files["guide"] = "guide.safetensors"
+        model.guide.save(folder / files["guide"], dtype)
+    if model.classifier is not None:
+        files["classifier"] = "classifier.safetensors"
+        model.classifier.save(folder / files["classifier"], dtype)
+    manifest = Manifest(name=model.name, description=model.description, **files)
+    write_json(folder / MODEL_FILE, manifest.model_dump(exclude_none=True))
+
+
+def read(folder: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> dict[str, object]:
+    """The parts that ``Pipeline`` is made of, by the names of its arguments, on ``device``.
+
+    dtype: of the weights of all but CLIP, as in ``load_stage``.
+    """
+    if folder.is_file() or (folder / DECODER_FILE).is_file() and not (folder / MODEL_FILE).exists():
+        return _read_decoder(folder, device, dtype)
+    manifest = read_manifest(folder)
+    prior, classifier, to = manifest.prior, manifest.classifier, (device, dtype)
+    return {
+        "clip": None if manifest.clip is None else load_clip(str(folder / manifest.clip)).to(device),
+        "prior": None if prior is None else load_stage(folder / prior, "prior", *to),
+        "decoder": load_stage(folder / manifest.decoder, "decoder", *to),
+        "upsamplers": [load_stage(folder / file, "decoder", *to) for file in manifest.upsamplers],
+        "tokenizer": None if manifest.tokenizer is None else _tokenizer(folder / manifest.tokenizer),
+        "guide": None if manifest.guide is None else _guide(folder / manifest.guide, *to),
+        "classifier": None if classifier is None else load_classifier(folder / classifier, *to),
+        "name": manifest.name,
+        "description": manifest.description,
+    }
+
+
+def _tokenizer(folder: Path) -> GlideTokenizer:
+    from ..stages.tokenizer import GlideTokenizer  # few models have one
+
+    return GlideTokenizer.load(folder)
+
+
+def _guide(path: Path, device: torch.device, dtype: torch.dtype) -> NoisedClip:
+    from ..guides.noised_clip import load_noised_clip
+
+    return load_noised_clip(path, device, dtype)
+
+
+def _read_decoder(path: Path, device: torch.device, dtype: torch.dtype) -> dict[str, object]:
+    """A decoder of nothing, or of classes, as a whole model: its checkpoint, or the folder with it."""
+    file = path if path.is_file() else path / DECODER_FILE
+    decoder = load_stage(file, "decoder", device, dtype)
+    needs = {"CLIP's embeddings": decoder.takes_image, "text": decoder.takes_prompt,
+             "a smaller picture": decoder.config.low_res is not None}
+    if any(needs.values()):
+        needed = " and ".join(what for what, needed in needs.items() if needed)
+        raise CheckpointError(f"{path} is not a model: it holds no {MODEL_FILE}, only a decoder, which "
+                              f"takes {needed}; training.chain puts stages together (--assemble)")
+    return {"decoder": decoder, "name": file.resolve().parent.name}

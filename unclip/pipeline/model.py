@@ -1,0 +1,199 @@
+"""The parts of a model: its stages and what goes with them, where they are, and what they are told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Self
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoint import CheckpointError
+from ..clip import Clip
+from ..guides.classifier import Classifier
+from ..resources.devices import as_device, lent, parse_dtype, place
+from ..stages import Conditions, Decoder, Prior
+from .canvas import Canvas
+from .prompts import Prompts, encode
+
+if TYPE_CHECKING:
+    from ..guides.noised_clip import NoisedClip
+    from ..stages.tokenizer import GlideTokenizer
+
+
+def stages_fit(model: Model) -> None:
+    """Raises ``CheckpointError`` for stages that do not fit together."""
+    size = model.decoder.size
+    for stage in model.upsamplers:
+        if stage.config.low_res is None or stage.config.low_res.size != size:
+            raise CheckpointError(f"an upsampler does not start from {size} pixels, the size "
+                                  "that the stage before it makes")
+        size = stage.size
+    _clip_fits(model)
+    for stage in model.picture_stages:
+        if stage.takes_tokens and model.tokenizer is None:
+            raise CheckpointError("this model has a text transformer of its own but comes without its "
+                                  "tokenizer")
+        if stage.takes_tokens and model.tokenizer.length != stage.config.text.length:
+            raise CheckpointError(f"the tokenizer makes {model.tokenizer.length} tokens of a text, but a "
+                                  f"stage takes {stage.config.text.length}")
+    if model.decoder.takes_image and model.prior is None:
+        raise CheckpointError("a decoder of image embeddings needs a prior")
+    if model.guide is not None:
+        theirs = model.guide.config
+        _same_levels(model, "CLIP of noised pictures", theirs.net.image_size, theirs.schedule,
+                     theirs.net.timesteps)
+
+
+def _clip_fits(model: Model) -> None:
+    stages = [stage for stage in (model.prior, *model.picture_stages) if stage is not None]
+    wants_clip = [s for s in stages
+                  if isinstance(s, Prior) or s.takes_image or s.takes_text or s.takes_text_embed]
+    if wants_clip and model.clip is None:
+        raise CheckpointError("this model takes text but comes without its CLIP")
+    for stage in wants_clip:
+        trained_with = stage.facts.get("clip", model.clip.identity)
+        if trained_with.rpartition("#")[2] != model.clip.identity.rpartition("#")[2]:  # by weights
+            raise CheckpointError(f"the {stage.config.kind} was trained with CLIP {trained_with}, "
+                                  f"but the model holds {model.clip.identity}")
+
+
+def classifier_fits(model: Model, classifier: Classifier) -> None:
+    """Raises ``CheckpointError`` for a classifier of other pictures, noise levels or classes."""
+    theirs, classes = classifier.config, model.decoder.config.net.classes
+    _same_levels(model, "classifier", theirs.net.image_size, theirs.schedule, theirs.timesteps)
+    if classes not in (None, theirs.net.classes):
+        raise CheckpointError("the classifier does not fit the decoder: its classes is "
+                              f"{theirs.net.classes}, the decoder's {classes}")
+
+
+def _same_levels(model: Model, what: str, image_size: int, schedule: str, timesteps: int) -> None:
+    """Refuse what guides by noised pictures, if it knows others than the decoder makes."""
+    process = model.decoder.config.process
+    facts = {"image_size": (model.decoder.size, image_size),
+             "schedule": (process.schedule, schedule),
+             "timesteps": (process.timesteps, timesteps)}
+    for name, (wanted, given) in facts.items():
+        if wanted != given:
+            raise CheckpointError(f"the {what} does not fit the decoder: its {name} is {given}, "
+                                  f"the decoder's {wanted}")
+
+
+class Model(nn.Module):
+    """What a ``Pipeline`` is made of.
+
+    clip:       None only for stages that take neither CLIP's text nor its image embeddings.
+    prior:      None for a decoder that takes text alone (GLIDE) or nothing.
+    decoder:    the first stage that makes pictures.
+    upsamplers: in order, each starting from the size that the one before it made.
+    tokenizer:  for stages with a text transformer of their own (GLIDE).
+    guide:      a CLIP of noised pictures, which clip_guidance_scale then climbs instead of ``clip``.
+    classifier: see ``guide_with``.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        prior: Prior | None = None,
+        upsamplers: Sequence[Decoder] = (),
+        clip: Clip | None = None,
+        name: str = "unnamed",
+        description: str = "",
+        tokenizer: GlideTokenizer | None = None,
+        guide: NoisedClip | None = None,
+        classifier: Classifier | None = None,
+    ) -> None:
+        super().__init__()
+        self._lends_to: torch.device | None = None  # see ``place``
+        self.name, self.description, self.tokenizer = name, description, tokenizer
+        self.clip, self.prior, self.decoder, self.guide = clip, prior, decoder, guide
+        self.classifier: Classifier | None = None
+        self.upsamplers = nn.ModuleList(upsamplers)
+        stages_fit(self)
+        if classifier is not None:
+            self.guide_with(classifier)
+
+    @property
+    def picture_stages(self) -> list[Decoder]:
+        """The decoder and the upsamplers."""
+        return [self.decoder, *self.upsamplers]
+
+    @property
+    def size(self) -> int:
+        """Height and width of the finished pictures."""
+        return self.picture_stages[-1].size
+
+    @property
+    def device(self) -> torch.device:
+        """Where it works; with ``offload``, stages are there only while they do."""
+        return self._lends_to or self.decoder.embed_mean.device
+
+    @property
+    def takes_prompt(self) -> bool:
+        return self.prior is not None or self.decoder.takes_prompt
+
+    @property
+    def classes(self) -> int:
+        """How many classes can be asked for; 0 = the model knows none."""
+        known = self.decoder.config.net.classes
+        return known or (0 if self.classifier is None else self.classifier.classes)
+
+    def guide_with(self, classifier: Classifier) -> Self:
+        """Let ``class_`` be reached by this classifier's gradient (too); returns the pipeline.
+
+        Raises ``CheckpointError`` if it knows other pictures, other noise levels or other classes than
+        the decoder.
+        """
+        classifier_fits(self, classifier)
+        self.classifier = classifier if self._lends_to else classifier.to(self.device)
+        return self
+
+    def place(self, device: str | torch.device | None = None, dtype: str | torch.dtype = "float32",
+              offload: bool = False) -> Self:
+        """Bring all stages to a device (None = a GPU if there is one) and their weights to a precision.
+
+        offload: they stay in the computer's memory, and are on the device only while they work.
+        CLIP stays float32, since models know it by its weights.
+        """
+        device, dtype = as_device(device), parse_dtype(dtype)
+        self._lends_to = device if offload else None
+        for part in filter(None, (self.prior, *self.picture_stages, self.guide, self.classifier, self.clip)):
+            place(part, torch.device("cpu") if offload else device,
+                  torch.float32 if part is self.clip else dtype)
+        return self
+
+    def encode_text(self, prompts: list[str]) -> Prompts:
+        """What the stages take of prompts; warns of what does not fit into a context."""
+        with self._at_work(self.clip):
+            return encode(prompts, self.clip, self.tokenizer, self.device)
+
+    def _no_text(self, like: Prompts) -> Prompts:
+        """The text "", as often as there are prompts: where guidance starts that has not learned none."""
+        return self.encode_text([""]).repeat(len(like)).padded_like(like)
+
+    def _at_work(self, *parts: nn.Module | None) -> AbstractContextManager:
+        """With ``offload``: the parts are on the device inside."""
+        return nullcontext() if self._lends_to is None else lent(parts, self._lends_to)
+
+    def _text_embed(self, text: Prompts) -> Tensor:
+        """CLIP's vectors of texts [N,D], of length 1 unless the model takes embeddings as CLIP has them."""
+        as_it_comes = self.prior is not None and not self.prior.config.unit_norm
+        return text.clip.raw if as_it_comes else text.clip.embed
+
+    def prior_conditions(self, text: Prompts) -> Conditions:
+        """What the prior is told of texts."""
+        return self.prior.conditions(self._text_embed(text), text.clip.tokens, text.clip.mask)
+
+    def conditions(self, stage: Decoder, n: int, image_embed: Tensor | None = None,
+                   text: Prompts | None = None, low_res: Tensor | None = None,
+                   classes: Tensor | None = None, canvas: Canvas | None = None) -> Conditions:
+        """What one of ``picture_stages`` is told about ``n`` pictures; what it does not take is left out."""
+        told: dict[str, Tensor | None] = {"image_embed": image_embed, "low_res": low_res, "classes": classes}
+        if text is not None and text.clip is not None:
+            told.update(text=text.clip.tokens, text_mask=text.clip.mask, text_embed=self._text_embed(text))
+        if text is not None:
+            told.update(tokens=text.ids, token_mask=text.mask)
+        if canvas is not None:
+            told["image"], told["mask"] = canvas.at(stage.size)
+        return stage.conditions(n, **told)
