@@ -43,12 +43,15 @@ def recipes(main, recipe: type, begins: str) -> Program:
     first, parameter = begins.rpartition(".")[2], BEGUN[begins.rpartition(".")[2]]
     return Program(
         main, {"config": ["some.yaml"]},
-        {"training.programs.load_config": RECIPE, "training.programs.to_yaml": "", begins: stopped},
+        {"training.programs.load_config": RECIPE, "training.programs.to_yaml": "",
+         "training.programs._check_programs": None, begins: stopped},
         {"config": (["x.yaml"], {"load_config.path": "x.yaml"}),
+         "allow_programs": (["--allow-programs"], {"_check_programs.allowed": True}),
          "overrides": (["train.seed=1", "data.size=8"],
-                       {"load_config.overrides": ["train.seed=1", "data.size=8"]}),
+                       {"load_config.overrides": ["train.seed=1", "data.size=8"],
+                        "_check_programs.overrides": ["train.seed=1", "data.size=8"]}),
          "dry_run": (["--dry-run"], {"to_yaml.config": RECIPE, "said": None, f"{first}.{parameter}": None})},
-        {"load_config.cls": recipe})
+        {"load_config.cls": recipe, "_check_programs.recipe": RECIPE})
 
 
 BEGUN = {"make_accelerator": "settings", "wants_bf16": "precision"}

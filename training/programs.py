@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
 from accelerate.utils import parse_flag_from_env
 
-from unclip.config import Config, load_config, to_yaml
+from unclip.config import Config, ConfigError, load_config, to_yaml
+from unclip.data.addresses import programs_in
 from unclip.resources.devices import default_device, has_fast_bf16
 
 C = TypeVar("C", bound=Config)
@@ -24,12 +25,29 @@ def program(recipe_class: type[C], description: str, argv: list[str] | None = No
     parser.add_argument("overrides", nargs="*", metavar="key=value",
                         help="changes to the recipe, such as train.batch_size=32")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
+    parser.add_argument("--allow-programs", action="store_true", help="let the recipe run the programs that "
+                        "it names as pipe:COMMAND; they are printed")
     args = parser.parse_intermixed_args(argv)
     recipe = load_config(recipe_class, args.config, args.overrides)
+    _check_programs(recipe, args.overrides, args.allow_programs)
     if args.dry_run:
         print(to_yaml(recipe), end="")
         return None
     return recipe
+
+
+def _check_programs(recipe: Config, overrides: Sequence[str], allowed: bool) -> None:
+    """Refuse a recipe that runs a program, unless it is allowed, and then say which.
+
+    What is typed on the command line is the user's own.
+    """
+    for key, name in programs_in(recipe.model_dump(mode="json")):
+        if any(override.partition("=")[0] == key for override in overrides):
+            continue
+        if not allowed:
+            raise ConfigError(f"{key} runs a program: {name!r}; a recipe may do so only with "
+                              "--allow-programs")
+        print(f"{key} runs {name!r}", file=sys.stderr)
 
 
 def wants_bf16(precision: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -52,6 +53,9 @@ def load_config(cls: type[C], path: str | Path, overrides: Sequence[str] = ()) -
             raise ConfigError(f"'{item}' is not key=value")
     try:
         merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        asked = re.search(r"\$\{[^}]*:[^}]*\}", str(OmegaConf.to_container(merged, resolve=False)))
+        if asked:  # such as the environment, in which there are secrets
+            raise ValueError(f"it asks for {asked[0]}; a recipe may refer to its own keys alone")
         values = OmegaConf.to_container(merged, resolve=True)
     except (YAMLError, OmegaConfBaseException, OSError, TypeError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None

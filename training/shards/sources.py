@@ -14,6 +14,7 @@ from typing import Any
 
 from PIL import Image
 
+from unclip.data.addresses import as_file, is_address
 from unclip.data.indexed import on_disk
 from unclip.data.pictures import formats
 from unclip.data.samples import PICTURES, texts_of
@@ -52,11 +53,11 @@ def items_of(source: str, columns: Columns | None = None) -> tuple[Iterator[Item
     if path.is_dir():
         pictures, tars = folder(path), sorted(path.glob("*.tar"))
         if tars and not any(item.picture for item in pictures):
-            return shards([str(tar) for tar in tars])
+            return shards([as_file(str(tar)) for tar in tars])
         return iter(pictures), len(pictures)
     if suffix in TABLES and path.is_file():
         return table(path, columns), None
-    if ".tar" in path.name or "://" in source or source.startswith("pipe:") or suffix == ".tgz":
+    if ".tar" in path.name or is_address(source) or suffix == ".tgz":
         from unclip.data.reading import expand
 
         return shards(expand(source))

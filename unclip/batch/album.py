@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -87,6 +88,9 @@ class Album:
                     continue
                 if not isinstance(row, dict) or not {"file", "line", "prompt", "k"} <= row.keys():
                     raise ValueError(f"{path} is no index of pictures; name another folder")
+                if not _is_own(row["file"]):  # such a file may be overwritten, and removed
+                    raise ValueError(f"{path} names {row['file']!r}, which this program does not write; name "
+                                     "another folder")
                 if (self.folder / row["file"]).is_file():
                     rows[row["file"]] = row
         return rows
@@ -113,6 +117,11 @@ class Album:
         rows = sorted(self.rows.values(), key=lambda row: (row["line"], row["k"]))
         with written_aside(self.folder / INDEX) as aside, open(aside, "w", encoding="utf-8") as file:
             file.writelines(map(_line, rows))
+
+
+def _is_own(file: object) -> bool:
+    """Whether a name is one that ``draw`` gives: in the folder itself, its line first."""
+    return isinstance(file, str) and re.fullmatch(r"\d{4,}-[^/\\\0]+\.png", file) is not None
 
 
 def _line(row: Mapping[str, object]) -> str:

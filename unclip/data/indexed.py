@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from .addresses import is_address
 from .tars import Index, index, read
 
 MANIFEST = "manifest.json"  # what ``training.shards`` writes beside its shards
@@ -18,7 +19,7 @@ KEPT = 16  # shards whose index is kept in memory
 
 def on_disk(path: str) -> bool:
     """Whether a shard is a file whose samples can be read one by one: local, and not compressed."""
-    if "://" in path or path.startswith("pipe:") or not os.path.isfile(path):
+    if is_address(path) or not os.path.isfile(path):
         return False
     with open(path, "rb") as file:
         start = file.read(6)

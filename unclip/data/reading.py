@@ -27,6 +27,7 @@ from typing import Any, BinaryIO
 import webdataset as wds
 from webdataset.shardlists import expand_urls
 
+from .addresses import PROGRAM, as_file, checked, is_address
 from .pictures import open_picture
 from .samples import picture_of, texts_of
 from .tars import samples
@@ -38,20 +39,27 @@ class ShardError(ValueError):
     """Shards that cannot be found or read; the message names them."""
 
 
-def expand(paths: str | Path | Iterable[str | Path]) -> list[str]:
+class Shards(list[str]):
+    """Shards that were found: addresses, and files, whose names are not read as anything else again."""
+
+
+def expand(paths: str | Path | Iterable[str | Path]) -> Shards:
     """The shards meant by paths, globs, brace ranges ("train-{000000..000008}.tar") and folders.
 
     A folder means every tar in it. What has a scheme ("https://...", "pipe:...") is taken as it is.
-    Each item's shards are sorted. Raises ``ShardError`` for an item that means no file.
+    Each item's shards are sorted. What this returned is returned as it is. Raises ``ShardError`` for an item
+    that means no file, or an address that is none.
     """
+    if isinstance(paths, Shards):
+        return paths
     items = [paths] if isinstance(paths, str | Path) else list(paths)
     if not items:
         raise ShardError("no shards are named")
-    shards = []
+    shards = Shards()
     for item in items:
         for path in spelled_out(item):
-            if "://" in path or path.startswith("pipe:"):
-                shards.append(path)
+            if is_address(path):
+                shards.append(_checked(path))
                 continue
             if os.path.isdir(path):
                 found = glob.glob(os.path.join(glob.escape(path), "*.tar"))
@@ -59,8 +67,15 @@ def expand(paths: str | Path | Iterable[str | Path]) -> list[str]:
                 found = [path] if os.path.isfile(path) else glob.glob(path)
             if not found:
                 raise ShardError(f"no shards at {path}")
-            shards += sorted(found)
+            shards += map(as_file, sorted(found))
     return shards
+
+
+def _checked(address: str) -> str:
+    try:
+        return checked(address)
+    except ValueError as error:
+        raise ShardError(str(error)) from None
 
 
 def spelled_out(item: str | Path) -> list[str]:
@@ -108,15 +123,17 @@ def _epoch(
 ) -> Iterator[dict[str, Any]]:
     """Once through the shards, undecoded; damaged tars are counted and left at the damage."""
 
-    def note(error: Exception) -> bool:
-        lost[f"{type(error).__name__}: {error.args[0] if error.args else error}"] += 1
-        return True
+    def whole() -> Iterator[dict[str, Any]]:
+        for sample in itertools.chain.from_iterable(map(stream, urls)):
+            if "__error__" in sample:
+                lost[sample["__error__"]] += 1
+            else:
+                yield sample
 
     urls = list(urls)
     if shuffle:
         rng.shuffle(urls)
-    samples = wds.tarfile_to_samples(handler=note)({"url": url} for url in urls)
-    return buffered(samples, shuffle, rng) if shuffle else samples
+    return buffered(whole(), shuffle, rng) if shuffle else whole()
 
 
 def buffered(samples: Iterable[Any], size: int, rng: random.Random) -> Iterator[Any]:
@@ -131,7 +148,7 @@ def stream(url: str, waits: Sequence[float] = WAITS) -> Iterator[dict[str, Any]]
     on where it was. What stays damaged ends with ``{"__key__": url, "__error__": reason}``.
     """
     given = 0
-    for wait in [*(waits if "://" in url else ()), None]:
+    for wait in [*(waits if is_address(url) and not url.startswith(PROGRAM) else ()), None]:
         try:
             with _opened(url) as file:
                 for number, sample in enumerate(samples(file, url)):
@@ -151,9 +168,9 @@ def stream(url: str, waits: Sequence[float] = WAITS) -> Iterator[dict[str, Any]]
 
 @contextmanager
 def _opened(url: str) -> Iterator[BinaryIO]:
-    """What webdataset opens (files, URLs by curl, pipes), unpacked if it is compressed."""
+    """A file, or what webdataset opens (URLs by curl, pipes), unpacked if it is compressed."""
     unpack = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
-    raw = wds.gopen(url)
+    raw = wds.gopen(url) if is_address(url) else open(url, "rb")
     try:
         file = io.BufferedReader(_Raw(raw), 1 << 16)
         start = file.peek(2)[:2]
