@@ -20,8 +20,9 @@ from dataclasses import asdict
 from unclip.config import Config, ConfigError, load_config
 
 from .clip.recipe import ClipRecipe
+from .cost.clip import clip_costs
 from .cost.cost import Cost
-from .cost.stages import _stage_cost
+from .cost.stages import stage_cost
 from .programs import run
 from .recipes import Chain, recipe_of
 from .tasks.recipes import ClassifierRecipe, PictureRecipe, PriorRecipe
@@ -33,12 +34,9 @@ def costs_of(recipe: Config, gpus: int, clips: Mapping[str, dict | str] | None =
     clips: ``model`` by folder, of CLIPs that are yet to be trained there.
     Raises ``ConfigError`` if the batch cannot be shared out.
     """
-    from .clip.recipe import ClipRecipe
-    from .cost.clip import clip_costs
-
     if isinstance(recipe, ClipRecipe):
         return clip_costs(recipe, gpus)
-    return [_stage_cost(recipe, gpus, clips or {})]
+    return [stage_cost(recipe, gpus, clips or {})]
 
 
 RECIPES = (ClipRecipe, PriorRecipe, ClassifierRecipe, PictureRecipe, Chain)

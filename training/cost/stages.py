@@ -16,7 +16,7 @@ from .blank import batch_of, clip_of, loss_of, stage_of
 from .cost import Cost, image_flops, share, sizes_of, step_bytes, step_flops, text_flops
 
 
-def _stage_cost(recipe: Config, gpus: int, clips: Mapping[str, dict | str]) -> Cost:
+def stage_cost(recipe: Config, gpus: int, clips: Mapping[str, dict | str]) -> Cost:
     settings = recipe.train
     micro, bf16 = share(settings.batch_size, gpus, settings.accumulate), settings.precision != "fp32"
     with weightless():
