@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from accelerate import Accelerator
 from odd import odd_places, shift_save
+from runs import equal, fit, forget, make_run, same
 from tiny import randn
 from torch import nn
 
-from runs import equal, fit, forget, make_run, same
 from training.clip.phase import PhaseRun
 from training.clip.recipe import Phase
 from training.run import saves as state

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from runs import forget, metrics
 from tiny import NET, awake, decoder, randn
 
-from runs import forget, metrics
 from training import classifier as program
 from unclip.checkpoint import CheckpointError
 from unclip.config import ConfigError

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from conftest import tiny_clip
+from runs import forget
 from torch import Tensor, nn
 
-from runs import forget
 from training.clip import losses as clip_parts
 from training.clip import trainer as program
 from training.clip.batches import ClipBatch, ContrastBatches, DistilBatches, Noiser

@@ -16,8 +16,8 @@ import torch
 from odd import odd_places, shift_save
 from PIL import Image
 from processes import Processes
-
 from runs import equal, files, fit, forget, make_run, metrics, raw, same, saved
+
 from training.run.loop import Run
 from training.run.resume import resume
 from unclip.checkpoint import load_checkpoint

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import WIDTH, tiny_clip
+from runs import forget
 from shards import encoded, noise, uneven
 
-from runs import forget
 from training import embed, prior
 from training.data import embeddings
 from training.data.embeddings import Embeddings, identity_of

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from processes import Processes
-
 from runs import fit, forget, metrics, same
+
 from training.run import saves as state
 
 SETTINGS = {"pictures": 240, "save_every": 16, "log_every": 24, "validate_every": 40, "accumulate": 2,

@@ -12,9 +12,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from runs import equal, fit, forget, make_run, metrics, noise, raw, saved, tiny_stage
 from torch import nn
 
-from runs import equal, fit, forget, make_run, metrics, noise, raw, saved, tiny_stage
 from training.run.guard import NotFinite, Signals
 from training.run.loop import Run
 from training.run.settings import Training

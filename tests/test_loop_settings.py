@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from runs import SETTINGS, Recipe, Rows, forget, make_run, metrics, noise
 from torch import nn
 
-from runs import SETTINGS, Recipe, Rows, forget, make_run, metrics, noise
 from training.run import loop
 from training.run.curves import Curves, Means
 from training.run.loop import Run

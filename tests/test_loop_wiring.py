@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from runs import Rows, equal, forget, make_run, noise, raw, saved
 from torch import Tensor
 
-from runs import Rows, equal, forget, make_run, noise, raw, saved
 from training.run.curves import Means
 from training.run.examples import Examples
 from training.run.guard import Guard, Part

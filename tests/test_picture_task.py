@@ -13,11 +13,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from runs import SETTINGS, forget
 from shards import encoded, noise, uneven
 from tiny import DIM, INPUTS, NET, TEXT
 from torch import Tensor
 
-from runs import SETTINGS, forget
 from training import classifier, prior
 from training.data.config import DataConfig
 from training.data.source import Source

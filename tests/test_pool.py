@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import WIDTH, tiny_clip
+from runs import forget, same
 from torch import Tensor
 
-from runs import forget, same
 from training import prior
 from training.data.config import DataConfig
 from training.data.pool import EMBEDDINGS, FACTS, PICTURES, SAMPLES

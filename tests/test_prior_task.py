@@ -14,10 +14,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from runs import SETTINGS, forget
 from shards import encoded, noise
 from torch import Tensor
 
-from runs import SETTINGS, forget
 from training import prior
 from training.data.config import DataConfig
 from training.data.embeddings import Embeddings, Rows, save_rows

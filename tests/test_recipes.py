@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from runs import forget
 from safetensors.torch import load_file
 
-from runs import forget
 from training import classifier, prior
 from training.clip import __main__, trainer
 from training.clip.recipe import ClipRecipe

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from runs import equal, files, fit, forget, make_run, metrics, raw, same, saved
+
 from training.run import saves as state
 from training.run.loop import Run
 from unclip.checkpoint import CheckpointError

@@ -10,9 +10,9 @@ import pytest
 import torch
 from conftest import tiny_clip
 from PIL import Image
+from runs import forget
 from shards import encoded, noise
 
-from runs import forget
 from training import embed
 from training.data.embeddings import load_rows
 from training.shards import __main__ as shards

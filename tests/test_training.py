@@ -18,8 +18,8 @@ import torch
 from conftest import WIDTH
 from PIL import Image
 from processes import Processes
-
 from runs import files, forget, metrics, same, saved
+
 from training import prior
 from training.data.source import Source
 from training.programs import run

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-
 from runs import equal, saved
+
 from training.clip import trainer as program
 from training.clip.__main__ import main
 from training.clip.losses import Head, alike, contrastive

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from processes import Processes
+from runs import equal, forget, saved
 from test_clip import byte_pair_tokenizer
 
-from runs import equal, forget, saved
 from training.clip import phase as clip_phase
 from training.clip import trainer as program
 from training.clip.__main__ import main

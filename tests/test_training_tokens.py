@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from runs import forget
 from test_tokenizer import tiny_files
 
-from runs import forget
 from training.chain import assemble
 from training.recipes import Chain
 from training.tasks import pictures

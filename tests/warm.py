@@ -4,7 +4,6 @@ import tempfile
 from pathlib import Path
 
 import torch
-
 from runs import fit, forget
 
 torch.set_num_threads(1)  # a fork has one thread, so there must be no others to miss
