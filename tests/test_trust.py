@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import tarfile
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from PIL import Image
 from training.doctor import look
 from training.embed import _samples
 from training.programs import program
+from training.run import saves
 from training.shards.sources import items_of
 from unclip.batch.album import Album
+from unclip.checkpoint import CheckpointError
 from unclip.config import Config, ConfigError, load_config
 from unclip.data.addresses import as_file, checked, is_address, programs_in
 from unclip.data.reading import ShardError, Shards, expand, read_shards, stream
@@ -120,3 +123,34 @@ def test_an_index_names_no_file_but_the_programs_own(file, tmp_path):
     with pytest.raises(ValueError, match="which this program does not write"):
         Album(folder, {1: "a dog"}, {}, overwrite=True)
     assert other.read_text() == "mine"
+
+
+def _mine(folder: Path) -> None:
+    (folder / "thesis.txt").write_text("mine")
+
+
+@pytest.mark.parametrize("name", ["state", "state.old", "state.new", "state.damaged"])
+@pytest.mark.parametrize("fill", [
+    _mine, lambda folder: (folder / "weights.bin").write_text("mine"),
+    lambda folder: [(folder / "manifest.json").write_text("{}"), (folder / "more").mkdir()]])
+def test_a_run_removes_no_folder_but_its_own_saves(name, fill, tmp_path):
+    (tmp_path / name).mkdir()
+    fill(tmp_path / name)
+    before = sorted(path.name for path in (tmp_path / name).iterdir())
+    for work in (saves.newest, lambda out: saves.write(out, {"progress.pt": {}})):
+        with pytest.raises(CheckpointError, match=f"{re.escape(name)} is no save of a run"):
+            work(tmp_path)
+    assert sorted(path.name for path in (tmp_path / name).iterdir()) == before
+
+
+def test_a_link_is_no_save_and_what_a_crash_left_is_one(tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "state.new").symlink_to(tmp_path / "other")
+    with pytest.raises(CheckpointError, match="is no save"):
+        saves.newest(tmp_path)
+    (tmp_path / "state.new").unlink()
+    for names in ([], ["pytorch_model.bin"], ["phase.pt", ".manifest.json.x1"]):
+        (tmp_path / "state.new").mkdir()
+        for name in names:
+            (tmp_path / "state.new" / name).write_bytes(b"")
+        assert saves.newest(tmp_path) == (None, []) and not (tmp_path / "state.new").exists()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ from unclip.files import flush, write_json
 LAST, BEFORE, ASIDE, DAMAGED = "state", "state.old", "state.new", "state.damaged"
 MANIFEST = "manifest.json"
 PROGRESS = "progress.pt"  # the one file that saves of earlier versions have too
+MARKS = {MANIFEST, PROGRESS, "pytorch_model.bin", "phase.pt"}  # a save holds one of them from its start on
 
 
 def write(out: str | Path, files: Mapping[str, object], **facts: object) -> None:
@@ -32,6 +34,7 @@ def write(out: str | Path, files: Mapping[str, object], **facts: object) -> None
     manifest.
     """
     out = Path(out)
+    _check_own(out)
     aside = out / ASIDE
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -48,9 +51,10 @@ def newest(out: str | Path) -> tuple[Path | None, list[str]]:
     """The newest whole save (None if there is none), and what was found wrong with later ones.
 
     To be called by one process, before the run goes on: it also ends what a crash left undone. Raises
-    ``CheckpointError`` if there are saves, but none that is whole.
+    ``CheckpointError`` if there are saves, but none that is whole, or a folder of theirs that is none.
     """
     out, complaints = Path(out), []
+    _check_own(out)
     if (out / ASIDE / MANIFEST).is_file() and fault(out / ASIDE) is None:
         _take_its_place(out)
     shutil.rmtree(out / ASIDE, ignore_errors=True)
@@ -117,6 +121,20 @@ def load(path: Path) -> object:
         raise CheckpointError(f"there is no {path}; out must lie on a disk that all machines share") from None
     except Exception as error:  # of a damaged file torch, zipfile and pickle say it in many ways
         raise CheckpointError(f"{path} cannot be read: {error}") from None
+
+
+def _check_own(out: Path) -> None:
+    """Refuse a run's folder in which something else has the name of a save: saves are removed in time."""
+    for name in (LAST, BEFORE, ASIDE, DAMAGED):
+        folder = out / name
+        if not os.path.lexists(folder):
+            continue
+        plain = folder.is_dir() and not folder.is_symlink()
+        names = {path.name for path in folder.iterdir()} if plain else {"."}
+        strange = sorted(name for name in names if not re.fullmatch(r"[\w-]+\.(bin|pt|json)|\..+", name))
+        if strange or names and not names & MARKS:
+            raise CheckpointError(f"{folder} is no save of a run, and would be removed by one; choose "
+                                  "another out=, or move it away")
 
 
 def _fault_of_old(folder: Path) -> str | None:
