@@ -11,12 +11,16 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny import DIM, decoder, everything, last, prior, randn, seeded, unit, upsampler
 
+from unclip.app.command import parser
 from unclip.checkpoint import CheckpointError
 from unclip.config import ConfigError, parse_config
 from unclip.diffusion import SAMPLERS, THRESHOLDS, Noise, loss_terms, x0_variance
 from unclip.diffusion.denoiser import PREDICTS
 from unclip.diffusion.losses import KINDS, WEIGHTINGS
+from unclip.diffusion.samplers import Step
 from unclip.diffusion.schedule import SCHEDULES
+from unclip.options import Options
+from unclip.pipeline import Pipeline
 from unclip.stages import Decoder, Process, Sampling, load_stage
 
 
@@ -201,11 +205,9 @@ def test_saved_stages_are_the_same_when_loaded(make, tmp_path):
 
 
 @pytest.mark.parametrize("config, field, known", [
-    (Process, "schedule", {*SCHEDULES}),
     (Process, "predicts", {*PREDICTS}),
     (Process, "loss", {*KINDS}),
     (Process, "weighting", {"none", *WEIGHTINGS}),
-    (Sampling, "sampler", {*SAMPLERS}),
     (Sampling, "threshold", {"none", *THRESHOLDS}),
 ])  # fmt: skip
 def test_a_recipe_may_ask_for_all_that_there_is(config, field, known):
@@ -353,3 +355,27 @@ def test_another_kind_is_refused(tmp_path):
     prior().save(tmp_path / "a.safetensors")
     with pytest.raises(CheckpointError, match="holds a prior, not a decoder"):
         load_stage(tmp_path / "a.safetensors", "decoder")
+
+
+def test_a_new_sampler_and_a_new_schedule_are_one_entry_each(monkeypatch):
+    """Recipes, options and the command line know them; nothing else of the library is touched."""
+    def towards_the_data(denoise, schedule, x, levels, noise):
+        for t in levels[:-1]:
+            prediction = denoise(x, torch.full((len(x),), t))
+            x = prediction.x0
+            yield Step(t, x, prediction.x0)
+
+    for what in (lambda: Sampling(sampler="mine"), lambda: Options(sampler="mine"),
+                 lambda: Process(schedule="straight")):
+        with pytest.raises(ValueError, match="unknown (sampler 'mine'; known: ddpm, |schedule 'straight'; )"):
+            what()
+    monkeypatch.setitem(SAMPLERS, "mine", towards_the_data)
+    monkeypatch.setitem(SCHEDULES, "straight", SCHEDULES["flow"])
+    stage = decoder(net={}, process=Process(predicts="v", schedule="straight"),
+                    sampling=parse_config(Sampling, {"sampler": "mine", "steps": 3}, source="here"))
+    pipeline = Pipeline(stage, name="tiny")
+    *_, step = stage.sample({}, Noise([1]))
+    picture = pipeline.generate(sampler="mine", seed=0)
+    assert step.x.shape == (1, 3, 8, 8) and picture.size == (8, 8)
+    assert parser().parse_args(["--sampler", "mine"]).sampler == "mine"
+    assert (stage.schedule.alpha == SCHEDULES["flow"](1000)[0]).all()

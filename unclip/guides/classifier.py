@@ -19,7 +19,7 @@ from ..diffusion.gaussian import diffuse
 from ..diffusion.guidance import GradFn
 from ..diffusion.schedule import make_schedule
 from ..nets.classifier import ClassifierConfig, NoisedClassifier
-from ..stages import Conditions
+from ..stages import Conditions, ScheduleName
 
 
 class ClassifierStageConfig(Config):
@@ -27,7 +27,7 @@ class ClassifierStageConfig(Config):
 
     kind: Literal["classifier"] = "classifier"
     net: ClassifierConfig
-    schedule: Literal["cosine", "linear", "flow"] = "cosine"  # that of the decoder to be guided
+    schedule: ScheduleName = "cosine"  # that of the decoder to be guided
     timesteps: int = Field(1000, ge=1)
     scale: float = Field(1.0, ge=0)  # how strongly it leads where nothing else is asked for
 

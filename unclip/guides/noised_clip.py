@@ -18,6 +18,7 @@ from ..checkpoint import load_checkpoint, rebuilt, save_checkpoint
 from ..config import Config
 from ..diffusion.guidance import GradFn
 from ..nets.noised_clip import NoisedClipConfig, NoisedClipNet
+from ..stages import ScheduleName
 
 
 class NoisedClipStageConfig(Config):
@@ -25,7 +26,7 @@ class NoisedClipStageConfig(Config):
 
     kind: Literal["noised_clip"] = "noised_clip"
     net: NoisedClipConfig
-    schedule: Literal["cosine", "linear", "flow"] = "cosine"  # that of the decoder to be guided
+    schedule: ScheduleName = "cosine"  # that of the decoder to be guided
 
 
 class NoisedClip(nn.Module):

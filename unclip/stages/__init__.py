@@ -6,7 +6,16 @@ embeddings from text; ``Decoder`` makes pictures from embeddings, text, classes 
 ``low_res`` it is an upsampler.
 """
 
-from .config import DecoderStageConfig, LowRes, PriorStageConfig, Process, Sampling, Steps
+from .config import (
+    DecoderStageConfig,
+    LowRes,
+    PriorStageConfig,
+    Process,
+    SamplerName,
+    Sampling,
+    ScheduleName,
+    Steps,
+)
 from .decoder import Decoder
 from .load import STAGES, load_stage
 from .low_res import blur3
@@ -23,7 +32,9 @@ __all__ = [
     "Prior",
     "PriorStageConfig",
     "Process",
+    "SamplerName",
     "Sampling",
+    "ScheduleName",
     "Stage",
     "Steps",
     "blur3",

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from ..config import Config
 from ..diffusion.denoiser import check_prediction
 from ..diffusion.losses import check_loss
-from ..diffusion.schedule import make_schedule, parse_steps
+from ..diffusion.samplers import SAMPLERS
+from ..diffusion.schedule import SCHEDULES, make_schedule, parse_steps
 from ..nets.prior import PriorConfig
 from ..nets.text import TextConfig
 from ..nets.unet import UNetConfig
 
+
+def _entry_of(table: dict[str, object], what: str) -> AfterValidator:
+    """That a name is an entry of a table, as the table then is."""
+    def check(name: str) -> str:
+        if name not in table:
+            raise ValueError(f"unknown {what} '{name}'; known: {', '.join(table)}")
+        return name
+    return AfterValidator(check)
+
+
+SamplerName = Annotated[str, _entry_of(SAMPLERS, "sampler")]
+ScheduleName = Annotated[str, _entry_of(SCHEDULES, "schedule")]
 Variance = Annotated[float, Field(ge=0)]
 Steps = Annotated[int | str, BeforeValidator(parse_steps)]  # 24, "10,10,3,2,2", "ddim25" or "fast27"
 
@@ -21,7 +34,7 @@ Steps = Annotated[int | str, BeforeValidator(parse_steps)]  # 24, "10,10,3,2,2",
 class Process(Config):
     """A diffusion process, what the network says about it, and the loss that trains it."""
 
-    schedule: Literal["cosine", "linear", "flow"] = "cosine"
+    schedule: ScheduleName = "cosine"
     timesteps: int = Field(1000, ge=1)
     shift: float = Field(1.0, gt=0, allow_inf_nan=False)  # of alpha / sigma: base size / size (see schedule)
     time_scale: float = Field(1.0, gt=0)  # the network is fed (t - 1) times this; improved DDPM: 1000 / T
@@ -43,7 +56,7 @@ class Process(Config):
 class Sampling(Config):
     """Defaults that travel with a stage."""
 
-    sampler: Literal["ddpm", "ddim", "dpm++2m", "heun"] = "dpm++2m"
+    sampler: SamplerName = "dpm++2m"
     steps: Steps = 24
     guidance_scale: float = Field(1.0, ge=0)
     guidance_rescale: float = Field(0.0, ge=0, le=1)  # against overexposure (Lin et al. 2023); 0 = off
