@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -26,7 +27,7 @@ from .settings import Training
 from .sharding import clip_gradient, shard
 
 
-class Learner:
+class Learner(ABC):
     """Weights under an optimiser. A run adds where losses come from, what is averaged, and when it is saved.
 
     batch_size: samples a step, over all processes; steps are counted in these.
@@ -44,9 +45,9 @@ class Learner:
         self.saved = -1  # ... when it was last saved
         self.told = False  # whether a signal came to any process
 
+    @abstractmethod
     def rate(self, step: int) -> float:
         """The learning rate of step number ``step``, from 0."""
-        raise NotImplementedError
 
     @property
     def seen(self) -> int:
