@@ -187,17 +187,17 @@ def test_a_kill_at_any_operation_leaves_a_whole_save(tmp_path, monkeypatch):
     for limit in range(100):
         out = tmp_path / str(limit)
         for step in (1, 2):
-            state.write(out, {"progress.pt": {"format": 2, "step": step}, "a.bin": [step] * 99}, step=step)
+            state.write(out, {"progress.pt": {"format": 2, "step": step}, "ema.bin": [step] * 99}, step=step)
         with monkeypatch.context() as patched:
             done = counted(limit)
             try:
-                state.write(out, {"progress.pt": {"format": 2, "step": 3}, "a.bin": [3] * 99}, step=3)
+                state.write(out, {"progress.pt": {"format": 2, "step": 3}, "ema.bin": [3] * 99}, step=3)
             except Dead:
                 stopped += 1
             calls = done()
         folder, complaints = state.newest(out)
         step = state.load(folder / "progress.pt")["step"]
-        assert step in (2, 3) and state.load(folder / "a.bin") == [step] * 99 and not complaints
+        assert step in (2, 3) and state.load(folder / "ema.bin") == [step] * 99 and not complaints
         assert not (out / "state.new").exists()
         state.write(out, {"progress.pt": {"format": 2, "step": 4}}, step=4)  # and it goes on
         assert state.load(state.newest(out)[0] / "progress.pt")["step"] == 4

@@ -149,7 +149,7 @@ def test_a_link_is_no_save_and_what_a_crash_left_is_one(tmp_path):
     with pytest.raises(CheckpointError, match="is no save"):
         saves.newest(tmp_path)
     (tmp_path / "state.new").unlink()
-    for names in ([], ["pytorch_model.bin"], ["phase.pt", ".manifest.json.x1"]):
+    for names in ([], ["ema.bin"], ["phase.pt", ".manifest.json.x1"], [".manifest.json.x1"]):
         (tmp_path / "state.new").mkdir()
         for name in names:
             (tmp_path / "state.new" / name).write_bytes(b"")

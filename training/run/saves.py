@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +25,7 @@ from unclip.files import flush, write_json
 LAST, BEFORE, ASIDE, DAMAGED = "state", "state.old", "state.new", "state.damaged"
 MANIFEST = "manifest.json"
 PROGRESS = "progress.pt"  # the one file that saves of earlier versions have too
-MARKS = {MANIFEST, PROGRESS, "pytorch_model.bin", "phase.pt"}  # a save holds one of them from its start on
+NAMES = {MANIFEST, PROGRESS, "pytorch_model.bin", "ema.bin", "optimizer.bin", "phase.pt"}  # all there are
 
 
 def write(out: str | Path, files: Mapping[str, object], **facts: object) -> None:
@@ -131,8 +130,8 @@ def _check_own(out: Path) -> None:
             continue
         plain = folder.is_dir() and not folder.is_symlink()
         names = {path.name for path in folder.iterdir()} if plain else {"."}
-        strange = sorted(name for name in names if not re.fullmatch(r"[\w-]+\.(bin|pt|json)|\..+", name))
-        if strange or names and not names & MARKS:
+        names = {name for name in names if not name.startswith(f".{MANIFEST}.")}  # that a crash left aside
+        if names - NAMES:
             raise CheckpointError(f"{folder} is no save of a run, and would be removed by one; choose "
                                   "another out=, or move it away")
 
