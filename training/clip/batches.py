@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from unclip.data.batches import shrink
+from unclip.data.batches import floats, shrink
 from unclip.diffusion.gaussian import diffuse
 from unclip.diffusion.noise import Noise, fold, randn
 from unclip.diffusion.schedule import make_schedule
@@ -73,7 +73,7 @@ class ContrastBatches:
         pool = self.pool
         rows = [seed_of(self.recipe.seed, Purpose.SAMPLE, picture) % len(pool.caption) for picture in mine]
         vectors = None if self.vectors is None else self.vectors[rows].float()
-        return Drawn(pool.image[rows].float() / 127.5 - 1, [pool.caption[row] for row in rows],
+        return Drawn(floats(pool.image[rows]), [pool.caption[row] for row in rows],
                      pool.group[rows], [str(row) for row in rows], vectors)
 
     def _batch(self, drawn: Drawn, mine: range) -> ClipBatch:
