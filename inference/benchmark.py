@@ -50,6 +50,7 @@ def _sampling(stage: Decoder, conditions: dict, n: int) -> Callable[[], object]:
     def work() -> None:
         for _ in stage.sample(conditions, Noise(range(n), stage.embed_mean.device)):
             pass
+
     return work
 
 
@@ -57,28 +58,40 @@ def _sampling(stage: Decoder, conditions: dict, n: int) -> Callable[[], object]:
 def measure(pipeline: Pipeline, batch_size: int, bf16: bool, seconds: float = 1.0) -> dict[str, float]:
     """Median seconds a picture of each stage, timed for at least ``seconds`` each."""
     with autocast(pipeline.device, bf16):
-        return {name: Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
-                .blocked_autorange(min_run_time=seconds).median / batch_size
-                for name, work in works(pipeline, batch_size).items()}
+        return {
+            name: Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
+            .blocked_autorange(min_run_time=seconds)
+            .median
+            / batch_size
+            for name, work in works(pipeline, batch_size).items()
+        }
 
 
 def table(rows: list[tuple[str, int, dict[str, float]]]) -> str:
     """(precision, batch size, seconds a picture by stage) as Markdown, with the speed-up."""
     stages = list(rows[0][2])
     first = sum(rows[0][2].values())
-    lines = ["| precision | batch | " + " | ".join(f"{stage} (ms)" for stage in stages)
-             + " | a picture (ms) | speed |", "|---|--:|" + "--:|" * (len(stages) + 2)]
+    lines = [
+        "| precision | batch | "
+        + " | ".join(f"{stage} (ms)" for stage in stages)
+        + " | a picture (ms) | speed |",
+        "|---|--:|" + "--:|" * (len(stages) + 2),
+    ]
     for precision, batch, times in rows:
         total = sum(times.values())
         cells = [f"{1000 * times[stage]:.1f}" for stage in stages]
-        lines.append(f"| {precision} | {batch} | {' | '.join(cells)} | {1000 * total:.1f} | "
-                     f"{first / total:.2f}x |")
+        lines.append(
+            f"| {precision} | {batch} | {' | '.join(cells)} | {1000 * total:.1f} | {first / total:.2f}x |"
+        )
     return "\n".join(lines)
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="python -m inference.benchmark", description=__doc__,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = argparse.ArgumentParser(
+        prog="python -m inference.benchmark",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = made.add_argument
     add("model", help="a model's name or folder")
     add("--batch-sizes", nargs="+", type=int, default=[1, 4, 16], metavar="B", help="default 1 4 16")
@@ -95,10 +108,16 @@ def main(argv: list[str] | None = None) -> int:
         if min(args.batch_sizes) < 1:
             raise ValueError("batch sizes must be at least 1")
         pipeline = load(args.model, args.device)
-        rows = [(name, batch, measure(pipeline, batch, bf16, args.seconds))
-                for batch in args.batch_sizes for name, bf16 in PRECISIONS.items()]
-        where = torch.cuda.get_device_name() if pipeline.device.type == "cuda" else \
-            f"{pipeline.device}, {torch.get_num_threads()} threads"
+        rows = [
+            (name, batch, measure(pipeline, batch, bf16, args.seconds))
+            for batch in args.batch_sizes
+            for name, bf16 in PRECISIONS.items()
+        ]
+        where = (
+            torch.cuda.get_device_name()
+            if pipeline.device.type == "cuda"
+            else f"{pipeline.device}, {torch.get_num_threads()} threads"
+        )
         print(f"{pipeline.name} on {where}\n\n{table(rows)}")
 
     return cli.run("inference.benchmark", work)

@@ -21,8 +21,11 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="python -m inference.convert", description=__doc__,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = argparse.ArgumentParser(
+        prog="python -m inference.convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     made.add_argument("model", help="a name, a folder or a file")
     made.add_argument("output", type=Path, help="folder to write; it must not hold a model yet")
     made.add_argument("--dtype", choices=DTYPES, help="of the stored weights (default: as they are)")

@@ -47,8 +47,11 @@ def look(stage: Decoder, x0: Tensor, conditions: Conditions, columns: int, noise
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="python -m inference.denoising", description=__doc__,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = argparse.ArgumentParser(
+        prog="python -m inference.denoising",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = made.add_argument
     add("model", help="a model's name or folder, or a decoder's checkpoint")
     add("shards", help="shards, or a folder with heldout-*.tar")

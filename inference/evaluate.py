@@ -50,32 +50,45 @@ def judge(name: str, clip: Clip, heldout: Seen, train: Seen, seed: int = 0) -> d
     chosen = torch.randperm(len(known), generator=torch.Generator().manual_seed(fold(seed)))[:count]
     text = torch.cat([clip.encode_text(part).embed.double().cpu() for part in _parts(heldout.captions)])
     gallery = metrics.name_means(known, train.names)
-    ranks = {kind: metrics.ranks(embed, heldout.names, gallery)
-             for kind, embed in (("made", made), ("real", real))}
+    ranks = {
+        kind: metrics.ranks(embed, heldout.names, gallery) for kind, embed in (("made", made), ("real", real))
+    }
 
     def row(kind: str, embed: Tensor) -> dict[str, float]:
-        return {"similarity": (embed * text).sum(1).mean().item(),
-                "r1": metrics.recall(ranks[kind], 1), "r5": metrics.recall(ranks[kind], 5)}
+        return {
+            "similarity": (embed * text).sum(1).mean().item(),
+            "r1": metrics.recall(ranks[kind], 1),
+            "r5": metrics.recall(ranks[kind], 5),
+        }
 
     def distances(embed: Tensor) -> dict[str, float]:
-        return {"frechet": metrics.frechet_distance(real[:count], embed),
-                "kernel": metrics.kernel_distance(real[:count], embed)}
+        return {
+            "frechet": metrics.frechet_distance(real[:count], embed),
+            "kernel": metrics.kernel_distance(real[:count], embed),
+        }
 
     rows = {
         "generated": row("made", made) | distances(made[:count]),
         "real held-out (ceiling)": row("real", real),
         "real training (floor)": distances(known[chosen]),
-        "chance": {"similarity": (real.mean(0) @ text.mean(0)).item(),
-                   "r1": 1 / len(gallery), "r5": min(1.0, 5 / len(gallery))},
+        "chance": {
+            "similarity": (real.mean(0) @ text.mean(0)).item(),
+            "r1": 1 / len(gallery),
+            "r5": min(1.0, 5 / len(gallery)),
+        },
     }
     ceiling = rows["real held-out (ceiling)"]["r1"]
-    return {"clip": clip.identity, "names": len(gallery), "rows": rows,
-            "r1_of_ceiling": rows["generated"]["r1"] / ceiling if ceiling else None,
-            "ranks": ranks}
+    return {
+        "clip": clip.identity,
+        "names": len(gallery),
+        "rows": rows,
+        "r1_of_ceiling": rows["generated"]["r1"] / ceiling if ceiling else None,
+        "ranks": ranks,
+    }
 
 
 def _parts(texts: list[str], n: int = 256) -> Iterator[list[str]]:
-    return (texts[start:start + n] for start in range(0, len(texts), n))
+    return (texts[start : start + n] for start in range(0, len(texts), n))
 
 
 def evaluate(
@@ -116,36 +129,62 @@ def evaluate(
     if len(learnt.names) < 2 or set(seen.names).isdisjoint(learnt.names):
         raise ValueError("the training shards hold no picture of any held-out name: nothing to compare with")
     found = {name: judge(name, clip, seen, learnt, seed) for name, clip in judges.items()}
-    pictures = [{"key": key, "caption": caption,
-                 **{f"{kind} rank, {name}": one["ranks"][kind][i]
-                    for name, one in found.items() for kind in ("made", "real")}}
-                for i, (key, caption) in enumerate(zip(seen.keys, seen.captions, strict=True))]
-    return {"model": pipeline.name, "seed": seed, "decoder_only": decoder_only,
-            "options": options.model_dump(exclude_none=True), "heldout": len(seen.names),
-            "known_names": sum(name in set(learnt.names) for name in seen.names),
-            "training": len(learnt.names), "seconds_per_picture": seconds / len(samples),
-            "judges": {name: {k: v for k, v in one.items() if k != "ranks"} for name, one in found.items()},
-            "pictures": pictures}
+    pictures = [
+        {
+            "key": key,
+            "caption": caption,
+            **{
+                f"{kind} rank, {name}": one["ranks"][kind][i]
+                for name, one in found.items()
+                for kind in ("made", "real")
+            },
+        }
+        for i, (key, caption) in enumerate(zip(seen.keys, seen.captions, strict=True))
+    ]
+    return {
+        "model": pipeline.name,
+        "seed": seed,
+        "decoder_only": decoder_only,
+        "options": options.model_dump(exclude_none=True),
+        "heldout": len(seen.names),
+        "known_names": sum(name in set(learnt.names) for name in seen.names),
+        "training": len(learnt.names),
+        "seconds_per_picture": seconds / len(samples),
+        "judges": {name: {k: v for k, v in one.items() if k != "ranks"} for name, one in found.items()},
+        "pictures": pictures,
+    }
 
 
 def table(report: dict) -> str:
     """A report as Markdown."""
-    columns = (("frechet", "Fréchet distance", "{:.4f}"), ("kernel", "kernel distance", "{:.4f}"),
-               ("similarity", "CLIP similarity", "{:.3f}"), ("r1", "R@1", "{:.1%}"), ("r5", "R@5", "{:.1%}"))
-    lines = ["| judge | pictures | " + " | ".join(title for _, title, _ in columns) + " |",
-             "|---|---|" + "--:|" * len(columns)]
+    columns = (
+        ("frechet", "Fréchet distance", "{:.4f}"),
+        ("kernel", "kernel distance", "{:.4f}"),
+        ("similarity", "CLIP similarity", "{:.3f}"),
+        ("r1", "R@1", "{:.1%}"),
+        ("r5", "R@5", "{:.1%}"),
+    )
+    lines = [
+        "| judge | pictures | " + " | ".join(title for _, title, _ in columns) + " |",
+        "|---|---|" + "--:|" * len(columns),
+    ]
     for name, found in report["judges"].items():
         for kind, row in found["rows"].items():
             cells = [form.format(row[key]) if key in row else "" for key, _, form in columns]
             lines.append(f"| {name} | {kind} | " + " | ".join(cells) + " |")
-    shares = ", ".join(f"{found['r1_of_ceiling']:.0%} by {name}" if found["r1_of_ceiling"] is not None
-                       else f"none to speak of by {name}" for name, found in report["judges"].items())
+    shares = ", ".join(
+        f"{found['r1_of_ceiling']:.0%} by {name}"
+        if found["r1_of_ceiling"] is not None
+        else f"none to speak of by {name}"
+        for name, found in report["judges"].items()
+    )
     names = next(iter(report["judges"].values()))["names"]
     return "\n".join(lines) + (
         f"\n\n{report['heldout']} held-out pictures"
         f"{' (decoder alone, from their real embeddings)' if report['decoder_only'] else ''}, "
         f"{report['known_names']} of whose names are among the {names} of {report['training']} training "
-        f"pictures; R@1 as a share of the real pictures': {shares}.")
+        f"pictures; R@1 as a share of the real pictures': {shares}."
+    )
 
 
 def shard_sets(shards: str, train: Sequence[str] | None) -> tuple[list[str], list[str]]:
@@ -159,8 +198,11 @@ def shard_sets(shards: str, train: Sequence[str] | None) -> tuple[list[str], lis
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="python -m inference.evaluate", description=__doc__,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = argparse.ArgumentParser(
+        prog="python -m inference.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = made.add_argument
     add("model", help="a model's name or folder")
     add("shards", help="folder with heldout-*.tar and train-*.tar, or the held-out shards")
@@ -190,8 +232,17 @@ def main(argv: list[str] | None = None) -> int:
         heldout, train = shard_sets(args.shards, args.train_shards)
         pipeline = cli.loaded(args)
         judges = {source: load_clip(source, pipeline.device) for source in args.judge}
-        report = evaluate(pipeline, heldout, train, judges=judges, limit=args.limit, seed=args.seed,
-                          batch_size=args.batch_size, decoder_only=args.decoder_only, options=options)
+        report = evaluate(
+            pipeline,
+            heldout,
+            train,
+            judges=judges,
+            limit=args.limit,
+            seed=args.seed,
+            batch_size=args.batch_size,
+            decoder_only=args.decoder_only,
+            options=options,
+        )
         if args.json:
             write_json(args.json, report)
         print(table(report))

@@ -34,18 +34,26 @@ from unclip.pipeline.pipeline import Pipeline
 GAP = 4  # white pixels around every picture
 
 
-def draw(pipeline: Pipeline, prompts: Sequence[str], side: int, *, n: int = 8, batch_size: int = 16,
-         **options: object) -> list[list[Image.Image]]:
+def draw(
+    pipeline: Pipeline,
+    prompts: Sequence[str],
+    side: int,
+    *,
+    n: int = 8,
+    batch_size: int = 16,
+    **options: object,
+) -> list[list[Image.Image]]:
     """``n`` pictures of each prompt, ``side`` pixels high; ``options`` are those of ``generate``."""
     rows, size = [], max(1, batch_size // n)
     for start in range(0, len(prompts), size):
-        made = pipeline.generate(prompts[start:start + size], n=n, batch_size=batch_size, **options)
+        made = pipeline.generate(prompts[start : start + size], n=n, batch_size=batch_size, **options)
         rows += split([resized(picture, side) for picture in made], n)
     return rows
 
 
-def draw_classes(pipeline: Pipeline, classes: Sequence[int | None], side: int, *, n: int = 8,
-                 **options: object) -> list[list[Image.Image]]:
+def draw_classes(
+    pipeline: Pipeline, classes: Sequence[int | None], side: int, *, n: int = 8, **options: object
+) -> list[list[Image.Image]]:
     """``n`` pictures of each class (None = any), the same noise for all; else as ``draw``."""
     rows = []
     for number in classes:
@@ -54,8 +62,9 @@ def draw_classes(pipeline: Pipeline, classes: Sequence[int | None], side: int, *
     return rows
 
 
-def shuffled(prompts: Sequence[str], rows: Sequence[Sequence[Image.Image]], columns: int
-             ) -> tuple[list[str], list[Sequence[Image.Image]], dict[int, str]]:
+def shuffled(
+    prompts: Sequence[str], rows: Sequence[Sequence[Image.Image]], columns: int
+) -> tuple[list[str], list[Sequence[Image.Image]], dict[int, str]]:
     """The first picture of each prompt in an order of chance, in rows of ``columns``: what stands beside each
     row (its first and last number), the rows, and the prompt of each number, counted from 1.
     """
@@ -68,7 +77,7 @@ def shuffled(prompts: Sequence[str], rows: Sequence[Sequence[Image.Image]], colu
 
 def split(pictures: Sequence[Image.Image], n: int) -> list[Sequence[Image.Image]]:
     """Rows of ``n``; the last may be shorter."""
-    return [pictures[k:k + n] for k in range(0, len(pictures), n)]
+    return [pictures[k : k + n] for k in range(0, len(pictures), n)]
 
 
 def resized(picture: Image.Image, side: int) -> Image.Image:
@@ -129,8 +138,11 @@ def sheet_of(pipeline: Pipeline, args: argparse.Namespace) -> Image.Image:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="python -m inference.gallery", description=__doc__,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = argparse.ArgumentParser(
+        prog="python -m inference.gallery",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = made.add_argument
     add("model", help="a model's name or folder")
     add("output", type=Path, help="PNG file to write")
@@ -138,8 +150,13 @@ def parser() -> argparse.ArgumentParser:
     of.add_argument("--prompts", nargs="+", metavar="PROMPT", help="prompts, or a file with one a line")
     of.add_argument("--classes", nargs="+", metavar="K", help="a row for each of these classes, or for all")
     add("-n", type=int, default=8, metavar="N", help="pictures a prompt or class (default 8)")
-    add("--columns", type=int, default=8, metavar="N", help="pictures in a row, where rows have no prompt or "
-        "class (default 8)")
+    add(
+        "--columns",
+        type=int,
+        default=8,
+        metavar="N",
+        help="pictures in a row, where rows have no prompt or class (default 8)",
+    )
     add("--blind", type=Path, metavar="KEY.json", help="shuffle prompts, show numbers, write which is which")
     add("--side", type=int, default=96, metavar="PIXELS", help="of a picture on the sheet (default 96)")
     add("--batch-size", type=int, default=16, metavar="B", help="pictures drawn at a time (default 16)")

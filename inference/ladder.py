@@ -99,12 +99,12 @@ def seen(features: Features, pictures: Tensor, n: int = 64) -> Tensor:
 class Comparison:
     """What all rows have in common."""
 
-    heldout: list[dict]   # samples of the shards
-    size: int             # their height in pixels
-    real: Tensor          # their features [N,D]
+    heldout: list[dict]  # samples of the shards
+    size: int  # their height in pixels
+    real: Tensor  # their features [N,D]
     features: Features
     device: torch.device
-    n: int                # pictures drawn of each model
+    n: int  # pictures drawn of each model
     batch_size: int
     seed: int
     bits: int | None = None  # held-out pictures for the bits per dimension; None = all, 0 = none
@@ -115,26 +115,35 @@ class Comparison:
         start = time.perf_counter()
         made = self.draw(pipeline, entry.options)
         seconds = (time.perf_counter() - start) / self.n
-        found = {"model": entry.model, "classifier": entry.classifier,
-                 "options": entry.options.model_dump(exclude_defaults=True),
-                 "steps": entry.options.steps or pipeline.decoder.config.sampling.steps,
-                 "frechet": metrics.frechet_distance(self.real, seen(self.features, made)),
-                 "seconds_per_picture": seconds}
+        found = {
+            "model": entry.model,
+            "classifier": entry.classifier,
+            "options": entry.options.model_dump(exclude_defaults=True),
+            "steps": entry.options.steps or pipeline.decoder.config.sampling.steps,
+            "frechet": metrics.frechet_distance(self.real, seen(self.features, made)),
+            "seconds_per_picture": seconds,
+        }
         if entry.plain and pipeline.decoder.schedule.name != "flow" and self.bits != 0:
             found["likelihood"] = likelihood(
-                pipeline.decoder, self.some(), clip=pipeline.clip, tokenizer=pipeline.tokenizer,
-                size=self.size, batch_size=self.batch_size, seed=self.seed)
+                pipeline.decoder,
+                self.some(),
+                clip=pipeline.clip,
+                tokenizer=pipeline.tokenizer,
+                size=self.size,
+                batch_size=self.batch_size,
+                seed=self.seed,
+            )
         return found
 
     def some(self) -> list[dict]:
         """The held-out samples whose likelihood is computed, from all parts of the shards."""
-        return self.heldout if self.bits is None else self.heldout[::-(-len(self.heldout) // self.bits)]
+        return self.heldout if self.bits is None else self.heldout[:: -(-len(self.heldout) // self.bits)]
 
     def draw(self, pipeline: Pipeline, options: Options) -> Tensor:
         """[n,3,S,S] in [-1,1], of the captions and classes of the held-out pictures in turn."""
         chosen, made = list(itertools.islice(itertools.cycle(self.heldout), self.n)), []
         for start in tqdm(range(0, self.n, self.batch_size), desc=pipeline.name):
-            part = chosen[start:start + self.batch_size]
+            part = chosen[start : start + self.batch_size]
             captions = [styled(s["record"]) if "style" in s["record"] else s["caption"] for s in part]
             classes = None
             if pipeline.classes:
@@ -144,49 +153,79 @@ class Comparison:
         return torch.cat(made)
 
 
-def measure(folder: Path, entries: Sequence[Entry], source: str, *, n: int, batch_size: int = 64,
-            seed: int = 0, device: str | None = None, bits: int | None = None) -> dict:
+def measure(
+    folder: Path,
+    entries: Sequence[Entry],
+    source: str,
+    *,
+    n: int,
+    batch_size: int = 64,
+    seed: int = 0,
+    device: str | None = None,
+    bits: int | None = None,
+) -> dict:
     """The report that ``table`` shows, JSON-able. ``ValueError`` for shards that hold too little."""
     heldout = list(read_shards(expand(str(folder / "heldout-*.tar"))))
     train = list(read_shards(expand(str(folder / "train-*.tar")), shuffle=10_000, seed=fold(seed)))
     if len(heldout) < 2 or len(train) < n:
-        raise ValueError(f"{folder} has {len(heldout)} held-out and {len(train)} training pictures; the "
-                         f"table needs at least 2 and {n}")
+        raise ValueError(
+            f"{folder} has {len(heldout)} held-out and {len(train)} training pictures; the "
+            f"table needs at least 2 and {n}"
+        )
     size, where = min(heldout[0]["image"].size), torch.device(device or default_device())
     features = judge(source, where)
     real, known = (seen(features, stack(some, size).image.to(where)) for some in (heldout, train[:n]))
     comparison = Comparison(heldout, size, real, features, where, n, batch_size, seed, bits)
-    return {"rows": [comparison.row(entry) for entry in entries],
-            "floor": metrics.frechet_distance(real, known), "n": n, "heldout": len(heldout), "judge": source,
-            "seed": seed, "where": f"{where}, {torch.get_num_threads()} threads, {batch_size} at a time"}
+    return {
+        "rows": [comparison.row(entry) for entry in entries],
+        "floor": metrics.frechet_distance(real, known),
+        "n": n,
+        "heldout": len(heldout),
+        "judge": source,
+        "seed": seed,
+        "where": f"{where}, {torch.get_num_threads()} threads, {batch_size} at a time",
+    }
 
 
 def table(report: dict) -> str:
     """A report as Markdown."""
-    lines = ["| model | steps | bits per dimension | Fréchet distance | seconds a picture |",
-             "|---|--:|--:|--:|--:|"]
+    lines = [
+        "| model | steps | bits per dimension | Fréchet distance | seconds a picture |",
+        "|---|--:|--:|--:|--:|",
+    ]
     for found in report["rows"]:
         how = [f"{key} {value}" for key, value in found["options"].items()]
         how += [f"classifier {Path(found['classifier']).name}"] if found["classifier"] else []
         bits = f"{found['likelihood']['bits_per_dim']:.3f}" if "likelihood" in found else ""
-        lines.append(f"| {', '.join([Path(found['model']).name, *how])} | {found['steps']} | {bits} | "
-                     f"{found['frechet']:.3f} | {found['seconds_per_picture']:.3f} |")
+        lines.append(
+            f"| {', '.join([Path(found['model']).name, *how])} | {found['steps']} | {bits} | "
+            f"{found['frechet']:.3f} | {found['seconds_per_picture']:.3f} |"
+        )
     lines.append(f"| real training pictures | | | {report['floor']:.3f} | |")
-    return "\n".join(lines) + (f"\n\n{report['n']} pictures of each against {report['heldout']} held-out "
-                               f"ones, in the features of {Path(report['judge']).name}; {report['where']}.")
+    return "\n".join(lines) + (
+        f"\n\n{report['n']} pictures of each against {report['heldout']} held-out "
+        f"ones, in the features of {Path(report['judge']).name}; {report['where']}."
+    )
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="python -m inference.ladder", description=__doc__,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = argparse.ArgumentParser(
+        prog="python -m inference.ladder",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = made.add_argument
     add("shards", type=Path, help="folder with heldout-*.tar and train-*.tar")
     add("models", nargs="+", metavar="MODEL[:option=value]", help="a row of the table")
     add("--judge", required=True, help="a classifier's run, or a CLIP, to see the pictures with")
     add("-n", type=int, default=460, metavar="N", help="pictures drawn of each (default 460)")
     add("--batch-size", type=int, default=92, metavar="B", help="pictures drawn at a time (default 92)")
-    add("--bits", type=int, metavar="N", help="held-out pictures, at most, for the bits per dimension "
-        "(default: all; 0: none)")
+    add(
+        "--bits",
+        type=int,
+        metavar="N",
+        help="held-out pictures, at most, for the bits per dimension (default: all; 0: none)",
+    )
     add("--seed", type=int, default=0, help="another seed draws other pictures (default 0)")
     add("--json", type=Path, metavar="FILE", help="write the report there too")
     cli.add_device(made)
@@ -204,8 +243,16 @@ def main(argv: list[str] | None = None) -> int:
         if args.n < 2 or args.batch_size < 1 or (args.bits or 0) < 0:
             raise ValueError("-n must be at least 2, --batch-size at least 1, and --bits no less than 0")
         entries = [Entry.parse(text) for text in args.models]
-        report = measure(args.shards, entries, args.judge, n=args.n, batch_size=args.batch_size,
-                         seed=args.seed, device=args.device, bits=args.bits)
+        report = measure(
+            args.shards,
+            entries,
+            args.judge,
+            n=args.n,
+            batch_size=args.batch_size,
+            seed=args.seed,
+            device=args.device,
+            bits=args.bits,
+        )
         if args.json:
             write_json(args.json, report)
         print(table(report))

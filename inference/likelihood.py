@@ -44,21 +44,33 @@ def table(report: dict) -> str:
     lines += [f"| {name} | {bits:.4f} |" for name, bits in rows]
     return "\n".join(lines) + (
         f"\n\n{report['pictures']} pictures of {report['size']} pixels{given}; {report['steps']} of "
-        f"{report['timesteps']} steps{f'; standard error {error:.4f}' if error is not None else ''}.")
+        f"{report['timesteps']} steps{f'; standard error {error:.4f}' if error is not None else ''}."
+    )
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="python -m inference.likelihood", description=__doc__,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = argparse.ArgumentParser(
+        prog="python -m inference.likelihood",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = made.add_argument
     add("model", help="a model's name or folder, or a decoder's checkpoint")
     add("shards", nargs="+", help="shards, or a folder (of which the heldout-*.tar if it has such)")
     add("--stage", default="decoder", help="decoder, or upsampler-256 and the like (default decoder)")
     add("--limit", type=int, metavar="N", help="pictures to use, chosen at random (default: all)")
-    add("--steps", metavar="N", help="steps of a respaced chain, such as 50 or 10,10,3,2,2 (default: "
-        "the whole process)")
-    add("--size", type=int, metavar="S", help="make pictures this high first, as the recipe's data.size did "
-        "(default: the first picture's own height)")
+    add(
+        "--steps",
+        metavar="N",
+        help="steps of a respaced chain, such as 50 or 10,10,3,2,2 (default: the whole process)",
+    )
+    add(
+        "--size",
+        type=int,
+        metavar="S",
+        help="make pictures this high first, as the recipe's data.size did "
+        "(default: the first picture's own height)",
+    )
     add("--batch-size", type=int, default=32, metavar="B", help="pictures at a time (default 32)")
     add("--seed", type=int, default=0, help="another seed draws other noise (default 0)")
     add("--json", type=Path, metavar="FILE", help="write the report there too, with the term of every step")
@@ -81,8 +93,15 @@ def main(argv: list[str] | None = None) -> int:
         pipeline = load(args.model, args.device)
         samples = itertools.islice(read_shards(shards, shuffle=10_000, seed=fold(args.seed)), args.limit)
         report = {"model": args.model, "stage": args.stage} | likelihood(
-            stage_of(pipeline, args.stage), samples, clip=pipeline.clip, tokenizer=pipeline.tokenizer,
-            steps=args.steps, size=args.size, batch_size=args.batch_size, seed=args.seed)
+            stage_of(pipeline, args.stage),
+            samples,
+            clip=pipeline.clip,
+            tokenizer=pipeline.tokenizer,
+            steps=args.steps,
+            size=args.size,
+            batch_size=args.batch_size,
+            seed=args.seed,
+        )
         if args.json:
             write_json(args.json, report)
         print(table(report))

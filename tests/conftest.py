@@ -48,18 +48,36 @@ def tiny_pipeline() -> Pipeline:
     few = Sampling(steps=2, guidance_scale=2.0)
     net = {"channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1, "head_channels": 8, "out_channels": 6}
     prior = PriorConfig(embed_dim=WIDTH, text_dim=WIDTH, text_length=16, width=16, layers=1, heads=2)
-    decoder = UNetConfig(image_size=16, attention_resolutions=(8,), context_channels=8,
-                         image_embed_dim=WIDTH, text_dim=WIDTH, **net)
-    upsampler = UNetConfig(image_size=64, in_channels=6, pixel_unshuffle=4, middle_attention=False,
-                           **{**net, "out_channels": 3})
+    decoder = UNetConfig(
+        image_size=16,
+        attention_resolutions=(8,),
+        context_channels=8,
+        image_embed_dim=WIDTH,
+        text_dim=WIDTH,
+        **net,
+    )
+    upsampler = UNetConfig(
+        image_size=64, in_channels=6, pixel_unshuffle=4, middle_attention=False, **{**net, "out_channels": 3}
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         stages = [
             Prior(PriorStageConfig(net=prior, sampling=few.model_copy(update={"candidates": 2}))),
-            Decoder(DecoderStageConfig(net=decoder, sampling=few, process=Process(
-                predicts="v", variance="learned", loss="hybrid"))),
-            Decoder(DecoderStageConfig(net=upsampler, process=Process(predicts="v"), low_res=LowRes(size=16),
-                                       sampling=Sampling(steps=1))),
+            Decoder(
+                DecoderStageConfig(
+                    net=decoder,
+                    sampling=few,
+                    process=Process(predicts="v", variance="learned", loss="hybrid"),
+                )
+            ),
+            Decoder(
+                DecoderStageConfig(
+                    net=upsampler,
+                    process=Process(predicts="v"),
+                    low_res=LowRes(size=16),
+                    sampling=Sampling(steps=1),
+                )
+            ),
         ]
         for stage in stages:
             _awaken(stage)

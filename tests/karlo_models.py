@@ -86,23 +86,46 @@ def tokenizer(folder: Path):
             merges.append(f"{parts[0]} {parts[1]}")
             parts = [parts[0] + parts[1], *parts[2:]]
             pieces.append(parts[0])
-    vocabulary = ["!", *letters, *(letter + "</w>" for letter in letters), *pieces,
-                  "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = [
+        "!",
+        *letters,
+        *(letter + "</w>" for letter in letters),
+        *pieces,
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
     folder.mkdir(parents=True)
     (folder / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(vocabulary)}))
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
-    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), pad_token="!",
-                         model_max_length=LENGTH)
+    return CLIPTokenizer(
+        str(folder / "vocab.json"), str(folder / "merges.txt"), pad_token="!", model_max_length=LENGTH
+    )
 
 
 def text_encoder(tokens, seed: int = 5, **changes) -> nn.Module:
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-    sizes = {"hidden_size": DIM, "intermediate_size": 2 * DIM, "num_hidden_layers": 2,
-             "num_attention_heads": 2, "max_position_embeddings": LENGTH, "projection_dim": DIM, **changes}
-    return awake(lambda: CLIPTextModelWithProjection(CLIPTextConfig(
-        vocab_size=len(tokens), eos_token_id=tokens.eos_token_id, bos_token_id=tokens.bos_token_id,
-        pad_token_id=0, **sizes)), seed)
+    sizes = {
+        "hidden_size": DIM,
+        "intermediate_size": 2 * DIM,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": LENGTH,
+        "projection_dim": DIM,
+        **changes,
+    }
+    return awake(
+        lambda: CLIPTextModelWithProjection(
+            CLIPTextConfig(
+                vocab_size=len(tokens),
+                eos_token_id=tokens.eos_token_id,
+                bos_token_id=tokens.bos_token_id,
+                pad_token_id=0,
+                **sizes,
+            )
+        ),
+        seed,
+    )
 
 
 def pipeline(folder: Path, gain: float = 1.0, **prior_changes):
@@ -111,12 +134,17 @@ def pipeline(folder: Path, gain: float = 1.0, **prior_changes):
 
     tokens = tokenizer(folder)
     made = UnCLIPPipeline(
-        prior=prior(gain=gain, **prior_changes), decoder=decoder(gain=gain), text_proj=text_proj(gain=gain),
-        super_res_first=super_res(4, gain), super_res_last=super_res(5, gain),
-        text_encoder=text_encoder(tokens), tokenizer=tokens,
+        prior=prior(gain=gain, **prior_changes),
+        decoder=decoder(gain=gain),
+        text_proj=text_proj(gain=gain),
+        super_res_first=super_res(4, gain),
+        super_res_last=super_res(5, gain),
+        text_encoder=text_encoder(tokens),
+        tokenizer=tokens,
         prior_scheduler=UnCLIPScheduler(prediction_type="sample", clip_sample_range=5.0),
         decoder_scheduler=UnCLIPScheduler(variance_type="learned_range"),
-        super_res_scheduler=UnCLIPScheduler())
+        super_res_scheduler=UnCLIPScheduler(),
+    )
     made.set_progress_bar_config(disable=True)
     return made
 

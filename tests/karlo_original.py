@@ -8,18 +8,34 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-RESNET = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1",
-          "norm2": "out_layers.0", "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}
-TOP = {"conv_in": "input_blocks.0.0", "time_embedding.linear_1": "time_embed.0",
-       "time_embedding.linear_2": "time_embed.2", "conv_norm_out": "out.0", "conv_out": "out.2"}
+RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+TOP = {
+    "conv_in": "input_blocks.0.0",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
 PRIOR = {
     "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
     "proj_in": "clip_img_proj", "embedding_proj": "text_emb_proj", "norm_out": "final_ln",
     "encoder_hidden_states_proj": "text_enc_proj", "proj_to_clip_embeddings": "out_proj",
     "positional_embedding": "positional_embedding", "prd_embedding": "prd_emb",
 }  # fmt: skip
-PRIOR_BLOCK = {"norm1": "ln_1", "norm3": "ln_2", "attn1.to_out.0": "attn.c_proj",
-               "ff.net.0.proj": "mlp.c_fc", "ff.net.2": "mlp.c_proj"}
+PRIOR_BLOCK = {
+    "norm1": "ln_1",
+    "norm3": "ln_2",
+    "attn1.to_out.0": "attn.c_proj",
+    "ff.net.0.proj": "mlp.c_fc",
+    "ff.net.2": "mlp.c_proj",
+}
 TEXT_PROJ = {
     "learned_classifier_free_guidance_embeddings": "cf_param", "embedding_proj": "text_feat_proj",
     "clip_image_embeddings_project_to_time_embeddings": "clip_emb",
@@ -86,8 +102,11 @@ def block(where: str, config) -> str:
     count = config.layers_per_block
     if where.startswith("mid_block"):
         middle = 2 if "Simple" in str(config.mid_block_type) else 1
-        return {"mid_block.resnets.0": "middle_block.0", "mid_block.attentions.0": "middle_block.1",
-                "mid_block.resnets.1": f"middle_block.{middle}"}[where]
+        return {
+            "mid_block.resnets.0": "middle_block.0",
+            "mid_block.attentions.0": "middle_block.1",
+            "mid_block.resnets.1": f"middle_block.{middle}",
+        }[where]
     side, level, kind, i = re.fullmatch(r"(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)", where).groups()
     level, i = int(level), int(i)
     if side == "down":
@@ -104,19 +123,26 @@ def text_proj(model: nn.Module) -> dict[str, Tensor]:
 
 def save(folder: Path, pipeline, clip: dict[str, Tensor], program: bool) -> None:
     """All five files. clip: tensors under OpenAI's names. program: whether as TorchScript, as published."""
+
     def prefixed(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
         return {prefix + name: value.clone() for name, value in tensors.items()}
 
     folder.mkdir(parents=True)
     decoder = prefixed({**unet(pipeline.decoder), **text_proj(pipeline.text_proj)}, "model.")
-    enlarging = {**prefixed(unet(pipeline.super_res_first), "model_first_steps."),
-                 **prefixed(unet(pipeline.super_res_last), "model_last_step.")}
-    torch.save({"state_dict": prefixed(prior(pipeline.prior), "model.")},
-               folder / "prior-ckpt-step=01000000-of-01000000.ckpt")
+    enlarging = {
+        **prefixed(unet(pipeline.super_res_first), "model_first_steps."),
+        **prefixed(unet(pipeline.super_res_last), "model_last_step."),
+    }
+    torch.save(
+        {"state_dict": prefixed(prior(pipeline.prior), "model.")},
+        folder / "prior-ckpt-step=01000000-of-01000000.ckpt",
+    )
     torch.save({"state_dict": decoder}, folder / "decoder-ckpt-step=01000000-of-01000000.ckpt")
     torch.save({"state_dict": enlarging}, folder / "improved-sr-ckpt-step=1.2M.ckpt")
-    torch.save((pipeline.prior.clip_mean.data[0].clone(), pipeline.prior.clip_std.data[0].clone()),
-               folder / "ViT-L-14_stats.th")
+    torch.save(
+        (pipeline.prior.clip_mean.data[0].clone(), pipeline.prior.clip_std.data[0].clone()),
+        folder / "ViT-L-14_stats.th",
+    )
     if program:
         torch.jit.script(boxed(clip)).save(folder / "ViT-L-14.pt")
     else:

@@ -9,9 +9,7 @@ MEANS = torch.tensor([[-1.0, 0.5], [0.8, -0.4]], dtype=torch.float64)
 STDS = torch.tensor([[0.5, 0.3], [0.4, 0.6]], dtype=torch.float64)
 
 MEAN = WEIGHTS @ MEANS
-COVARIANCE = torch.einsum("k,ki,kj->ij", WEIGHTS, MEANS - MEAN, MEANS - MEAN) + torch.diag(
-    WEIGHTS @ STDS**2
-)
+COVARIANCE = torch.einsum("k,ki,kj->ij", WEIGHTS, MEANS - MEAN, MEANS - MEAN) + torch.diag(WEIGHTS @ STDS**2)
 
 
 def exact_x0(schedule: Schedule):

@@ -26,7 +26,8 @@ def odd(value: Tensor, by: int = 8) -> Tensor:
     room = torch.empty(value.untyped_storage().nbytes() + 2 * WIDTH, dtype=torch.uint8)
     start = -room.data_ptr() % WIDTH + by
     moved = torch.empty(0, dtype=value.dtype).set_(
-        room.untyped_storage(), start // value.element_size(), value.shape, value.stride())
+        room.untyped_storage(), start // value.element_size(), value.shape, value.stride()
+    )
     return moved.copy_(value.detach())
 
 
@@ -41,8 +42,8 @@ def pad(path: Path, spaces: int) -> None:
     """The same safetensors file with a header that is longer: its tensors lie further on."""
     content = path.read_bytes()
     length = int.from_bytes(content[:8], "little")
-    header = content[8:8 + length] + b" " * spaces
-    path.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + length:])
+    header = content[8 : 8 + length] + b" " * spaces
+    path.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + length :])
 
 
 def shift(path: Path, by: int = 4) -> None:
@@ -63,8 +64,10 @@ def shift_all(folder: Path) -> Path:
 
 def save_shifted(tensors: dict[str, Tensor], path: Path) -> Path:
     """A file of PyTorch's whose tensors begin one number after their memory does."""
-    shifted = {name: torch.cat([value.new_zeros(1), value.flatten()])[1:].view(value.shape)
-               for name, value in tensors.items()}
+    shifted = {
+        name: torch.cat([value.new_zeros(1), value.flatten()])[1:].view(value.shape)
+        for name, value in tensors.items()
+    }
     torch.save(shifted, path)
     assert all(lies(value) for value in torch.load(path, mmap=True).values() if value.numel())
     return path
@@ -72,22 +75,29 @@ def save_shifted(tensors: dict[str, Tensor], path: Path) -> Path:
 
 def shift_save(out: Path) -> None:
     """Make the run's save again with tensors that begin one number after their memory does."""
+
     def shifted(value: Tensor) -> Tensor:
         return torch.cat([value.new_zeros(1), value.flatten()])[1:].view(value.shape)
 
     files = {path.name: state.load(path) for path in (out / "state").iterdir() if path.name != state.MANIFEST}
     facts = json.loads((out / "state" / state.MANIFEST).read_text())
     del facts["files"]
-    state.write(out, {name: tree_map_only(Tensor, shifted, content) for name, content in files.items()},
-                **facts)
+    state.write(
+        out, {name: tree_map_only(Tensor, shifted, content) for name, content in files.items()}, **facts
+    )
 
 
 def odd_places(*parts: object) -> list[int]:
     """Of all tensors in modules and in optimisers' memories, how far they lie from where they should."""
-    tensors = [value for part in parts if isinstance(part, nn.Module)
-               for value in (*part.parameters(), *part.buffers())]
-    remembered = [kept for part in parts if isinstance(part, torch.optim.Optimizer)
-                  for kept in part.state.values()]
+    tensors = [
+        value
+        for part in parts
+        if isinstance(part, nn.Module)
+        for value in (*part.parameters(), *part.buffers())
+    ]
+    remembered = [
+        kept for part in parts if isinstance(part, torch.optim.Optimizer) for kept in part.state.values()
+    ]
     tensors += [value for kept in remembered for value in kept.values() if isinstance(value, Tensor)]
     assert not any(isinstance(part, torch.optim.Optimizer) for part in parts) or len(remembered) > 1
     return [place for place in map(lies, tensors) if place]

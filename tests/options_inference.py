@@ -25,6 +25,8 @@ from unclip.options import Options
 from unclip.pipeline.pipeline import Pipeline
 from unclip.stages import Process
 
+# Tables from here on, laid out by hand.
+# fmt: off
 MODEL = Pipeline(decoder(net={"classes": 3}, process=Process(predicts="v")), name="tiny")
 MODEL.clip, MODEL.tokenizer = "a CLIP", "a tokenizer"
 PICTURE = Image.new("RGB", (4, 4))

@@ -29,6 +29,8 @@ from training.recipes import Chain
 from training.tasks.recipes import ClassifierRecipe, PictureRecipe, PriorRecipe
 from unclip.data.pictures import PIXELS
 
+# Tables from here on, laid out by hand.
+# fmt: off
 CHAIN = SimpleNamespace(out="out", stages=[SimpleNamespace(program="prior", config="prior.yaml",
                                                             set=["train.seed=1"])])
 RECIPE = SimpleNamespace(stage=SimpleNamespace(low_res=None), train="settings", precision="fp32")

@@ -68,9 +68,15 @@ class Processes:
             self.path(rank).touch()  # there is a log, however soon a process ends
             env = {"ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo"}
             if n > 1:
-                env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.store.port), "RANK": str(rank),
-                        "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n),
-                        "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+                env |= {
+                    "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": str(self.store.port),
+                    "RANK": str(rank),
+                    "LOCAL_RANK": str(rank),
+                    "WORLD_SIZE": str(n),
+                    "TORCHELASTIC_USE_AGENT_STORE": "True",
+                    "TORCHELASTIC_RESTART_COUNT": "0",
+                }
             process = CONTEXT.Process(target=_child, args=(function, args, env, self.path(rank)))
             process.start()
             self.all.append(process)

@@ -44,6 +44,7 @@ class Parser(Exception):
 
 def arguments(main: Callable[[list[str]], object]) -> list[argparse.Action]:
     """All that a program's command line takes, but for what argparse itself answers."""
+
     def parse(self: argparse.ArgumentParser, *_: object) -> None:
         raise Parser(self)
 
@@ -58,8 +59,11 @@ def changes(program: Program, case: str, capsys: pytest.CaptureFixture) -> Seen:
     """What one case's words change of what is given without them; None = it is not there any more."""
     before = told(program, program.given, capsys)
     after = told(program, {**program.given, case.partition(":")[0]: program.options[case][0]}, capsys)
-    return {key: after.get(key) for key in before | after
-            if before.get(key) != after.get(key) or type(before.get(key)) is not type(after.get(key))}
+    return {
+        key: after.get(key)
+        for key in before | after
+        if before.get(key) != after.get(key) or type(before.get(key)) is not type(after.get(key))
+    }
 
 
 def told(program: Program, words: Mapping[str, Words], capsys: pytest.CaptureFixture) -> Seen:

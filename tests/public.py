@@ -25,8 +25,11 @@ def write_weights(path: Path, to: Path) -> Path:
     """A fixture's weights as the public code would store them."""
     to.parent.mkdir(parents=True, exist_ok=True)
     with safe_open(path, "pt") as file:
-        weights = {key.removeprefix("weights."): file.get_tensor(key).float()
-                   for key in file.keys() if key.startswith("weights.")}
+        weights = {
+            key.removeprefix("weights."): file.get_tensor(key).float()
+            for key in file.keys()
+            if key.startswith("weights.")
+        }
     torch.save(weights, to)
     return to
 
@@ -34,10 +37,15 @@ def write_weights(path: Path, to: Path) -> Path:
 def publish(monkeypatch: pytest.MonkeyPatch, cache: Path) -> PublicModel:
     """Add a tiny ADM to the table, with its file in the cache."""
     fixture = FIXTURES / "adm" / "unconditional_legacy.safetensors"
-    model = PublicModel(NAME, "adm", "a tiny ADM", ADM,
-                        files={"decoder": PublicFile("http://127.0.0.1:1/tiny.pt")},
-                        args={"decoder": arguments(fixture)},
-                        sampling={"decoder": {"sampler": "ddpm", "steps": 2}})
+    model = PublicModel(
+        NAME,
+        "adm",
+        "a tiny ADM",
+        ADM,
+        files={"decoder": PublicFile("http://127.0.0.1:1/tiny.pt")},
+        args={"decoder": arguments(fixture)},
+        sampling={"decoder": {"sampler": "ddpm", "steps": 2}},
+    )
     monkeypatch.setenv("UNCLIP_CACHE", str(cache))
     monkeypatch.setitem(MODELS, NAME, model)
     write_weights(fixture, cache / "adm" / "tiny.pt")

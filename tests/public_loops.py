@@ -36,8 +36,9 @@ class Spaced:
         of_x = (1 - self.bars_before[i]) * (1 - self.betas[i]) ** 0.5 / (1 - self.bars[i])
         return float(of_x0) * x0 + float(of_x) * x
 
-    def ancestral(self, model: Callable, x: Tensor, noise: Callable[[], Tensor], then=None, guide=None
-                  ) -> Tensor:
+    def ancestral(
+        self, model: Callable, x: Tensor, noise: Callable[[], Tensor], then=None, guide=None
+    ) -> Tensor:
         """p_sample_loop with learned range; model(x, t) -> [N,6,S,S], guide(x, t) -> a gradient."""
         for i in reversed(range(len(self.steps))):
             t = torch.full((len(x),), self.steps[i])
@@ -74,4 +75,5 @@ def guided(model: Callable, cond: dict, null: dict, scale: float) -> Callable[[T
         out = model(torch.cat([x, x]), torch.cat([t, t]), **both)
         (eps, values), n = out.chunk(2, dim=1), len(x)
         return torch.cat([eps[n:] + scale * (eps[:n] - eps[n:]), values[:n]], dim=1)
+
     return called

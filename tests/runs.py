@@ -21,8 +21,15 @@ from unclip.diffusion.noise import Noise
 from unclip.nets.unet import UNetConfig
 from unclip.stages import Decoder, DecoderStageConfig, Process, Sampling
 
-SETTINGS = {"pictures": 32, "batch_size": 8, "precision": "fp32", "warmup": 0, "log_every": 8,
-            "weight_decay": 0.0, "trackers": []}
+SETTINGS = {
+    "pictures": 32,
+    "batch_size": 8,
+    "precision": "fp32",
+    "warmup": 0,
+    "log_every": 8,
+    "weight_decay": 0.0,
+    "trackers": [],
+}
 
 
 class Recipe(Config):
@@ -35,8 +42,17 @@ class Recipe(Config):
 
 def tiny_stage(timesteps: int = 1000, **net: object) -> Decoder:
     torch.manual_seed(0)
-    net = UNetConfig(**{"image_size": 8, "channels": 16, "channel_mult": (1,), "num_res_blocks": 1,
-                        "head_channels": 8, "middle_attention": False, **net})
+    net = UNetConfig(
+        **{
+            "image_size": 8,
+            "channels": 16,
+            "channel_mult": (1,),
+            "num_res_blocks": 1,
+            "head_channels": 8,
+            "middle_attention": False,
+            **net,
+        }
+    )
     process = Process(predicts="v", timesteps=timesteps)
     return Decoder(DecoderStageConfig(net=net, process=process, sampling=Sampling(steps=2)))
 
@@ -70,14 +86,26 @@ class Rows:
         return grid(last.x0, columns=2)
 
 
-def make_run(out: Path, x0: torch.Tensor | None = None, timesteps: int = 1000, data: dict | None = None,
-             net: dict | None = None, draws: bool = False, **settings: object) -> Run:
+def make_run(
+    out: Path,
+    x0: torch.Tensor | None = None,
+    timesteps: int = 1000,
+    data: dict | None = None,
+    net: dict | None = None,
+    draws: bool = False,
+    **settings: object,
+) -> Run:
     """A run of a tiny decoder of 8 pixels on ``x0``, in the folder ``out``."""
     settings = Training(**{"out": str(out), **SETTINGS, **settings})
     forget()
     accelerator = make_accelerator(settings)
-    task = Rows(noise() if x0 is None else x0, micro_batch(settings, accelerator),
-                accelerator.process_index, accelerator.num_processes, draws)
+    task = Rows(
+        noise() if x0 is None else x0,
+        micro_batch(settings, accelerator),
+        accelerator.process_index,
+        accelerator.num_processes,
+        draws,
+    )
     stage = tiny_stage(timesteps, **(net or {}))
     recipe = Recipe(stage=stage.config, train=settings, data=data or {})
     return Run(stage, task, settings, recipe, accelerator)
@@ -126,6 +154,13 @@ def equal(a: object, b: object) -> bool:
 
 def same(a: Path, b: Path, kind: str = "decoder") -> bool:
     """Whether two runs have the same averaged and raw weights and optimiser, bit for bit."""
-    pairs = [(load_checkpoint(out / f"{kind}.safetensors")[0], raw(out), saved(out, "optimizer.bin"),
-              saved(out, "ema.bin")) for out in (a, b)]
+    pairs = [
+        (
+            load_checkpoint(out / f"{kind}.safetensors")[0],
+            raw(out),
+            saved(out, "optimizer.bin"),
+            saved(out, "ema.bin"),
+        )
+        for out in (a, b)
+    ]
     return all(equal(one, other) for one, other in zip(*pairs, strict=True))

@@ -41,6 +41,7 @@ def misplaced(module: nn.Module) -> list[str]:
 
 # All ways of loading: each writes what it loads into an empty folder, at odd places, and returns modules.
 
+
 def stages(folder: Path) -> Iterable[nn.Module]:
     for make in (prior, decoder, upsampler):
         make().save(folder / "a.safetensors")
@@ -63,8 +64,16 @@ def a_classifier(folder: Path) -> Iterable[nn.Module]:
 
 def a_noised_clip(folder: Path) -> Iterable[nn.Module]:
     tower = {"width": 16, "layers": 1, "heads": 2}
-    net = {"embed_dim": 6, "image": tower, "image_size": 8, "patch_size": 4, "timesteps": 50, "text": tower,
-           "vocab_size": 49408, "length": 9}
+    net = {
+        "embed_dim": 6,
+        "image": tower,
+        "image_size": 8,
+        "patch_size": 4,
+        "timesteps": 50,
+        "text": tower,
+        "vocab_size": 49408,
+        "length": 9,
+    }
     NoisedClip(NoisedClipStageConfig(net=net)).save(folder / "guide.safetensors")
     yield load_noised_clip(shift_all(folder) / "guide.safetensors")
 
@@ -158,9 +167,22 @@ def a_teacher(folder: Path) -> Iterable[nn.Module]:
 
 
 WAYS: list[Callable[[Path], Iterable[nn.Module]]] = [
-    stages, stages_in_bfloat16, a_classifier, a_noised_clip, whole_models, folders_of_clip,
-    clips_of_transformers, clips_of_open_clip, openais_clip, a_public_model, karlo_of_diffusers,
-    karlo_as_published, what_is_filled, what_is_placed, a_teacher]
+    stages,
+    stages_in_bfloat16,
+    a_classifier,
+    a_noised_clip,
+    whole_models,
+    folders_of_clip,
+    clips_of_transformers,
+    clips_of_open_clip,
+    openais_clip,
+    a_public_model,
+    karlo_of_diffusers,
+    karlo_as_published,
+    what_is_filled,
+    what_is_placed,
+    a_teacher,
+]
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
@@ -227,8 +249,12 @@ def test_a_tensor_is_moved_if_it_must_be_and_keeps_all_else(name):
 
 
 def test_what_holds_nothing_is_left_alone():
-    for value in (torch.zeros(0), torch.zeros(0, 5)[:, 2:], torch.zeros(3, device="meta"),
-                  torch.zeros(9, device="meta")[1:]):
+    for value in (
+        torch.zeros(0),
+        torch.zeros(0, 5)[:, 2:],
+        torch.zeros(3, device="meta"),
+        torch.zeros(9, device="meta")[1:],
+    ):
         assert aligned(value) is value
 
 

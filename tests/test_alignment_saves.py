@@ -39,9 +39,18 @@ class PhaseRecipe(Config):
 
 def test_a_phase_that_goes_on_lies_aligned(tmp_path):
     """And owns its optimiser's memory: nothing of the save stays mapped."""
+
     def phase() -> PhaseRun:
-        return PhaseRun("images", Phase(samples=8, batch_size=4), nn.Linear(7, 5),
-                        PhaseRecipe(out=str(tmp_path)), {}, Accelerator(cpu=True), 4, lambda: None)
+        return PhaseRun(
+            "images",
+            Phase(samples=8, batch_size=4),
+            nn.Linear(7, 5),
+            PhaseRecipe(out=str(tmp_path)),
+            {},
+            Accelerator(cpu=True),
+            4,
+            lambda: None,
+        )
 
     first = phase()
     first.module(randn(4, 7)).sum().backward()

@@ -64,8 +64,14 @@ def test_a_picture_a_line_and_an_index(prompts, tmp_path, tiny_model, pipeline, 
     assert pictures(out) == FILES
     rows = index(out)
     assert [row["file"] for row in rows] == FILES
-    assert rows[1] == {"file": FILES[1], "line": 4, "prompt": "Cat & dog!", "k": 0, "seed": 7,
-                       "model": batch.identity(pipeline)}
+    assert rows[1] == {
+        "file": FILES[1],
+        "line": 4,
+        "prompt": "Cat & dog!",
+        "k": 0,
+        "seed": 7,
+        "model": batch.identity(pipeline),
+    }
     assert "3 pictures made of 3" in capsys.readouterr().out
     assert {path.name for path in out.iterdir()} == {*FILES, album.INDEX, album.OPTIONS}
 
@@ -107,10 +113,10 @@ def test_more_pictures_a_prompt_later(prompts, tmp_path, tiny_model, capsys):
     assert [(row["line"], row["k"]) for row in index(out)] == [(i, k) for i in (3, 4, 5) for k in (0, 1)]
 
 
-@pytest.mark.parametrize(("changed", "said"), [
-    (["--seed", "1"], "seed 0, not 1"),
-    (["--steps", "3"], "steps the model's default, not 3"),
-])
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [(["--seed", "1"], "seed 0, not 1"), (["--steps", "3"], "steps the model's default, not 3")],
+)
 def test_other_options_are_refused_unless_overwritten(prompts, tmp_path, tiny_model, capsys, changed, said):
     out = tmp_path / "out"
     run(prompts, out, tiny_model)
@@ -185,16 +191,19 @@ def test_a_long_prompt_is_noted_with_its_line(tmp_path, tiny_model, capsys):
     assert "line 2 is longer than 16 tokens" in notes[0] and "long list" in notes[0]
 
 
-@pytest.mark.parametrize(("content", "options", "said"), [
-    (b"", [], "holds no prompt"),
-    (b"# nothing\n\n  \n", [], "holds no prompt"),
-    (b"a caf\xe9\n", [], "not UTF-8"),
-    (None, [], "No such file"),
-    (b"a cat\n", ["-n", "0"], "n must be at least 1"),
-    (b"a cat\n", ["--batch-size", "0"], "batch_size must be at least 1"),
-    (b"a cat\n", ["--steps", "0"], "steps"),
-    (b"a cat\n", ["--sampler", "euler"], "unknown sampler"),
-])
+@pytest.mark.parametrize(
+    ("content", "options", "said"),
+    [
+        (b"", [], "holds no prompt"),
+        (b"# nothing\n\n  \n", [], "holds no prompt"),
+        (b"a caf\xe9\n", [], "not UTF-8"),
+        (None, [], "No such file"),
+        (b"a cat\n", ["-n", "0"], "n must be at least 1"),
+        (b"a cat\n", ["--batch-size", "0"], "batch_size must be at least 1"),
+        (b"a cat\n", ["--steps", "0"], "steps"),
+        (b"a cat\n", ["--sampler", "euler"], "unknown sampler"),
+    ],
+)
 def test_bad_input_is_one_message(tmp_path, tiny_model, capsys, content, options, said):
     prompts, out = tmp_path / "prompts.txt", tmp_path / "out"
     if content is not None:
@@ -215,10 +224,17 @@ def test_an_unknown_device_is_refused_at_once(prompts, tmp_path, tiny_model, cap
     assert stopped.value.code == 2 and "abacus" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("text", "name"), [
-    ("A goldfish!", "a-goldfish"), ("../../etc/passwd", "etc-passwd"), ("???", "picture"),
-    ("un café", "un-café"), ("金魚" * 40, "金魚" * 13), ("x" * 200, "x" * 80),
-])
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("A goldfish!", "a-goldfish"),
+        ("../../etc/passwd", "etc-passwd"),
+        ("???", "picture"),
+        ("un café", "un-café"),
+        ("金魚" * 40, "金魚" * 13),
+        ("x" * 200, "x" * 80),
+    ],
+)
 def test_file_names(text, name):
     assert words(text) == name
 

@@ -51,10 +51,12 @@ def recipes(tmp_path: Path) -> Path:
     texts = {
         "clip": CLIP.format(**facts),
         "prior": PRIOR.format(**facts),
-        "decoder": STAGE.format(**facts, name="decoder", size=8, channels=3, extra="drop_image: 0.5",
-                                net=", image_embed_dim: 16"),
-        "upsampler": STAGE.format(**facts, name="upsampler", size=16, channels=6,
-                                  extra="low_res: {size: 8}", net=""),
+        "decoder": STAGE.format(
+            **facts, name="decoder", size=8, channels=3, extra="drop_image: 0.5", net=", image_embed_dim: 16"
+        ),
+        "upsampler": STAGE.format(
+            **facts, name="upsampler", size=16, channels=6, extra="low_res: {size: 8}", net=""
+        ),
     }
     stages = []
     for program, text in texts.items():
@@ -87,8 +89,12 @@ def test_a_chain_changes_its_recipes_and_passes_that_on(recipes, monkeypatch):
     monkeypatch.setattr(chain.subprocess, "Popen", lambda command: asked.append(command) or Done())
     with pytest.raises(ConfigError, match="decoder.yaml is not finished"):
         chain.main([str(recipes / "chain.yaml")])
-    assert asked[0][2:] == ["training.decoder", str(recipes / "decoder.yaml"), "train.pictures=16",
-                            f"train.out={recipes}/longer"]
+    assert asked[0][2:] == [
+        "training.decoder",
+        str(recipes / "decoder.yaml"),
+        "train.pictures=16",
+        f"train.out={recipes}/longer",
+    ]
     link = load_config(chain.Chain, recipes / "chain.yaml").stages[0]
     assert chain.checkpoint_of(link) == recipes / "longer" / "decoder.safetensors"
     assert chain.recipe_of(link).train.pictures == 16

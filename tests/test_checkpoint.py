@@ -36,8 +36,12 @@ def saved(tmp_path):
 
 def test_all_that_was_saved_comes_back(saved):
     loaded, header = load_checkpoint(saved, "decoder")
-    assert header == {"format": FORMAT, "kind": "decoder", "config": {"net": {"channels": 4}},
-                      "pictures_seen": 12}
+    assert header == {
+        "format": FORMAT,
+        "kind": "decoder",
+        "config": {"net": {"channels": 4}},
+        "pictures_seen": 12,
+    }
     assert loaded.keys() == tensors().keys()
     for key, value in tensors().items():
         assert loaded[key].dtype == value.dtype and torch.equal(loaded[key], value), key
@@ -127,8 +131,12 @@ def test_load_strictly_lists_everything_and_changes_nothing():
     wrong = {"0.weight": torch.zeros(3, 2), "0.bias": torch.zeros(4), "1.wieght": torch.zeros(1, 3)}
     with pytest.raises(CheckpointError) as caught:
         load_strictly(module, wrong, "some file")
-    for said in ("some file", "missing: ['1.bias', '1.weight']", "unexpected: ['1.wieght']",
-                 "0.bias (4,) for (3,)"):
+    for said in (
+        "some file",
+        "missing: ['1.bias', '1.weight']",
+        "unexpected: ['1.wieght']",
+        "0.bias (4,) for (3,)",
+    ):
         assert said in str(caught.value)
     assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
     load_strictly(module, {key: value + 1 for key, value in before.items()}, "a good file")

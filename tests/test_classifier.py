@@ -48,6 +48,7 @@ def test_the_gradient_is_that_of_log_p():
     """Against finite differences along the gradient, where the slope is its length."""
     made, x, t = tiny(), randn(2, 3, 8, 8), torch.tensor([20, 500])
     classes = torch.tensor([2, 0])
+
     def log_p(x: torch.Tensor) -> torch.Tensor:
         return made.logits(x, t).log_softmax(1)[range(2), classes]
 
@@ -61,6 +62,7 @@ def test_the_gradient_is_that_of_log_p():
 def test_guidance_moves_pictures_towards_the_class():
     """One guided prediction of a denoiser that knows nothing, in place of many steps."""
     made, x, t = tiny(), randn(8, 3, 8, 8), torch.full((8,), 500)
+
     def blank(x: torch.Tensor, t: torch.Tensor) -> Prediction:
         return Prediction.from_x0(x, torch.zeros_like(x), made.schedule.at(t))
 
@@ -111,12 +113,15 @@ def test_a_class_is_asked_for_in_a_pipeline(net):
         made.generate(class_=3)
 
 
-@pytest.mark.parametrize("given, said", [
-    ({"net": {**NET, "classes": 3, "image_size": 16}}, "image_size is 16, the decoder's 8"),
-    ({**CONFIG, "schedule": "linear"}, "schedule is linear, the decoder's cosine"),
-    ({**CONFIG, "timesteps": 10}, "timesteps is 10, the decoder's 1000"),
-    ({"net": {**NET, "classes": 4}}, "classes is 4, the decoder's 3"),
-])
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ({"net": {**NET, "classes": 3, "image_size": 16}}, "image_size is 16, the decoder's 8"),
+        ({**CONFIG, "schedule": "linear"}, "schedule is linear, the decoder's cosine"),
+        ({**CONFIG, "timesteps": 10}, "timesteps is 10, the decoder's 1000"),
+        ({"net": {**NET, "classes": 4}}, "classes is 4, the decoder's 3"),
+    ],
+)
 def test_a_classifier_of_other_pictures_is_refused(given, said):
     with pytest.raises(CheckpointError, match=said):
         Pipeline(decoder(net={"classes": 3})).guide_with(Classifier(ClassifierStageConfig(**given)))
@@ -151,10 +156,21 @@ def shards(tmp_path: Path) -> dict[str, str]:
 
 
 def recipe(tmp_path: Path, shards: dict, **data: object) -> str:
-    train = {"out": str(tmp_path / "run"), "pictures": 960, "batch_size": 16, "precision": "fp32",
-             "warmup": 0, "learning_rate": 3e-3, "log_every": 800, "ema_half_life": 100}
-    made = {"data": {**shards, "size": 8, "hold": True, **data}, "train": train,
-            "stage": {**CONFIG, "net": {**NET, "classes": 2}}}
+    train = {
+        "out": str(tmp_path / "run"),
+        "pictures": 960,
+        "batch_size": 16,
+        "precision": "fp32",
+        "warmup": 0,
+        "learning_rate": 3e-3,
+        "log_every": 800,
+        "ema_half_life": 100,
+    }
+    made = {
+        "data": {**shards, "size": 8, "hold": True, **data},
+        "train": train,
+        "stage": {**CONFIG, "net": {**NET, "classes": 2}},
+    }
     (tmp_path / "recipe.yaml").write_text(json.dumps(made))
     return str(tmp_path / "recipe.yaml")
 
@@ -174,10 +190,13 @@ def test_the_program_trains_it_and_says_how_noise_hides_the_class(shards, tmp_pa
     assert not list((tmp_path / "run").glob("samples/*"))
 
 
-@pytest.mark.parametrize("data, said", [
-    ({"size": 4}, "pictures of 4 pixels are smaller than the classifier's 8"),
-    ({"kind": "icons"}, "takes classes, which composed icons have not"),
-])
+@pytest.mark.parametrize(
+    "data, said",
+    [
+        ({"size": 4}, "pictures of 4 pixels are smaller than the classifier's 8"),
+        ({"kind": "icons"}, "takes classes, which composed icons have not"),
+    ],
+)
 def test_data_that_does_not_fit_is_refused(data, said, shards, tmp_path):
     forget()
     with pytest.raises(ConfigError, match=said):

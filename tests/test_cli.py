@@ -83,13 +83,30 @@ def test_every_option_is_passed_on(here, pipeline, monkeypatch):
             asked.update(options, prompt=prompt)
             return Image.new("RGB", (2, 2))
 
-    monkeypatch.setattr("unclip.app.cli.load",
-                        lambda model, device, dtype, offload: asked.update(device=device) or Asked())
-    options = {"seed": -2, "steps": "3", "prior_steps": "10,4", "upsampler_steps": "5", "guidance_scale": 1.5,
-               "prior_guidance_scale": 2.5, "clip_guidance_scale": 3.5, "sampler": "ddim",
-               "negative_prompt": "a dog", "class_": 4, "classifier_scale": 0.5, "n": 1, "device": "cpu"}
-    line = [item for key, value in options.items() if key != "n"
-            for item in (f"--{key.rstrip('_').replace('_', '-')}", str(value))]
+    monkeypatch.setattr(
+        "unclip.app.cli.load", lambda model, device, dtype, offload: asked.update(device=device) or Asked()
+    )
+    options = {
+        "seed": -2,
+        "steps": "3",
+        "prior_steps": "10,4",
+        "upsampler_steps": "5",
+        "guidance_scale": 1.5,
+        "prior_guidance_scale": 2.5,
+        "clip_guidance_scale": 3.5,
+        "sampler": "ddim",
+        "negative_prompt": "a dog",
+        "class_": 4,
+        "classifier_scale": 0.5,
+        "n": 1,
+        "device": "cpu",
+    }
+    line = [
+        item
+        for key, value in options.items()
+        if key != "n"
+        for item in (f"--{key.rstrip('_').replace('_', '-')}", str(value))
+    ]
     assert main(["a cat", *line]) == 0
     assert asked == {**options, "prompt": "a cat"}
 
@@ -116,8 +133,11 @@ def test_a_decoder_alone_is_a_model(here, capsys, classes):
     stage.save("run/decoder.safetensors")
     Path("run/metrics.jsonl").touch()
     Pipeline(stage).save("model")
-    for model, file in (("run", "run.png"), ("run/decoder.safetensors", "run-decoder-safetensors.png"),
-                        ("model", "model.png")):
+    for model, file in (
+        ("run", "run.png"),
+        ("run/decoder.safetensors", "run-decoder-safetensors.png"),
+        ("model", "model.png"),
+    ):
         assert main(["--model", model, "--seed", "1"]) == 0
         assert Path(file).read_bytes() == Path("run.png").read_bytes()
     capsys.readouterr()
@@ -214,11 +234,15 @@ def test_models_that_are_none(here, capsys, tiny_model):
     (here / "damaged").mkdir()
     (here / "damaged" / "model.json").write_text("{")
     decoder = str(tiny_model / "decoder.safetensors")
-    for model, wanted in (("nosuch", "there is no model 'nosuch'"), ("empty", "empty is not a model"),
-                         (decoder, "only a decoder, which takes CLIP's embeddings and text; training.chain"),
-                         (str(tiny_model / "prior.safetensors"), "holds a prior, not a decoder"),
-                         (str(tiny_model / "upsampler-64.safetensors"), "takes a smaller picture; "),
-                         ("damaged", "is damaged"), (str(tiny_model / "model.json"), "there is no model")):
+    for model, wanted in (
+        ("nosuch", "there is no model 'nosuch'"),
+        ("empty", "empty is not a model"),
+        (decoder, "only a decoder, which takes CLIP's embeddings and text; training.chain"),
+        (str(tiny_model / "prior.safetensors"), "holds a prior, not a decoder"),
+        (str(tiny_model / "upsampler-64.safetensors"), "takes a smaller picture; "),
+        ("damaged", "is damaged"),
+        (str(tiny_model / "model.json"), "there is no model"),
+    ):
         assert main(["a cat", "--model", model]) == 2
         assert wanted in said(capsys)
     assert names(here) == ["damaged", "empty"]
@@ -280,8 +304,9 @@ def test_as_a_command_of_its_own(here, tiny_model):
     """Once for real: another process, its exit code, its file."""
     root = Path(unclip.__file__).parent.parent
     command = [sys.executable, "-m", "unclip", "a goldfish", "--model", str(tiny_model)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600,
-                          env={**os.environ, "PYTHONPATH": str(root)})
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=600, env={**os.environ, "PYTHONPATH": str(root)}
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("a-goldfish.png  (model ") and names(here) == ["a-goldfish.png"]
     assert done.stderr == ""

@@ -28,9 +28,19 @@ from unclip.config import Config
 from unclip.diffusion.noise import fold, randn
 from unclip.guides.noised_clip import NoisedClip, NoisedClipStageConfig
 
-NOISED = {"net": {"embed_dim": 8, "image": {"width": 16, "layers": 1, "heads": 2}, "image_size": 8,
-                  "patch_size": 4, "timesteps": 50, "text": {"width": 16, "layers": 1, "heads": 2},
-                  "vocab_size": 99, "length": 6, "logit_scale": 20.0}}
+NOISED = {
+    "net": {
+        "embed_dim": 8,
+        "image": {"width": 16, "layers": 1, "heads": 2},
+        "image_size": 8,
+        "patch_size": 4,
+        "timesteps": 50,
+        "text": {"width": 16, "layers": 1, "heads": 2},
+        "vocab_size": 99,
+        "length": 6,
+        "logit_scale": 20.0,
+    }
+}
 ALONE = SimpleNamespace(process_index=0, num_processes=1, device=torch.device("cpu"))
 
 
@@ -43,8 +53,11 @@ def fresh() -> Iterator[None]:
 # Batches
 
 
-POOL = Pool(torch.randint(256, (9, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)),
-            [f"caption {row}" for row in range(9)], torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2]))
+POOL = Pool(
+    torch.randint(256, (9, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)),
+    [f"caption {row}" for row in range(9)],
+    torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2]),
+)
 
 
 def recipe(**more: object) -> SimpleNamespace:
@@ -133,9 +146,14 @@ def unit(n: int, dim: int, seed: int) -> Tensor:
 
 def joined(monkeypatch: pytest.MonkeyPatch, rank: int, n: int, wholes: list[Tensor]) -> None:
     """As if in one of two processes, with n rows each, which hold these rows together."""
+
     def gather(rows: Tensor) -> Tensor:
-        (whole,) = [whole for whole in wholes if whole.shape[1:] == rows.shape[1:] and torch.allclose(
-            whole[rank * n:][:n].float(), rows.float(), atol=1e-6)]
+        (whole,) = [
+            whole
+            for whole in wholes
+            if whole.shape[1:] == rows.shape[1:]
+            and torch.allclose(whole[rank * n :][:n].float(), rows.float(), atol=1e-6)
+        ]
         return whole
 
     monkeypatch.setattr(clip_parts, "gather", gather)
@@ -164,8 +182,14 @@ def test_pictures_and_captions_are_told_from_those_of_all_processes(rank, scale,
     joined(monkeypatch, rank, 3, [image, text, facts])
     part.gather = clip_parts.gather
     loss = part.loss(3 * image[mine], text[mine], torch.tensor(scale), facts[mine])
-    wanted = contrastive(image[mine], text[mine], torch.tensor(math.exp(scale)).clamp(max=100),
-                         alike(facts[mine], facts, 0.25), image, text)
+    wanted = contrastive(
+        image[mine],
+        text[mine],
+        torch.tensor(math.exp(scale)).clamp(max=100),
+        alike(facts[mine], facts, 0.25),
+        image,
+        text,
+    )
     torch.testing.assert_close(loss, wanted)
 
 
@@ -231,8 +255,16 @@ class Recipe(Config):
 def phase_of(out: Path, module: Small, precision: str = "no", **settings: object) -> PhaseRun:
     forget()
     phase = Phase(**{"samples": 16, "batch_size": 4, "warmup": 0, "learning_rate": 0.1, **settings})
-    return PhaseRun("images", phase, module, Recipe(out=str(out)), {}, Accelerator(
-        cpu=True, mixed_precision=precision), 10**6, lambda: None)
+    return PhaseRun(
+        "images",
+        phase,
+        module,
+        Recipe(out=str(out)),
+        {},
+        Accelerator(cpu=True, mixed_precision=precision),
+        10**6,
+        lambda: None,
+    )
 
 
 def ones(n: int, start: int) -> Iterator[ClipBatch]:
@@ -255,9 +287,12 @@ def test_matrices_decay_and_gains_biases_and_scales_do_not():
 
 def test_a_phases_steps_have_their_rates_and_gradients_of_length_one(tmp_path):
     run, taken = phase_of(tmp_path, Small(steep=50.0), warmup=8), []
-    run.optimizer.step = lambda *_: taken.append((
-        [group["lr"] for group in run.optimizer.param_groups],
-        torch.cat([weight.grad.flatten() for weight in run.module.parameters()]).norm().item()))
+    run.optimizer.step = lambda *_: taken.append(
+        (
+            [group["lr"] for group in run.optimizer.param_groups],
+            torch.cat([weight.grad.flatten() for weight in run.module.parameters()]).norm().item(),
+        )
+    )
     run.run(ones)
     warm = [0.5, 1, 1, 1]
     rates = [0.1 * warm[step] * (1 + math.cos(math.pi * step / 4)) / 2 for step in range(4)]
@@ -279,15 +314,21 @@ def test_a_phase_trains_in_its_precision_with_seeds_of_its_steps(precision, tmp_
 
 def test_a_sound_step_ends_a_row_of_others(tmp_path):
     run = phase_of(tmp_path, Small(), max_skipped=2, samples=24)
-    run.run(lambda n, start: (ClipBatch((torch.full((n,), x),), ["key"]) for x in
-                              (1.0, math.nan, 1.0, math.inf, 1.0, math.nan)))
+    run.run(
+        lambda n, start: (
+            ClipBatch((torch.full((n,), x),), ["key"]) for x in (1.0, math.nan, 1.0, math.inf, 1.0, math.nan)
+        )
+    )
     assert run.step == 6 and run.guard.in_a_row == 1 and run.guard.total == 3
 
 
 def test_the_loss_that_is_told_is_the_mean_over_processes(tmp_path):
     run, told = phase_of(tmp_path, Small()), []
-    run.accelerator = SimpleNamespace(num_processes=2, reduce=lambda loss: loss + 4.0,
-                                      log=lambda values, step: told.append((step, values["images/loss"])))
+    run.accelerator = SimpleNamespace(
+        num_processes=2,
+        reduce=lambda loss: loss + 4.0,
+        log=lambda values, step: told.append((step, values["images/loss"])),
+    )
     run.step = 3
     run._record(torch.tensor(6.0), SimpleNamespace(set_postfix=lambda **shown: told.append(shown)))
     assert told == [{"loss": "5.000"}, (12, 5.0)]
@@ -296,7 +337,12 @@ def test_the_loss_that_is_told_is_the_mean_over_processes(tmp_path):
 def test_a_signal_that_comes_to_another_process_ends_the_run_here_too(tmp_path):
     run = phase_of(tmp_path, Small())
     run.accelerator = SimpleNamespace(
-        process_index=1, num_processes=2, device="cpu", autocast=run.accelerator.autocast,
-        backward=run.accelerator.backward, reduce=lambda flags: flags + torch.tensor([0.0, 1.0]))
+        process_index=1,
+        num_processes=2,
+        device="cpu",
+        autocast=run.accelerator.autocast,
+        backward=run.accelerator.backward,
+        reduce=lambda flags: flags + torch.tensor([0.0, 1.0]),
+    )
     loss = run._optimise(run.module, next(ones(4, 0)))
     assert loss == 6 + 3 + 1 and run.told and run.guard.total == 0

@@ -77,8 +77,11 @@ def test_what_is_wrong_is_named_with_the_file(tmp_path, text, overrides, said):
 
 def test_files_that_are_no_recipe(tmp_path):
     (tmp_path / "binary.yaml").write_bytes(b"\x00\xff\xfe\x80")
-    for path, said in ((tmp_path / "none.yaml", "there is no recipe"), (tmp_path, "there is no recipe"),
-                       (tmp_path / "binary.yaml", "cannot be read")):
+    for path, said in (
+        (tmp_path / "none.yaml", "there is no recipe"),
+        (tmp_path, "there is no recipe"),
+        (tmp_path / "binary.yaml", "cannot be read"),
+    ):
         with pytest.raises(ConfigError, match=said):
             load_config(Recipe, path)
 

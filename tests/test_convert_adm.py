@@ -119,8 +119,13 @@ def test_all_that_does_not_fit_is_told_at_once():
     weights["middle_block.1.qkv.weight"] = torch.ones(3, 64, 1)
     with pytest.raises(CheckpointError) as told:
         build({**args, "use_new_attention_order": False}, weights, "model.pt")
-    for part in ("model.pt does not fit", "time_embed.4.weight", "encoder.9.0.norm1.bias", "norm.bias",
-                 "middle.1.qkv.weight (3, 64) for (192, 64)"):
+    for part in (
+        "model.pt does not fit",
+        "time_embed.4.weight",
+        "encoder.9.0.norm1.bias",
+        "norm.bias",
+        "middle.1.qkv.weight (3, 64) for (192, 64)",
+    ):
         assert part in str(told.value)
 
 
@@ -209,8 +214,16 @@ def tiny_adm(folder: Path) -> PublicModel:
         args[role], files[role] = {**header, "noise_schedule": "cosine"}, PublicFile(f"where/{role}.pt")
     args["upsampler"] |= {"large_size": 32, "small_size": 16}
     sampling = {"sampler": "ddpm", "steps": 2, "gradient": "mean"}
-    return PublicModel("tiny", "adm", "a test", MODELS["adm-64-class"].licence, files=files, args=args,
-                       sampling={"decoder": sampling, "upsampler": sampling}, classifier_scale=2.0)
+    return PublicModel(
+        "tiny",
+        "adm",
+        "a test",
+        MODELS["adm-64-class"].licence,
+        files=files,
+        args=args,
+        sampling={"decoder": sampling, "upsampler": sampling},
+        classifier_scale=2.0,
+    )
 
 
 @pytest.mark.bitwise
@@ -234,8 +247,9 @@ def test_its_files_make_a_model_that_draws_by_class(tmp_path):
 
 
 def test_the_published_processes():
-    steps = {name: adm.configs(MODELS[name])["decoder"].process for name in MODELS
-             if MODELS[name].family == "adm"}
+    steps = {
+        name: adm.configs(MODELS[name])["decoder"].process for name in MODELS if MODELS[name].family == "adm"
+    }
     assert (steps["adm-64-class"].schedule, steps["adm-256-class"].schedule) == ("cosine", "linear")
     improved, by_class = steps["iddpm-imagenet64-uncond"], steps["iddpm-imagenet64-class"]
     assert (improved.timesteps, improved.time_scale, by_class.time_scale) == (4000, 0.25, 1.0)

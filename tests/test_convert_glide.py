@@ -38,8 +38,13 @@ def build(args: dict, weights: dict[str, Tensor], starts_from: int | None = None
 
 def told(stage: Decoder, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The fixture's inputs as the stage takes them."""
-    names = {"tokens": "tokens", "mask": "token_mask", "low_res": "low_res", "inpaint_image": "image",
-             "inpaint_mask": "mask"}
+    names = {
+        "tokens": "tokens",
+        "mask": "token_mask",
+        "low_res": "low_res",
+        "inpaint_image": "image",
+        "inpaint_mask": "mask",
+    }
     given = {ours: tensors[f"inputs.{name}"] for name, ours in names.items() if f"inputs.{name}" in tensors}
     return stage.conditions(len(tensors["inputs.x"]), **given)
 
@@ -69,16 +74,28 @@ def test_a_released_model_has_a_place_for_every_tensor(path):
 
 def clip_config(args: dict) -> NoisedClipStageConfig:
     """From a fixture's one table of arguments."""
+
     def of(which: str) -> dict:
-        return {**args, "n_head": args[f"n_head_{which}"], "n_head_state": args[f"n_head_state_{which}"],
-                "n_layers": args[f"n_xf_blocks_{which}"]}
+        return {
+            **args,
+            "n_head": args[f"n_head_{which}"],
+            "n_head_state": args[f"n_head_state_{which}"],
+            "n_layers": args[f"n_xf_blocks_{which}"],
+        }
+
     return NoisedClipStageConfig(net=glide.noised_clip_config(of("image"), of("text"), args["logit_scale"]))
 
 
 def noised_clip(path: Path) -> tuple[NoisedClip, dict[str, Tensor]]:
     args, weights, tensors = fixture(path)
-    image, text = ({name.removeprefix(f"{half}."): value for name, value in weights.items()
-                    if name.startswith(f"{half}.")} for half in ("image", "text"))
+    image, text = (
+        {
+            name.removeprefix(f"{half}."): value
+            for name, value in weights.items()
+            if name.startswith(f"{half}.")
+        }
+        for half in ("image", "text")
+    )
     return glide.noised_clip(image, text, clip_config(args), path.stem), tensors
 
 
@@ -98,8 +115,10 @@ def test_the_released_noised_clip_has_a_place_for_every_tensor():
     halves = {path.stem.removeprefix("glide-clip-"): json.loads(path.read_text()) for path in CLIP_MANIFESTS}
     image, text = halves["image"], halves["text"]
     config = NoisedClipStageConfig(net=glide.noised_clip_config(image["config"], text["config"]))
-    theirs = [{key: torch.empty(shape, device="meta") for key, shape in half["tensors"].items()}
-              for half in (image, text)]
+    theirs = [
+        {key: torch.empty(shape, device="meta") for key, shape in half["tensors"].items()}
+        for half in (image, text)
+    ]
     clip = glide.noised_clip(*theirs, config)
     for half, tower in ((image, clip.network.image), (text, clip.network.text)):
         assert sum(parameter.numel() for parameter in tower.parameters()) == half["parameters"]
@@ -140,8 +159,14 @@ def tiny_glide(folder: Path, inpaint: bool = False, steps: int = 2) -> PublicMod
     torch.save(base, folder / f"base{suffix}.pt")
     torch.save(upsample, folder / f"upsample{suffix}.pt")
     for half in ("image", "text"):
-        torch.save({name.removeprefix(f"{half}."): value for name, value in halves.items()
-                    if name.startswith(f"{half}.")}, folder / f"clip_{half}_enc.pt")
+        torch.save(
+            {
+                name.removeprefix(f"{half}."): value
+                for name, value in halves.items()
+                if name.startswith(f"{half}.")
+            },
+            folder / f"clip_{half}_enc.pt",
+        )
 
     def of(which: str, **more: int) -> dict:
         heads = clip_args[f"n_head_{which}"]
@@ -193,8 +218,11 @@ class Replayed:
     ("clip", {"clip_guidance_scale": 3.0, "guidance_scale": 1.0}),
 ])  # fmt: skip
 def test_whole_runs_are_the_public_notebooks(case, options, tmp_path, monkeypatch):
-    run = {name.partition("/")[2]: value for name, value in
-           load_file(HERE / "runs" / "glide.safetensors").items() if name.startswith(f"{case}/")}
+    run = {
+        name.partition("/")[2]: value
+        for name, value in load_file(HERE / "runs" / "glide.safetensors").items()
+        if name.startswith(f"{case}/")
+    }
     model = tiny_glide(tmp_path, inpaint=case == "inpaint", steps=5)
     pipeline = glide.pipeline(files_of(model, tmp_path), model=model)
     canvas = None

@@ -45,8 +45,9 @@ def config_of(model) -> dict:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("changes", [
-    {}, {"num_attention_heads": 4, "attention_head_dim": 6, "num_layers": 3, "num_embeddings": 7}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"num_attention_heads": 4, "attention_head_dim": 6, "num_layers": 3, "num_embeddings": 7}]
+)
 def test_a_prior(changes):
     theirs = small.prior(**changes)
     config = karlo_configs.prior_net(config_of(theirs))
@@ -87,8 +88,12 @@ def test_a_decoder(changes, tokens):
     x, t, image = randn(3, 3, 16, 16), torch.tensor([0, 500, 999]), randn(3, small.DIM, seed=5)
 
     def wanted(image: Tensor) -> Tensor:
-        context, more = proj(image_embeddings=image, prompt_embeds=embed, text_encoder_hidden_states=hidden,
-                             do_classifier_free_guidance=False)
+        context, more = proj(
+            image_embeddings=image,
+            prompt_embeds=embed,
+            text_encoder_hidden_states=hidden,
+            do_classifier_free_guidance=False,
+        )
         keys = torch.nn.functional.pad(mask, (tokens, 0), value=True)
         return theirs(x, t, context, class_labels=more, attention_mask=keys).sample
 
@@ -101,16 +106,29 @@ def test_a_decoder(changes, tokens):
 
 def filled(config, parts: list[names.Renamed], network: str = "network") -> UNet:
     net = UNet(config)
-    fill(net, {name.removeprefix(f"{network}."): value for ours, _ in parts for name, value in ours.items()},
-         [name for _, unused in parts for name in unused])
+    fill(
+        net,
+        {name.removeprefix(f"{network}."): value for ours, _ in parts for name, value in ours.items()},
+        [name for _, unused in parts for name in unused],
+    )
     return net
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("changes", [
-    {}, {"add_attention": True, "attention_head_dim": 16},
-    {"layers_per_block": 2, "block_out_channels": (64, 32, 96), "resnet_time_scale_shift": "scale_shift",
-     "down_block_types": ("ResnetDownsampleBlock2D",) * 3, "up_block_types": ("ResnetUpsampleBlock2D",) * 3}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"add_attention": True, "attention_head_dim": 16},
+        {
+            "layers_per_block": 2,
+            "block_out_channels": (64, 32, 96),
+            "resnet_time_scale_shift": "scale_shift",
+            "down_block_types": ("ResnetDownsampleBlock2D",) * 3,
+            "up_block_types": ("ResnetUpsampleBlock2D",) * 3,
+        },
+    ],
+)
 def test_an_upsampler(changes):
     theirs = small.super_res(**changes)
     config = karlo_configs.upsampler_net(config_of(theirs))
@@ -120,6 +138,7 @@ def test_an_upsampler(changes):
 
 
 # The released model's shapes.
+
 
 def manifest(path: Path) -> tuple[dict, dict[str, Tensor], int]:
     """Configuration, tensors without numbers in them, and their count."""
@@ -133,8 +152,12 @@ def covered(config, parts: list[names.Renamed], network: str = "network") -> int
     """Fill a network without numbers, strictly; returns its parameters."""
     with torch.device("meta"):
         net = (PriorTransformer if isinstance(config, PriorConfig) else UNet)(config)
-    tensors = {name.removeprefix(f"{network}."): value for ours, _ in parts for name, value in ours.items()
-               if not name.startswith("embed_")}
+    tensors = {
+        name.removeprefix(f"{network}."): value
+        for ours, _ in parts
+        for name, value in ours.items()
+        if not name.startswith("embed_")
+    }
     fill(net, tensors, [name for _, unused in parts for name in unused])
     return sum(value.numel() for value in net.parameters())
 
@@ -177,6 +200,7 @@ def test_the_plan_is_of_what_was_released():
 
 
 # The whole pipeline.
+
 
 class Stream:
     """One stream of noise for both codes, in the order in which they ask."""
@@ -232,8 +256,10 @@ FEW = ({"prior_num_inference_steps": 4, "decoder_num_inference_steps": 6, "super
 
 
 @pytest.mark.bitwise
-@pytest.mark.parametrize("kind, prompts, options", [
-    ("lively", PROMPTS[1:], ({}, {})), ("lively", PROMPTS, FEW), ("gentle", PROMPTS, ({}, {}))])
+@pytest.mark.parametrize(
+    "kind, prompts, options",
+    [("lively", PROMPTS[1:], ({}, {})), ("lively", PROMPTS, FEW), ("gentle", PROMPTS, ({}, {}))],
+)
 @pytest.mark.filterwarnings("ignore:the prompt is longer")
 def test_the_whole_pipeline(kind, prompts, options, request, monkeypatch):
     theirs, folder = request.getfixturevalue(kind)

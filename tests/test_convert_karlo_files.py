@@ -75,8 +75,9 @@ def openai_clip() -> dict[str, Tensor]:
     text = {"context_length": small.LENGTH, "width": small.DIM, "layers": 2, "heads": small.DIM // HEAD}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        clip = build_clip({"embed_dim": small.DIM, "vision_cfg": vision, "text_cfg": text,
-                           "quick_gelu": True})
+        clip = build_clip(
+            {"embed_dim": small.DIM, "vision_cfg": vision, "text_cfg": text, "quick_gelu": True}
+        )
     numbers = {"input_resolution": 16, "context_length": small.LENGTH, "vocab_size": 49408}
     return {**clip.towers.model.state_dict(), **{name: torch.tensor(n) for name, n in numbers.items()}}
 
@@ -143,8 +144,10 @@ def test_published_files_that_are_refused(published, tmp_path):
         karlo.from_original(copy, TOLD)
 
 
-@pytest.mark.parametrize("name, content", [
-    ("ViT-L-14.pt", b"PK cut short"), ("ViT-L-14_stats.th", b"PK cut short"), ("ViT-L-14_stats.th", None)])
+@pytest.mark.parametrize(
+    "name, content",
+    [("ViT-L-14.pt", b"PK cut short"), ("ViT-L-14_stats.th", b"PK cut short"), ("ViT-L-14_stats.th", None)],
+)
 def test_a_damaged_published_file_is_named(published, tmp_path, name, content):
     copy = Path(shutil.copytree(published[1], tmp_path / "copy"))
     if content is None:  # what would run code if it were opened as a pickle of any kind
@@ -156,6 +159,7 @@ def test_a_damaged_published_file_is_named(published, tmp_path, name, content):
 
 
 # What is refused.
+
 
 def rewrite(path: Path, change) -> None:
     tensors = load_file(path)
@@ -181,26 +185,42 @@ def change_json(path: Path, **values) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
-@pytest.mark.parametrize("part, values, told", [
-    ("model_index.json", {"_class_name": "StableDiffusionPipeline"}, "StableDiffusionPipeline, not a UnCLIP"),
-    ("prior/config.json", {"norm_in_type": "layer"}, "prior .*norm_in_type 'layer'"),
-    ("decoder/config.json", {"class_embed_type": None, "act_fn": "mish"},
-     "act_fn 'mish', class_embed_type None"),
-    ("decoder/config.json", {"up_block_types": ["UpBlock2D", "UpBlock2D"]}, "UpBlock2D"),
-    ("decoder/config.json", {"attention_head_dim": [8, 16]}, "must be one number each"),
-    ("super_res_last/config.json", {"layers_per_block": 2}, "differ in layers_per_block"),
-    ("prior_scheduler/scheduler_config.json", {"_class_name": "DDIMScheduler"}, "DDIMScheduler"),
-    ("decoder_scheduler/scheduler_config.json", {"clip_sample_range": 2.0}, "another range"),
-    ("text_proj/config.json", {"cross_attention_dim": 8}, "a context of 24 channels, and text_proj makes 8"),
-])
+@pytest.mark.parametrize(
+    "part, values, told",
+    [
+        (
+            "model_index.json",
+            {"_class_name": "StableDiffusionPipeline"},
+            "StableDiffusionPipeline, not a UnCLIP",
+        ),
+        ("prior/config.json", {"norm_in_type": "layer"}, "prior .*norm_in_type 'layer'"),
+        (
+            "decoder/config.json",
+            {"class_embed_type": None, "act_fn": "mish"},
+            "act_fn 'mish', class_embed_type None",
+        ),
+        ("decoder/config.json", {"up_block_types": ["UpBlock2D", "UpBlock2D"]}, "UpBlock2D"),
+        ("decoder/config.json", {"attention_head_dim": [8, 16]}, "must be one number each"),
+        ("super_res_last/config.json", {"layers_per_block": 2}, "differ in layers_per_block"),
+        ("prior_scheduler/scheduler_config.json", {"_class_name": "DDIMScheduler"}, "DDIMScheduler"),
+        ("decoder_scheduler/scheduler_config.json", {"clip_sample_range": 2.0}, "another range"),
+        (
+            "text_proj/config.json",
+            {"cross_attention_dim": 8},
+            "a context of 24 channels, and text_proj makes 8",
+        ),
+    ],
+)
 def test_other_kinds_are_refused(copy, part, values, told):
     change_json(copy / part, **values)
     with pytest.raises(CheckpointError, match=told):
         karlo.from_diffusers(copy)
 
 
-@pytest.mark.parametrize("part", [
-    "prior/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors", "decoder/config.json"])
+@pytest.mark.parametrize(
+    "part",
+    ["prior/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors", "decoder/config.json"],
+)
 def test_what_is_cut_short_is_named(copy, part):
     whole = (copy / part).read_bytes()
     (copy / part).write_bytes(whole[: len(whole) // 2])

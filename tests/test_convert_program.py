@@ -41,8 +41,9 @@ def test_it_loads_without_the_converter_and_draws_the_same(written):
     assert (np.asarray(ours.generate(seed=1)) == np.asarray(theirs.generate(seed=1))).all()
     assert ours.name == public.NAME and ours.description == theirs.description
     env = {**os.environ, "PYTHONPATH": str(ROOT), "UNCLIP_CACHE": os.devnull}
-    done = subprocess.run([sys.executable, "-c", PROBE, str(written)], capture_output=True, text=True,
-                          timeout=600, env=env)
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, str(written)], capture_output=True, text=True, timeout=600, env=env
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -67,11 +68,14 @@ def test_the_manifest_keeps_the_licence(written):
     assert "MIT" in json.loads((written / "model.json").read_text())["description"]
 
 
-@pytest.mark.parametrize("line, said", [
-    (["{new}", "{there}"], "not empty"),
-    (["nothing", "{new}"], "there is no model 'nothing'"),
-    ([public.NAME, "{file}/x"], "cannot be written"),
-])
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        (["{new}", "{there}"], "not empty"),
+        (["nothing", "{new}"], "there is no model 'nothing'"),
+        ([public.NAME, "{file}/x"], "cannot be written"),
+    ],
+)
 def test_bad_input_is_one_message(tmp_path, monkeypatch, capsys, line, said):
     public.publish(monkeypatch, tmp_path / "cache")
     there, file = tmp_path / "there", tmp_path / "file"

@@ -50,8 +50,9 @@ def test_the_rule_and_not_the_order_says_what_is_held_out(shards):
 
 def test_same_input_same_bytes(shards, tmp_path):
     digits.build(tmp_path)
-    first, again = ({path.name: path.read_bytes() for path in folder.iterdir()}
-                    for folder in (shards, tmp_path))
+    first, again = (
+        {path.name: path.read_bytes() for path in folder.iterdir()} for folder in (shards, tmp_path)
+    )
     assert {"train", "heldout"} == {name.partition("-")[0] for name in first if name.endswith(".tar")}
     assert first == again
 

@@ -33,8 +33,17 @@ def fresh() -> Iterator[None]:
     forget()
 
 
-HARD = {"pictures": 48, "log_every": 16, "validate_every": 16, "timesteps": 2, "warmup": 16, "decay": "none",
-        "timestep_sampler": "loss_second_moment", "ema_half_life": 20, "draws": True}
+HARD = {
+    "pictures": 48,
+    "log_every": 16,
+    "validate_every": 16,
+    "timesteps": 2,
+    "warmup": 16,
+    "decay": "none",
+    "timestep_sampler": "loss_second_moment",
+    "ema_half_life": 20,
+    "draws": True,
+}
 
 
 def train(out: Path, settings: dict) -> None:
@@ -104,9 +113,11 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return out, more
 
 
-@pytest.mark.parametrize("how", [{}, {"accumulate": 2},
-                                 {"shard": True, "checkpointing": True, "accumulate": 2}],
-                         ids=["ddp", "ddp-accumulate", "fsdp"])
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"accumulate": 2}, {"shard": True, "checkpointing": True, "accumulate": 2}],
+    ids=["ddp", "ddp-accumulate", "fsdp"],
+)
 def test_two_processes_equal_one_with_the_same_global_batch(how, one, tmp_path):
     """Losses within 1e-5, by quartile and in validation too; weights, averages, and what importance
     sampling remembers. And one process can go on from what two have saved.

@@ -46,8 +46,10 @@ def test_sound_shards_pass_and_are_counted(tmp_path, clip, capsys):
     with ShardWriter(tmp_path, "train", 3) as writer:
         for number in range(7):
             captions = [long, "a cat", ""][: 1 + number % 3]
-            writer.write(f"{number}", {"png": encoded(noise(10 + number, 8)),
-                                       "json": json.dumps({"captions": captions}).encode()})
+            writer.write(
+                f"{number}",
+                {"png": encoded(noise(10 + number, 8)), "json": json.dumps({"captions": captions}).encode()},
+            )
     report = look(expand(tmp_path), tiny_clip())
     told = as_json(report)
     counts = [told[name] for name in ("shards", "samples", "pictures", "captions")]
@@ -89,8 +91,15 @@ def hurt(folder: Path) -> None:
     (folder / "e.tar").write_bytes(b"")
 
 
-WRONG = {"damaged tar": 3, "unreadable picture": 2, "no caption": 1, "no picture": 1, "unreadable text": 2,
-         "refused file": 4, "key that comes twice": 2}
+WRONG = {
+    "damaged tar": 3,
+    "unreadable picture": 2,
+    "no caption": 1,
+    "no picture": 1,
+    "unreadable text": 2,
+    "refused file": 4,
+    "key that comes twice": 2,
+}
 
 
 def test_what_is_wrong_is_told_by_kind_and_place(tmp_path, capsys):
@@ -120,11 +129,14 @@ def test_urls_are_looked_through_too(tmp_path):
     assert wrong["damaged tar"] == 1
 
 
-@pytest.mark.parametrize("argv, said", [
-    (["nowhere/*.tar"], "no shards at nowhere"),
-    (["DATA", "--clip", "nowhere"], "nowhere holds no CLIP"),
-    (["DATA", "--embeddings", "nowhere"], "nowhere holds no embeddings"),
-])
+@pytest.mark.parametrize(
+    "argv, said",
+    [
+        (["nowhere/*.tar"], "no shards at nowhere"),
+        (["DATA", "--clip", "nowhere"], "nowhere holds no CLIP"),
+        (["DATA", "--embeddings", "nowhere"], "nowhere holds no embeddings"),
+    ],
+)
 def test_mistakes_are_one_message_and_another_exit_code(tmp_path, argv, said, capsys):
     uneven(tmp_path, [1])
     assert exit_code([item.replace("DATA", str(tmp_path)) for item in argv]) == 2

@@ -65,19 +65,33 @@ def test_whole_multiples_stay_sharp(side, sharp):
     assert (len(colours) == 2) == sharp
 
 
-@pytest.mark.parametrize("n, batch_size, cuts", [(1, 2, [[1, 3], [4]]), (2, 2, [[1], [3], [4]]),
-                                                 (3, 2, [[1], [3], [4]]), (1, 9, [[1, 3, 4]])])
+@pytest.mark.parametrize(
+    "n, batch_size, cuts",
+    [(1, 2, [[1, 3], [4]]), (2, 2, [[1], [3], [4]]), (3, 2, [[1], [3], [4]]), (1, 9, [[1, 3, 4]])],
+)
 def test_a_batch_asks_for_lines_and_writes_each_where_it_belongs(tmp_path, monkeypatch, n, batch_size, cuts):
     monkeypatch.setattr(batch, "identity", lambda pipeline: "noted 1")
     made, prompts = Noted(), {1: "a cat", 3: "a dog", 4: "a car"}
     options = {"steps": 3, "negative_prompt": "a bus", "class_": None}
     assert batch.draw(made, prompts, tmp_path, n=n, seed=5, batch_size=batch_size, **options) == 3 * n
     settings = Options(**options).model_dump()
-    assert made.calls == [([prompts[line] for line in lines], {
-        "n": n, "seed": 5, "batch_size": batch_size, **settings}) for lines in cuts]
+    assert made.calls == [
+        ([prompts[line] for line in lines], {"n": n, "seed": 5, "batch_size": batch_size, **settings})
+        for lines in cuts
+    ]
     rows = [json.loads(line) for line in (tmp_path / "index.jsonl").read_text().splitlines()]
-    assert rows == [{"file": batch.file_name(line, prompt, k), "line": line, "prompt": prompt, "k": k,
-                     "seed": 5, "model": "noted 1"} for line, prompt in prompts.items() for k in range(n)]
+    assert rows == [
+        {
+            "file": batch.file_name(line, prompt, k),
+            "line": line,
+            "prompt": prompt,
+            "k": k,
+            "seed": 5,
+            "model": "noted 1",
+        }
+        for line, prompt in prompts.items()
+        for k in range(n)
+    ]
     for call, lines in enumerate(cuts):
         for at, (line, k) in enumerate((line, k) for line in lines for k in range(n)):
             file = tmp_path / batch.file_name(line, prompts[line], k)
@@ -89,8 +103,9 @@ def test_a_batch_asks_for_lines_and_writes_each_where_it_belongs(tmp_path, monke
     assert batch.draw(made, prompts, tmp_path, n=n, seed=6, overwrite=True, **options) == 3 * n
 
 
-@pytest.mark.parametrize("given, said", [({"n": 0}, "n must be at least 1"),
-                                         ({"batch_size": 0}, "batch_size must be at least 1")])
+@pytest.mark.parametrize(
+    "given, said", [({"n": 0}, "n must be at least 1"), ({"batch_size": 0}, "batch_size must be at least 1")]
+)
 def test_senseless_counts_are_refused(tmp_path, given, said):
     with pytest.raises(ValueError, match=said):
         batch.draw(Noted(), {1: "a"}, tmp_path, **{"n": 1, "seed": 0, "batch_size": 1, **given})
@@ -102,8 +117,10 @@ def test_what_is_cut_off_is_noted_with_its_place(tmp_path, monkeypatch):
     monkeypatch.setattr(batch, "identity", lambda pipeline: "noted")
     monkeypatch.setattr(batch.warnings, "warn", lambda message, **_: notes.append(message))
     batch.draw(made, {1: "a", 2: "abcd"}, tmp_path, n=1, seed=0, batch_size=4, negative_prompt="abcx")
-    assert notes == ["the negative prompt is longer than 16 tokens; this was cut off: 'x'",
-                     "line 2 is longer than 16 tokens; this was cut off: 'd'"]
+    assert notes == [
+        "the negative prompt is longer than 16 tokens; this was cut off: 'x'",
+        "line 2 is longer than 16 tokens; this was cut off: 'd'",
+    ]
 
 
 def test_a_model_with_a_tokenizer_of_its_own_draws_lines_too(tmp_path):
@@ -121,8 +138,10 @@ def test_the_benchmark_works_at_every_stage_as_drawing_does(monkeypatch):
         return iter([])
 
     monkeypatch.setattr("unclip.stages.Decoder.sample", decode)
-    monkeypatch.setattr("unclip.stages.Prior.sample", lambda self, conditions, noise: told.update(
-        prior=(conditions, len(noise))))
+    monkeypatch.setattr(
+        "unclip.stages.Prior.sample",
+        lambda self, conditions, noise: told.update(prior=(conditions, len(noise))),
+    )
     works = benchmark.works(made, 3)
     assert list(works) == ["text", "prior", "decoder", "upsampler 64"]
     assert works["text"]().texts == [benchmark.PROMPT] * 3
@@ -153,8 +172,10 @@ def test_the_benchmark_counts_seconds_a_picture_at_the_precision_asked_for(monke
     assert benchmark.measure(tiny_pipeline(), 3, bf16, 0.5) == {"decoder": 2.0}
     assert asked == [("3 pictures", 0.5, bf16)]
     said = benchmark.table([("fp32", 1, {"a": 0.3, "b": 0.1}), ("bf16", 4, {"a": 0.1, "b": 0.1})]).split("\n")
-    assert said[2:] == ["| fp32 | 1 | 300.0 | 100.0 | 400.0 | 1.00x |",
-                        "| bf16 | 4 | 100.0 | 100.0 | 200.0 | 2.00x |"]
+    assert said[2:] == [
+        "| fp32 | 1 | 300.0 | 100.0 | 400.0 | 1.00x |",
+        "| bf16 | 4 | 100.0 | 100.0 | 200.0 | 2.00x |",
+    ]
 
 
 def test_a_blind_sheet_hides_the_words_and_keeps_the_key():

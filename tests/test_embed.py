@@ -27,12 +27,26 @@ from unclip.data.images import to_tensor
 from unclip.data.writing import ShardWriter
 from unclip.stages import Decoder, Prior, load_stage
 
-PRIOR = {"net": {"embed_dim": WIDTH, "text_dim": WIDTH, "text_length": 16, "width": 16, "layers": 1,
-                 "heads": 2}, "sampling": {"steps": 2}}
-DECODER = {"net": {"image_size": 16, "channels": 16, "channel_mult": [1], "num_res_blocks": 1,
-                   "head_channels": 8, "middle_attention": False, "image_embed_dim": WIDTH, "text_dim": WIDTH,
-                   "context_channels": 8, "attention_resolutions": [16]}, "process": {"predicts": "v"},
-           "sampling": {"steps": 2}}
+PRIOR = {
+    "net": {"embed_dim": WIDTH, "text_dim": WIDTH, "text_length": 16, "width": 16, "layers": 1, "heads": 2},
+    "sampling": {"steps": 2},
+}
+DECODER = {
+    "net": {
+        "image_size": 16,
+        "channels": 16,
+        "channel_mult": [1],
+        "num_res_blocks": 1,
+        "head_channels": 8,
+        "middle_attention": False,
+        "image_embed_dim": WIDTH,
+        "text_dim": WIDTH,
+        "context_channels": 8,
+        "attention_resolutions": [16],
+    },
+    "process": {"predicts": "v"},
+    "sampling": {"steps": 2},
+}
 CAPTIONS = ["a cat", "a dog that runs", ""]
 
 
@@ -60,8 +74,10 @@ def made(clips, tmp_path_factory) -> Path:
         with ShardWriter(folder, split, 4) as writer:
             for number in range(count):
                 record = {"captions": CAPTIONS[: 1 + number % 3]}
-                writer.write(f"{split}-{number}", {"png": encoded(noise(16, 16, number)),
-                                                   "json": json.dumps(record).encode()})
+                writer.write(
+                    f"{split}-{number}",
+                    {"png": encoded(noise(16, 16, number)), "json": json.dumps(record).encode()},
+                )
             if split == "train":
                 writer.write("broken", {"png": b"no picture", "txt": b"broken"})
     clip = str(clips / "one" / "clip")
@@ -74,8 +90,13 @@ def clip_of(clips: Path) -> Clip:
 
 
 def recipe(kind: str, made: Path, out: Path, **more: object) -> Path:
-    data = {"shards": [str(made / "train-*.tar")], "heldout": [str(made / "heldout-*.tar")], "size": 16,
-            "embeddings": str(made / "embeddings"), **more.pop("data", {})}
+    data = {
+        "shards": [str(made / "train-*.tar")],
+        "heldout": [str(made / "heldout-*.tar")],
+        "size": 16,
+        "embeddings": str(made / "embeddings"),
+        **more.pop("data", {}),
+    }
     train = {"out": str(out), "pictures": 8, "batch_size": 4, "precision": "fp32", "warmup": 0}
     path = out.with_suffix(".yaml")
     stage = PRIOR if kind == "prior" else DECODER
@@ -98,6 +119,7 @@ def config_of(kind: str, path: Path):
 @pytest.fixture
 def no_clip(monkeypatch):
     """Nothing may load a CLIP."""
+
     def refused(*_: object):
         raise AssertionError("a CLIP was loaded")
 
@@ -112,7 +134,11 @@ def test_embeddings_lie_beside_the_samples_by_key(made, clips, capsys):
     clip, found = clip_of(clips), Embeddings(made / "embeddings")
     assert found.clip == clip.identity == identity_of(str(clips / "one" / "clip")) and found.tokens
     assert {name: entry["pictures"] for name, entry in found.files.items()} == {
-        "train-000000": 4, "train-000001": 4, "train-000002": 2, "heldout-000000": 3}
+        "train-000000": 4,
+        "train-000001": 4,
+        "train-000002": 2,
+        "heldout-000000": 3,
+    }
     every = torch.cat([found[name].image for name in found.files])
     assert torch.allclose(found.mean, every.mean(0), atol=1e-6)
     assert torch.allclose(found.std, every.std(0), atol=1e-6)
@@ -149,10 +175,12 @@ def test_mistakes_of_embedding(made, clips, tmp_path, capsys):
     for folder in ("a", "b"):
         uneven(tmp_path / folder, [1])
     one = str(clips / "one" / "clip")
-    for argv, said in (([f"{tmp_path}/a", f"{tmp_path}/b", "--clip", one], "those of several shards"),
-                       ([str(made), "--clip", "nowhere"], "nowhere holds no CLIP"),
-                       ([str(made), "--clip", one, "--batch", "0"], "--batch must be at least 1"),
-                       (["http://x/a.tar", "--clip", one], "say where the embeddings go with --out")):
+    for argv, said in (
+        ([f"{tmp_path}/a", f"{tmp_path}/b", "--clip", one], "those of several shards"),
+        ([str(made), "--clip", "nowhere"], "nowhere holds no CLIP"),
+        ([str(made), "--clip", one, "--batch", "0"], "--batch must be at least 1"),
+        (["http://x/a.tar", "--clip", one], "say where the embeddings go with --out"),
+    ):
         with pytest.raises(SystemExit):
             run(lambda argv=argv: embed.main(argv))
         assert said in capsys.readouterr().err
@@ -166,8 +194,11 @@ def test_a_prior_trains_without_clip_and_without_pictures(made, tmp_path, no_cli
     """Though only the embeddings are left of the data."""
     bare = tmp_path / "bare"
     shutil.copytree(made / "embeddings", bare)
-    data = {"shards": ["gone/train-*.tar"], "heldout": ["gone/heldout-{000000..000000}.tar"],
-            "embeddings": str(bare)}
+    data = {
+        "shards": ["gone/train-*.tar"],
+        "heldout": ["gone/heldout-{000000..000000}.tar"],
+        "embeddings": str(bare),
+    }
     prior.main([str(recipe("prior", made, tmp_path / "run", data=data))])
     stage = load_stage(tmp_path / "run" / "prior.safetensors", "prior")
     found = Embeddings(bare)
@@ -248,8 +279,9 @@ def test_a_decoder_is_told_what_clip_would_say(made, clips, tmp_path, hold, monk
     assert task.clip is None
     forget()
     monkeypatch.setattr(pictures.PictureTask, "_measure_embeddings", lambda self: None)
-    plain = task_of("decoder", recipe("decoder", made, tmp_path / "b", clip=one,
-                                      data={"embeddings": None, "hold": hold}))
+    plain = task_of(
+        "decoder", recipe("decoder", made, tmp_path / "b", clip=one, data={"embeddings": None, "hold": hold})
+    )
     plain.stage.set_statistics(task.stage.embed_mean, task.stage.embed_std)
     pairs = [(next(task.batches(2)), next(plain.batches(2))), (task.validation()[0], plain.validation()[0])]
     for ours, theirs in pairs:
@@ -283,12 +315,15 @@ def test_a_published_clip_is_known_by_its_name(made, tmp_path):
         Embeddings(copy).check_clip("open_clip:ViT-B-32@laion400m_e32")
 
 
-@pytest.mark.parametrize("kind, data, said", [
-    ("prior", {"embeddings": "nowhere"}, "nowhere holds no embeddings: it has no embeddings.json"),
-    ("decoder", {"embeddings": "nowhere"}, "nowhere holds no embeddings: it has no embeddings.json"),
-    ("prior", {"shards": ["other-*.tar"]}, "holds no embeddings of other-"),
-    ("decoder", {"kind": "icons"}, "icons are composed anew, and have no embeddings"),
-])
+@pytest.mark.parametrize(
+    "kind, data, said",
+    [
+        ("prior", {"embeddings": "nowhere"}, "nowhere holds no embeddings: it has no embeddings.json"),
+        ("decoder", {"embeddings": "nowhere"}, "nowhere holds no embeddings: it has no embeddings.json"),
+        ("prior", {"shards": ["other-*.tar"]}, "holds no embeddings of other-"),
+        ("decoder", {"kind": "icons"}, "icons are composed anew, and have no embeddings"),
+    ],
+)
 def test_mistakes_of_training(kind, data, said, made, tmp_path):
     path = recipe(kind, made, tmp_path / "run", data=data)
     with pytest.raises(ConfigError, match=said):
@@ -305,8 +340,10 @@ def test_shards_without_embeddings_are_an_error_at_once(made, tmp_path):
 def test_samples_that_have_changed_are_not_given_old_embeddings(made, tmp_path, capsys):
     with ShardWriter(tmp_path, "train", 100) as writer:
         for number, caption in enumerate(["a cat", "another caption", "a cat"]):
-            writer.write(f"train-{number if number < 2 else 99}",
-                         {"png": encoded(noise(16, 16, number)), "txt": caption.encode()})
+            writer.write(
+                f"train-{number if number < 2 else 99}",
+                {"png": encoded(noise(16, 16, number)), "txt": caption.encode()},
+            )
     data = {"shards": [str(writer.paths[0])], "heldout": [], "max_corrupt": 1.0}
     task = task_of("decoder", recipe("decoder", made, tmp_path / "run", data=data))
     assert set(next(task.batches(0)).keys) == {"train-0"}

@@ -70,14 +70,16 @@ def test_kernel_distance_is_unbiased():
     """Around zero for two samples of one distribution, of either sign; clear for two."""
     same = [metrics.kernel_distance(sphere(100, 8, k), sphere(100, 8, 100 + k)) for k in range(30)]
     assert min(same) < 0 < max(same)
-    assert abs(np.mean(same)) < 3 * np.std(same) / 30 ** 0.5
+    assert abs(np.mean(same)) < 3 * np.std(same) / 30**0.5
     assert metrics.kernel_distance(sphere(100, 8, 0), sphere(100, 8, 1, pull=1.5)) > 5 * max(same)
 
 
 def test_kernel_distance_by_hand():
     a, b = sphere(7, 4, 0), sphere(7, 4, 1)
+
     def kernel(x, y):
         return float((x @ y + 1) ** 3)
+
     within = sum(kernel(s[i], s[j]) for s in (a, b) for i in range(7) for j in range(7) if i != j) / 42
     across = sum(kernel(x, y) for x in a for y in b) / 49
     assert metrics.kernel_distance(a, b) == pytest.approx(within - 2 * across, rel=1e-9)
@@ -87,7 +89,8 @@ def test_kernel_distance_by_hand():
 
 def test_retrieval_on_known_embeddings():
     means = metrics.name_means(
-        torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [0, 1, 0.0]]), ["a", "b", "b", "c"])
+        torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [0, 1, 0.0]]), ["a", "b", "b", "c"]
+    )
     assert list(means) == ["a", "b", "c"]
     assert means["b"].tolist() == pytest.approx([0, 0.5**0.5, 0.5**0.5])
     queries = F.normalize(torch.tensor([[1.0, 0.1, 0], [0.9, 0.5, 0.1], [0, 1, 0.1], [0, 0, 1]]), dim=1)
@@ -119,8 +122,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 Image.fromarray(noisy, "RGBA").resize((24, 24), 0).save(file, "WEBP", lossless=True)
                 record = {"name": name, "family": family, "style": style}
                 (heldout if family == "glass" else train).write(
-                    f"{family}--{name}", {"webp": file.getvalue(), "txt": name.encode(),
-                                          "json": json.dumps(record).encode()})
+                    f"{family}--{name}",
+                    {"webp": file.getvalue(), "txt": name.encode(), "json": json.dumps(record).encode()},
+                )
         with ShardWriter(folder, "other") as other:
             other.write("flat--sun", {"webp": file.getvalue(), "txt": b"sun", "json": b'{"name": "sun"}'})
         other.paths[0].rename(folder / "other.tar")
@@ -191,9 +195,22 @@ def test_batches_do_not_matter(pipeline):
 
 def test_command(pipeline, tiny_model, shards, tmp_path, capsys):
     save_clip(tiny_clip(1), tmp_path / "judge")
-    command = [str(tiny_model), str(shards / "heldout-*.tar"), "--device", "cpu",
-               "--train-shards", str(shards / "train-*.tar"), "--judge", str(tmp_path / "judge"),
-               "--json", str(tmp_path / "report.json"), "--limit", "4", "--steps", "1"]
+    command = [
+        str(tiny_model),
+        str(shards / "heldout-*.tar"),
+        "--device",
+        "cpu",
+        "--train-shards",
+        str(shards / "train-*.tar"),
+        "--judge",
+        str(tmp_path / "judge"),
+        "--json",
+        str(tmp_path / "report.json"),
+        "--limit",
+        "4",
+        "--steps",
+        "1",
+    ]
     assert evaluate.main(command) == 0
     shown = capsys.readouterr().out
     assert shown.count("|---|") == 1 and "judge | generated | " in shown and "chance" in shown
@@ -201,17 +218,20 @@ def test_command(pipeline, tiny_model, shards, tmp_path, capsys):
     assert report["options"]["steps"] == 1 and evaluate.table(report) == shown.rstrip("\n")
 
 
-@pytest.mark.parametrize(("options", "said"), [
-    (["{shards}/heldout-000000.tar"], "--train-shards"),
-    (["{shards}/nothing-*.tar", "--train-shards", "{shards}/train-000000.tar"], "nothing-"),
-    (["{shards}", "--judge", "{shards}"], "holds no CLIP"),
-    (["{shards}", "--json", "{shards}/no/where.json"], "cannot be written"),
-    (["{shards}", "--train-shards", "{shards}/other.tar"], "no picture of any held-out name"),
-    (["{shards}", "--batch-size", "0"], "--batch-size"),
-    (["{shards}", "--limit", "1"], "at least 2"),
-    (["{shards}", "--negative-prompt", "a cat"], "negative"),
-    (["{shards}", "--prior-steps", "0"], "prior_steps"),
-])
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["{shards}/heldout-000000.tar"], "--train-shards"),
+        (["{shards}/nothing-*.tar", "--train-shards", "{shards}/train-000000.tar"], "nothing-"),
+        (["{shards}", "--judge", "{shards}"], "holds no CLIP"),
+        (["{shards}", "--json", "{shards}/no/where.json"], "cannot be written"),
+        (["{shards}", "--train-shards", "{shards}/other.tar"], "no picture of any held-out name"),
+        (["{shards}", "--batch-size", "0"], "--batch-size"),
+        (["{shards}", "--limit", "1"], "at least 2"),
+        (["{shards}", "--negative-prompt", "a cat"], "negative"),
+        (["{shards}", "--prior-steps", "0"], "prior_steps"),
+    ],
+)
 def test_bad_input_is_one_message(pipeline, tiny_model, shards, monkeypatch, capsys, options, said):
     monkeypatch.setattr("unclip.app.cli.load", lambda *_: pipeline)
     assert evaluate.main([str(tiny_model), *(text.format(shards=shards) for text in options)]) == 2

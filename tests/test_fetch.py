@@ -26,7 +26,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.cuts: list[int] = []   # after how many bytes the next answers break off
+        self.cuts: list[int] = []  # after how many bytes the next answers break off
         self.length: int | None = None
         self.version = '"one"'
         self.ranges: list[str | None] = []
@@ -63,7 +63,7 @@ class Handler(BaseHTTPRequestHandler):
         body = self._answer()
         if self.server.cuts:
             self.close_connection = True
-            body = body[:self.server.cuts.pop(0)]
+            body = body[: self.server.cuts.pop(0)]
         self.wfile.write(body)
 
 
@@ -123,10 +123,13 @@ def test_a_server_without_ranges_starts_anew(server, tmp_path):
     assert fetch.fetch(PublicFile(server.address(), SHA256), tmp_path / "base.pt").read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize("file, said", [
-    ({"sha256": "0" * 64}, "damaged or another file: its sha256 is"),
-    ({"size": 17}, "the published file is of 17"),
-])
+@pytest.mark.parametrize(
+    "file, said",
+    [
+        ({"sha256": "0" * 64}, "damaged or another file: its sha256 is"),
+        ({"size": 17}, "the published file is of 17"),
+    ],
+)
 def test_another_file_is_refused(server, tmp_path, file, said):
     with pytest.raises(CheckpointError, match=said):
         fetch.fetch(PublicFile(server.address(), **file), tmp_path / "base.pt")
@@ -205,8 +208,10 @@ def test_the_licence_is_shown_once(cache):
 
 def test_karlo_comes_from_the_hub_at_its_revision(monkeypatch, tmp_path):
     asked = {}
-    monkeypatch.setattr("huggingface_hub.snapshot_download",
-                        lambda name, **options: asked.update(options, name=name) or str(tmp_path))
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download",
+        lambda name, **options: asked.update(options, name=name) or str(tmp_path),
+    )
     with pytest.warns(UserWarning, match="karlo"):
         assert fetch.fetch_snapshot(MODELS["karlo"]) == tmp_path
     assert asked["name"] == "kakaobrain/karlo-v1-alpha" and len(asked["revision"]) == 40
@@ -220,8 +225,10 @@ def test_karlo_without_a_network(monkeypatch, cache):
         raise LocalEntryNotFoundError("no connection")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
-    with (pytest.warns(UserWarning, match="karlo"),
-          pytest.raises(CheckpointError, match="(?s)no connection.*index.json, .*brain/karlo") as error):
+    with (
+        pytest.warns(UserWarning, match="karlo"),
+        pytest.raises(CheckpointError, match="(?s)no connection.*index.json, .*brain/karlo") as error,
+    ):
         fetch.fetch_snapshot(MODELS["karlo"])
     assert f"-> {cache / 'karlo'}" in str(error.value)
     (cache / "karlo").mkdir()

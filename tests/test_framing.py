@@ -21,9 +21,16 @@ from unclip.data.batches import window
 from unclip.data.pictures import FULL, GAP, open_picture, size_of, square
 
 # How a picture that is stored under each of EXIF's orientations is to be seen.
-SEEN = {1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
-        5: lambda a: a.swapaxes(0, 1), 6: lambda a: np.rot90(a, -1), 8: lambda a: np.rot90(a, 1),
-        7: lambda a: a[::-1, ::-1].swapaxes(0, 1)}
+SEEN = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    8: lambda a: np.rot90(a, 1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+}
 
 
 def stored(image: Image.Image, orientation: int, kind: str = "PNG") -> bytes:
@@ -66,8 +73,11 @@ def test_an_orientation_that_there_is_not_turns_nothing(orientation):
 
 
 PICTURE = torch.arange(3 * 4 * 4).view(3, 4, 4)
-TURNS = {(mirrored, turns): (PICTURE.flip(2) if mirrored else PICTURE).rot90(turns, (1, 2))
-         for mirrored in (False, True) for turns in range(4)}
+TURNS = {
+    (mirrored, turns): (PICTURE.flip(2) if mirrored else PICTURE).rot90(turns, (1, 2))
+    for mirrored in (False, True)
+    for turns in range(4)
+}
 
 
 def turns_of(make) -> Counter:
@@ -121,7 +131,10 @@ def example(number: int = 0, seed: int = 0, image: Image.Image | None = None, **
 def test_a_reader_mirrors_by_flip_and_turns_by_rotate():
     assert turns_of(lambda number: example(number, flip=1.0).image).keys() == {(True, 0)}
     assert turns_of(lambda number: example(number, rotate=1.0).image).keys() == {
-        (False, 1), (False, 2), (False, 3)}
+        (False, 1),
+        (False, 2),
+        (False, 3),
+    }
     both = turns_of(lambda number: example(number, flip=0.5, rotate=0.75).image)
     assert both.keys() == TURNS.keys() and min(both.values()) > 20
     assert turns_of(lambda number: example(number).image).keys() == {(False, 0)}
@@ -137,8 +150,11 @@ def test_a_reader_cuts_windows_and_draws_captions():
 @pytest.mark.parametrize("config", [{"flip": 0.5, "rotate": 0.75}, {"crop": 2}, {"random_crop": 0.5}])
 def test_chance_depends_on_seed_and_number(config):
     wide = noise(12, 9)
-    made = {(seed, number): example(number, seed, wide, size=4, **config).image
-            for seed in (0, 1) for number in range(12)}
+    made = {
+        (seed, number): example(number, seed, wide, size=4, **config).image
+        for seed in (0, 1)
+        for number in range(12)
+    }
     for seed in (0, 1):
         assert len({tuple(made[seed, number].flatten().tolist()) for number in range(12)}) > 3
     assert any(not torch.equal(made[0, number], made[1, number]) for number in range(12))
@@ -150,10 +166,12 @@ def test_chance_depends_on_seed_and_number(config):
 def test_squares_of_a_reader_lie_anywhere_below_and_beside():
     """The colours of a wide picture tell from where; those of a high one too."""
     for size, channel in (((60, 20), 0), ((20, 60), 1)):
-        y, x = np.mgrid[:size[1], :size[0]]
+        y, x = np.mgrid[: size[1], : size[0]]
         ramp = Image.fromarray(np.stack([4 * x, 4 * y, 0 * x], -1).astype(np.uint8))
-        means = [example(number, image=ramp, random_crop=0.9).image[channel].float().mean().item() / 4
-                 for number in range(100)]
+        means = [
+            example(number, image=ramp, random_crop=0.9).image[channel].float().mean().item() / 4
+            for number in range(100)
+        ]
         assert min(means) < 14 and max(means) > 46
 
 

@@ -35,8 +35,13 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 def png(width: int, height: int, rows: bytes = b"", *more: bytes) -> bytes:
     """A PNG that says it is so large, whatever it holds."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + b"".join(more)
-            + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + b"".join(more)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
 
 
 def exif(orientation: object) -> bytes:
@@ -126,9 +131,13 @@ def folder(top: Path) -> Path:
     return top
 
 
-OTHERS = {"dangling.png": "without a caption|No such file", "loop": "a link to a folder",
-          "alone.txt": "without a picture", "pipe.png": "this is no file",
-          "bad-record.png": "a record that is no JSON"}
+OTHERS = {
+    "dangling.png": "without a caption|No such file",
+    "loop": "a link to a folder",
+    "alone.txt": "without a picture",
+    "pipe.png": "this is no file",
+    "bad-record.png": "a record that is no JSON",
+}
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +175,7 @@ def test_what_is_used_is_used_rightly(made):
         key = Path(name).stem
         if key.replace("-", "").isalnum() and len(key) < 99 and key != "twice":
             assert sizes[key] == size, name
+
     def corner(key: str, at: int = 7) -> tuple:
         return found[key]["image"].getpixel((at, at))
 
@@ -187,7 +197,10 @@ def test_nothing_is_written_elsewhere(made):
     place, _ = made
     assert sorted(path.name for path in place.iterdir()) == ["in", "out"]
     assert sorted(path.name for path in (place / "out").iterdir()) == [
-        LEFT_OUT, "manifest.json", "train-000000.tar"]
+        LEFT_OUT,
+        "manifest.json",
+        "train-000000.tar",
+    ]
     assert len(list((place / "in").iterdir())) == len(os.listdir(folder(place / "again")))
     assert not any("escaped" in name for name in os.listdir("."))
 
@@ -225,7 +238,7 @@ def good(key: str) -> tuple:
 
 def patched(path: Path, at: int, data: bytes) -> Path:
     whole = bytearray(path.read_bytes())
-    whole[at:at + len(data)] = data
+    whole[at : at + len(data)] = data
     path.write_bytes(whole)
     return path
 

@@ -22,33 +22,47 @@ MOST_FILES, MOST_LINES = 12, 310  # of a room (besides __init__ and __main__), a
 
 # What the files of a room may import of ours, besides the room itself; late imports and annotations count.
 MODELS = "config files options checkpoint data nets clip stages guides resources diffusion pipeline convert"
-LAW = {room: {f"unclip.{name}" for name in below.split()} for room, below in {
-    "unclip.config": "", "unclip.files": "", "unclip.resources": "", "unclip.diffusion": "",
-    "unclip.data": "files config diffusion.noise",
-    "unclip.nets": "config",
-    "unclip.checkpoint": "config files resources",
-    "unclip.options": "config diffusion stages",
-    "unclip.clip": "nets config files checkpoint resources",
-    "unclip.stages": "diffusion nets config files checkpoint resources",
-    "unclip.guides": "stages clip diffusion nets config checkpoint",
-    "unclip.pipeline": "options guides stages clip diffusion nets data config files checkpoint resources",
-    "unclip.convert": "pipeline guides stages clip nets config files checkpoint resources",
-    "unclip.batch": f"{MODELS}", "unclip.models": f"{MODELS}", "unclip.plan": f"{MODELS} models",
-    "unclip.app": f"{MODELS} batch models plan __version__", "unclip": "models pipeline",
-    "unclip.__main__": "app",
-}.items()}
+LAW = {
+    room: {f"unclip.{name}" for name in below.split()}
+    for room, below in {
+        "unclip.config": "",
+        "unclip.files": "",
+        "unclip.resources": "",
+        "unclip.diffusion": "",
+        "unclip.data": "files config diffusion.noise",
+        "unclip.nets": "config",
+        "unclip.checkpoint": "config files resources",
+        "unclip.options": "config diffusion stages",
+        "unclip.clip": "nets config files checkpoint resources",
+        "unclip.stages": "diffusion nets config files checkpoint resources",
+        "unclip.guides": "stages clip diffusion nets config checkpoint",
+        "unclip.pipeline": "options guides stages clip diffusion nets data config files checkpoint resources",
+        "unclip.convert": "pipeline guides stages clip nets config files checkpoint resources",
+        "unclip.batch": f"{MODELS}",
+        "unclip.models": f"{MODELS}",
+        "unclip.plan": f"{MODELS} models",
+        "unclip.app": f"{MODELS} batch models plan __version__",
+        "unclip": "models pipeline",
+        "unclip.__main__": "app",
+    }.items()
+}
 UNCLIP = {f"unclip.{name}" for name in f"{MODELS} batch models plan".split()}
-LAW |= {room: {f"training.{name}" for name in below.split()} | UNCLIP for room, below in {
-    "training.streams": "", "training.programs": "", "training.icons": "",
-    "training.data": "streams icons",
-    "training.run": "streams programs",
-    "training.tasks": "data run streams programs icons",
-    "training.clip": "data run streams programs icons",
-    "training.shards": "programs",
-    "training.recipes": "tasks.recipes clip.recipe",
-    "training.cost": "tasks clip run",
-    "training": "recipes cost tasks clip run data shards icons streams programs",  # the programs
-}.items()}
+LAW |= {
+    room: {f"training.{name}" for name in below.split()} | UNCLIP
+    for room, below in {
+        "training.streams": "",
+        "training.programs": "",
+        "training.icons": "",
+        "training.data": "streams icons",
+        "training.run": "streams programs",
+        "training.tasks": "data run streams programs icons",
+        "training.clip": "data run streams programs icons",
+        "training.shards": "programs",
+        "training.recipes": "tasks.recipes clip.recipe",
+        "training.cost": "tasks clip run",
+        "training": "recipes cost tasks clip run data shards icons streams programs",  # the programs
+    }.items()
+}
 LAW["training.shards"] = {"unclip.data", "training.programs"}
 LAW["inference.measure"] = UNCLIP | {"training.icons.captions"}
 LAW["inference"] = UNCLIP | {"unclip.app", "unclip.load", "inference.measure", "training.icons.captions"}
@@ -104,7 +118,7 @@ def imports(source: str, module: str, is_package: bool = False) -> Iterator[tupl
             yield from ((alias.name, early) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = module.split(".")
-            base = base[:len(base) - node.level + is_package] if node.level else []
+            base = base[: len(base) - node.level + is_package] if node.level else []
             base += [node.module] if node.module else []
             yield from ((".".join([*base, alias.name]), early) for alias in node.names)
         elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in DYNAMIC:
@@ -125,11 +139,15 @@ def offences(source: str, module: str, is_package: bool = False) -> list[str]:
     wrong = []
     for name, early in imports(source, module, is_package):
         top = name.partition(".")[0]
-        if top in FOLDERS and not (within(name, {room} - {"unclip", "training", "inference"})
-                                   or within(name, LAW[room]) or name == module):
+        if top in FOLDERS and not (
+            within(name, {room} - {"unclip", "training", "inference"})
+            or within(name, LAW[room])
+            or name == module
+        ):
             wrong.append(f"{module} imports {name}, which {room} must not")
-        if room in LIBRARIES and not (top in FOLDERS or top in sys.stdlib_module_names or top in DOORS
-                                      or top in LIBRARIES[room]):
+        if room in LIBRARIES and not (
+            top in FOLDERS or top in sys.stdlib_module_names or top in DOORS or top in LIBRARIES[room]
+        ):
             wrong.append(f"{module} imports {name}, which {room} must not")
         for package, forbidden in FORBIDDEN.items():
             if within(module, {package}) and within(name, forbidden):
@@ -143,6 +161,7 @@ def offences(source: str, module: str, is_package: bool = False) -> list[str]:
 
 def circles(edges: Mapping[str, set[str]]) -> list[str]:
     """Modules from which a chain of imports leads back to themselves."""
+
     def reached(start: str) -> set[str]:
         seen, todo = set(), [start]
         while todo:
@@ -172,8 +191,12 @@ def test_no_file_imports_itself_in_the_end():
 
 
 def test_a_circle_is_seen_late_imports_and_annotations_included():
-    late = {"p.a": ("def f():\n    from .b import g", False), "p.b": ("from . import c", False),
-            "p.c": ("if TYPE_CHECKING:\n    from .a import f", False), "p.d": ("from .a import f", False)}
+    late = {
+        "p.a": ("def f():\n    from .b import g", False),
+        "p.b": ("from . import c", False),
+        "p.c": ("if TYPE_CHECKING:\n    from .a import f", False),
+        "p.d": ("from .a import f", False),
+    }
     assert circles(edges_of(late)) == ["p.a", "p.b", "p.c"]
     late["p.c"] = ("", False)
     assert not circles(edges_of(late))
@@ -284,8 +307,14 @@ assert not {"open_clip", "transformers", "torchvision"} & set(sys.modules)
 def probe(program: str, *argv: str, cwd: Path) -> None:
     """Run a program on this checkout, and not on a package that is installed besides."""
     program += f"assert unclip.__file__ == {str(ROOT / 'unclip' / '__init__.py')!r}, unclip.__file__\n"
-    done = subprocess.run([sys.executable, "-c", f"import unclip\n{program}", *argv], capture_output=True,
-                          text=True, timeout=600, cwd=cwd, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    done = subprocess.run(
+        [sys.executable, "-c", f"import unclip\n{program}", *argv],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -15,8 +15,16 @@ from runs import fit, forget, metrics, same
 
 from training.run import saves as state
 
-SETTINGS = {"pictures": 240, "save_every": 16, "log_every": 24, "validate_every": 40, "accumulate": 2,
-            "net": {"dropout": 0.2}, "timestep_sampler": "loss_second_moment", "timesteps": 2}
+SETTINGS = {
+    "pictures": 240,
+    "save_every": 16,
+    "log_every": 24,
+    "validate_every": 40,
+    "accumulate": 2,
+    "net": {"dropout": 0.2},
+    "timestep_sampler": "loss_second_moment",
+    "timesteps": 2,
+}
 
 
 pytestmark = pytest.mark.bitwise

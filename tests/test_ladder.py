@@ -34,8 +34,11 @@ FEW = Sampling(sampler="ddim", steps=3)
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders of runs: a decoder of nothing, one of classes, a classifier; and shards of classes."""
     folder = tmp_path_factory.mktemp("runs")
-    for name, net, schedule in (("plain", {}, "cosine"), ("classes", {"classes": 3}, "cosine"),
-                                ("flow", {}, "flow")):
+    for name, net, schedule in (
+        ("plain", {}, "cosine"),
+        ("classes", {"classes": 3}, "cosine"),
+        ("flow", {}, "flow"),
+    ):
         process = Process(predicts="x0", timesteps=20, schedule=schedule)
         decoder(net=net, process=process, sampling=FEW).save(folder / name / "decoder.safetensors")
     for name, net in (("guide", NET), ("judge", {**NET, "channels": 8})):
@@ -135,8 +138,16 @@ def test_entries_of_the_table():
 
 
 def test_the_table(runs, tmp_path, capsys):
-    models = [f"{runs}/{text}" for text in ("plain", "classes", "classes:guidance_scale=3",
-                                            f"plain:classifier={runs}/guide:classifier_scale=2", "flow")]
+    models = [
+        f"{runs}/{text}"
+        for text in (
+            "plain",
+            "classes",
+            "classes:guidance_scale=3",
+            f"plain:classifier={runs}/guide:classifier_scale=2",
+            "flow",
+        )
+    ]
     command = [str(runs / "shards"), *models, "--judge", f"{runs}/judge", "--json", str(tmp_path / "a.json")]
     assert ladder.main([*command, "-n", "12", "--batch-size", "5", "--device", "cpu"]) == 0
     report = json.loads((tmp_path / "a.json").read_text())
@@ -183,8 +194,10 @@ def test_the_command_draws_a_class(runs, tmp_path, capsys):
     guided = ["--class", "1", "--classifier", str(runs / "guide"), "--classifier-scale", "40"]
     assert unclip.app.command.main([*command, *guided]) == 0
     assert (pixels(out) != np.asarray(drawn)).any()
-    for wrong, said in ((["--class", "3"], "are 0 to 2, not 3"),
-                        (["--classifier-scale", "1"], "needs a classifier"),
-                        (["--classifier", str(runs / "plain")], "no checkpoint at")):
+    for wrong, said in (
+        (["--class", "3"], "are 0 to 2, not 3"),
+        (["--classifier-scale", "1"], "needs a classifier"),
+        (["--classifier", str(runs / "plain")], "no checkpoint at"),
+    ):
         assert unclip.app.command.main([*command, *wrong]) == 2
         assert said in capsys.readouterr().err

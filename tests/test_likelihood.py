@@ -63,8 +63,10 @@ def reference(x0, noises, betas, network, frac):
             away = of_x0 * (x0 - guess)
             total += 0.5 * (np.log(variance[i] / small[i]) - 1 + (small[i] + away**2) / variance[i])
         else:
-            upper, lower = (tanh_cdf((x0 - of_x0 * guess - of_x * x + side / 255) / np.sqrt(variance[0]))
-                            for side in (1, -1))
+            upper, lower = (
+                tanh_cdf((x0 - of_x0 * guess - of_x * x + side / 255) / np.sqrt(variance[0]))
+                for side in (1, -1)
+            )
             upper, lower = np.where(x0 > 0.999, 1, upper), np.where(x0 < -0.999, 0, lower)
             total += -np.log(np.maximum(upper - lower, 1e-12))
     return total.mean((1, 2, 3)) / np.log(2)
@@ -96,8 +98,10 @@ def test_it_is_the_sum_of_the_papers_equations():
 
 def normal_denoise(schedule):
     """E[x0 | x_t] = alpha x_t and the true variance, beta, where the data are N(0, 1)."""
+
     def denoise(x, t):
         return Prediction.from_x0(x, schedule.at(t).like(x).alpha * x, schedule.at(t), torch.ones_like(x))
+
     return denoise
 
 
@@ -137,8 +141,14 @@ def test_a_picture_costs_the_same_in_any_batch():
         torch.testing.assert_close(value[0], together[key][1])
 
 
-@pytest.mark.parametrize("steps, words", [([10, 5], "last step is to 0, the data; these end at 5"),
-                                          ([5, 10, 0], "must descend"), ([11, 0], "must be in 10..0")])
+@pytest.mark.parametrize(
+    "steps, words",
+    [
+        ([10, 5], "last step is to 0, the data; these end at 5"),
+        ([5, 10, 0], "must descend"),
+        ([11, 0], "must be in 10..0"),
+    ],
+)
 def test_chains_that_bound_nothing(steps, words):
     schedule = make_schedule("linear", 10)
     with pytest.raises(ValueError, match=words):
@@ -153,11 +163,13 @@ ICONS = str(Path(__file__).parent / "data" / "icons-64-heldout-000000.tar")
 @pytest.fixture
 def run(tmp_path, capsys):
     """Runs the command; returns its exit code, what it printed, and the report that it wrote."""
+
     def command(*words: object) -> tuple[int, str, dict]:
         file = tmp_path / "bits.json"
         code = likelihood.main(["--json", str(file), "--device", "cpu", *map(str, words)])
         out, err = capsys.readouterr()
         return code, out if code == 0 else err, json.loads(file.read_text()) if file.exists() else {}
+
     return command
 
 
@@ -247,9 +259,11 @@ def test_a_model_of_classes_is_given_them(tmp_path, run):
         assert code == 0 and "given their class" in said
         bits.append(report["bits_per_dim"])
     assert bits[0] == bits[2] != bits[1]
-    for classes, words in (([0, None], "takes classes 0 to 2; the record of p1 has none"),
-                           ([0, 3], "takes classes 0 to 2; the record of p1 has 3"),
-                           (["cat"], "the class of p0 is 'cat'; it must be an integer")):
+    for classes, words in (
+        ([0, None], "takes classes 0 to 2; the record of p1 has none"),
+        ([0, 3], "takes classes 0 to 2; the record of p1 has 3"),
+        (["cat"], "the class of p0 is 'cat'; it must be an integer"),
+    ):
         code, said, _ = run(tmp_path, labelled(tmp_path, classes))
         assert code == 2 and words in said and "Traceback" not in said
 

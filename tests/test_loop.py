@@ -208,9 +208,19 @@ def test_too_many_in_a_row_end_the_run_with_the_last_good_weights(tmp_path, monk
 
 DEEP = {"width": 16, "layers": 2, "heads": 2, "dropout": 0.2}
 NETS = {
-    "unet": lambda: UNet(UNetConfig(image_size=8, channels=16, channel_mult=(1, 2), num_res_blocks=1,
-                                    head_channels=8, attention_resolutions=(4,), context_channels=8,
-                                    image_embed_dim=6, dropout=0.2)),
+    "unet": lambda: UNet(
+        UNetConfig(
+            image_size=8,
+            channels=16,
+            channel_mult=(1, 2),
+            num_res_blocks=1,
+            head_channels=8,
+            attention_resolutions=(4,),
+            context_channels=8,
+            image_embed_dim=6,
+            dropout=0.2,
+        )
+    ),
     "prior": lambda: PriorTransformer(PriorConfig(embed_dim=6, text_dim=5, text_length=4, **DEEP)),
     "text": lambda: TextTransformer(TextConfig(vocab_size=9, length=4, **DEEP)),
 }
@@ -226,9 +236,11 @@ def test_checkpointing_changes_no_gradient(name, bf16):
     for weight in net.parameters():
         weight.data += 0.1 * torch.randn(weight.shape, generator=g)
     t, ids = torch.tensor([3.0, 8.0]), torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]])
-    inputs = {"unet": (torch.randn(2, 3, 8, 8), t, torch.randn(2, 6)),
-              "prior": (torch.randn(2, 6), t, torch.randn(2, 6), torch.randn(2, 4, 5), ids > 2),
-              "text": (ids, ids > 0)}[name]
+    inputs = {
+        "unet": (torch.randn(2, 3, 8, 8), t, torch.randn(2, 6)),
+        "prior": (torch.randn(2, 6), t, torch.randn(2, 6), torch.randn(2, 4, 5), ids > 2),
+        "text": (ids, ids > 0),
+    }[name]
 
     def gradients(checkpointing: bool) -> tuple[list[torch.Tensor], int]:
         for module in net.modules():
@@ -237,8 +249,10 @@ def test_checkpointing_changes_no_gradient(name, bf16):
         kept: list[int] = []
         net.zero_grad()
         torch.manual_seed(2)
-        with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x), \
-                torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with (
+            torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x),
+            torch.autocast("cpu", torch.bfloat16, enabled=bf16),
+        ):
             out = net(*inputs)
         loss = (out[1] if isinstance(out, tuple) else out).float().square().sum()
         loss.backward()
@@ -253,12 +267,25 @@ def test_everything_at_once(tmp_path, monkeypatch):
     """bfloat16, checkpointing, accumulation, clipping and a compiled network learn as a plain run does."""
     import torch._dynamo
 
-    monkeypatch.setattr(nn.Module, "compile", lambda self: setattr(  # without the slow C++ compiler
-        self, "_compiled_call_impl", torch.compile(self._call_impl, backend="aot_eager")))
+    monkeypatch.setattr(
+        nn.Module,
+        "compile",
+        lambda self: setattr(  # without the slow C++ compiler
+            self, "_compiled_call_impl", torch.compile(self._call_impl, backend="aot_eager")
+        ),
+    )
     settings = {"pictures": 24, "learning_rate": 2e-3}
     plain = fit(tmp_path / "plain", noise(8), **settings)
-    out = fit(tmp_path / "all", noise(8), **settings, precision="bf16", checkpointing=True, accumulate=2,
-              compile=True, clip_norm=0.9)
+    out = fit(
+        tmp_path / "all",
+        noise(8),
+        **settings,
+        precision="bf16",
+        checkpointing=True,
+        accumulate=2,
+        compile=True,
+        clip_norm=0.9,
+    )
     torch._dynamo.reset()
     losses = [[line["loss"] for line in metrics(run) if "loss" in line] for run in (plain, out)]
     assert losses[1] == pytest.approx(losses[0], rel=0.05) and losses[1] != losses[0]

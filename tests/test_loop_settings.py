@@ -32,8 +32,15 @@ def test_each_interval_has_its_own_setting(tmp_path, monkeypatch):
     monkeypatch.setattr(Run, "_draw", lambda run: done.append(("draw", run.seen)))
     monkeypatch.setattr(loop, "save", lambda run: done.append(("save", run.seen)))
     run.train()
-    assert done == [("validate", 16), ("draw", 24), ("validate", 32), ("save", 40),
-                    ("save", 48), ("draw", 48), ("validate", 48)]
+    assert done == [
+        ("validate", 16),
+        ("draw", 24),
+        ("validate", 32),
+        ("save", 40),
+        ("save", 48),
+        ("draw", 48),
+        ("validate", 48),
+    ]
 
 
 @pytest.mark.parametrize("on", [False, True])
@@ -62,13 +69,20 @@ def test_processes_expect_weights_without_a_gradient_of_two_networks_alone(two, 
     assert accelerator.ddp_handler.find_unused_parameters is two
 
 
-@pytest.mark.parametrize("settings, asked, shared", [
-    ({"precision": "bf16"}, "bf16", False), ({"precision": "fp32", "shard": True}, "no", True),
-    ({"precision": "fp32", "trackers": ["tensorboard"]}, "no", False)])
+@pytest.mark.parametrize(
+    "settings, asked, shared",
+    [
+        ({"precision": "bf16"}, "bf16", False),
+        ({"precision": "fp32", "shard": True}, "no", True),
+        ({"precision": "fp32", "trackers": ["tensorboard"]}, "no", False),
+    ],
+)
 def test_an_accelerator_is_what_the_settings_ask_for(settings, asked, shared, tmp_path, monkeypatch):
     told = {}
-    monkeypatch.setattr("training.run.settings.Accelerator",
-                        lambda **how: told.update(how) or SimpleNamespace(num_processes=2))
+    monkeypatch.setattr(
+        "training.run.settings.Accelerator",
+        lambda **how: told.update(how) or SimpleNamespace(num_processes=2),
+    )
     made = make_accelerator(Training(**{**SETTINGS, "out": str(tmp_path), **settings}))
     assert told["mixed_precision"] == asked and made.shards is shared
     assert told["log_with"] == (settings.get("trackers") or None)
@@ -93,7 +107,10 @@ def test_means_are_over_all_processes_and_begin_anew():
 
 def test_curves_that_go_on_forget_what_will_be_recorded_again(tmp_path):
     told = {}
-    accelerator = SimpleNamespace(is_main_process=True, log_with=["tensorboard"],
-                                  init_trackers=lambda name, config, init_kwargs: told.update(init_kwargs))
+    accelerator = SimpleNamespace(
+        is_main_process=True,
+        log_with=["tensorboard"],
+        init_trackers=lambda name, config, init_kwargs: told.update(init_kwargs),
+    )
     Curves(tmp_path, accelerator).start(64, {"a": 1})
     assert told["tensorboard"] == {"purge_step": 65} and told["wandb"]["config"] == {"a": 1}

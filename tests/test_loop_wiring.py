@@ -52,9 +52,17 @@ def spied(real: Callable) -> tuple[Callable, list[SimpleNamespace]]:
     calls: list[SimpleNamespace] = []
 
     def stage(x0: Tensor, t: Tensor, noise: Tensor, conditions: dict) -> dict[str, Tensor]:
-        calls.append(SimpleNamespace(
-            x0=x0, t=t, noise=noise, conditions=conditions, seed=torch.initial_seed(),
-            bf16=torch.is_autocast_enabled("cpu"), grad=torch.is_grad_enabled()))
+        calls.append(
+            SimpleNamespace(
+                x0=x0,
+                t=t,
+                noise=noise,
+                conditions=conditions,
+                seed=torch.initial_seed(),
+                bf16=torch.is_autocast_enabled("cpu"),
+                grad=torch.is_grad_enabled(),
+            )
+        )
         return real(x0, t, noise, conditions)
 
     return stage, calls
@@ -86,7 +94,7 @@ def test_a_pictures_chance_is_that_of_its_number(tmp_path):
         told = torch.arange(4 * index, 4 * index + 4) % 3
         assert torch.equal(call.conditions["classes"], run.raw.drop({"classes": told}, source)["classes"])
         left_out += (call.conditions["classes"] < 0).tolist()
-        assert torch.equal(call.x0, noise()[4 * index:4 * index + 4])
+        assert torch.equal(call.x0, noise()[4 * index : 4 * index + 4])
     assert len(calls) == 4 and 0 < sum(left_out) < 16
 
 
@@ -94,8 +102,13 @@ def test_a_pictures_chance_is_that_of_its_number(tmp_path):
 def test_dropout_and_chance_are_a_processs_own(rank, tmp_path):
     run = make_run(tmp_path / "run", seed=5)
     stage, calls = spied(run.stage)
-    run = SimpleNamespace(stage=stage, raw=run.raw, settings=run.settings, importance=None, accelerator=(
-        SimpleNamespace(process_index=rank, num_processes=2, autocast=nullcontext)))
+    run = SimpleNamespace(
+        stage=stage,
+        raw=run.raw,
+        settings=run.settings,
+        importance=None,
+        accelerator=(SimpleNamespace(process_index=rank, num_processes=2, autocast=nullcontext)),
+    )
     examples = Rows(noise(), 3).rows([0, 1, 2])
     for index in (0, 7):
         part, _ = Run._losses(run, examples, index)
@@ -118,7 +131,8 @@ def test_precision_reaches_losses_validation_and_samples(precision, tmp_path, mo
     monkeypatch.setattr(run.ema.module, "forward", averaged)
     drawn = []
     run.task.draw = lambda stage: drawn.append(
-        (stage, torch.is_autocast_enabled("cpu"), torch.is_grad_enabled()))
+        (stage, torch.is_autocast_enabled("cpu"), torch.is_grad_enabled())
+    )
     run.train()
     assert {call.bf16 for call in [*losses, *checked]} == {precision == "bf16"}
     assert all(call.grad for call in losses) and not any(call.grad for call in checked)
@@ -136,7 +150,7 @@ def test_the_gradient_is_that_of_the_mean_loss(accumulate, tmp_path):
     run.train()
     for step, gradients in enumerate(taken):
         source = streams(0, Purpose.LOSS, range(8 * step, 8 * step + 8))
-        t, x0 = uniform(8, 1000, source), noise()[8 * step:8 * step + 8]
+        t, x0 = uniform(8, 1000, source), noise()[8 * step : 8 * step + 8]
         loss = run.raw(x0, t, source((3, 8, 8)), {})["loss"].mean()
         for ours, wanted in zip(gradients, torch.autograd.grad(loss, run.weights), strict=True):
             torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-6)
@@ -244,7 +258,7 @@ def test_the_averages_are_validated_on_all_that_is_held_out(tmp_path):
         weight.data += 0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
     expected = Means(40)
     for number, rows in enumerate([range(6), range(6, 12), range(12, 16)]):
-        x0 = noise()[rows.start:rows.stop]
+        x0 = noise()[rows.start : rows.stop]
         drawn = torch.randn(x0.shape, generator=torch.Generator().manual_seed(fold(1, number)))
         t = torch.tensor([1 + k * 40 // len(rows) for k in range(len(rows))])
         with torch.no_grad():

@@ -121,7 +121,7 @@ def test_each_term_of_the_bound_is_analytic_with_fixed_variance(name):
     for t, s in pairwise(step_list(10, 100)[:-1]):
         levels = schedule.at(t), schedule.at(s), schedule.at(min(t + 1, 100))
         small, large = posterior_variance(*levels[:2]), beta(*levels[:2])
-        square = (levels[1].alpha * large / levels[0].sigma**2) ** 2 * gaussian_left(levels[0], variance)
+        square = (levels[1].alpha * large / levels[0].sigma ** 2) ** 2 * gaussian_left(levels[0], variance)
         expected = {
             "small": square / small / 2,
             "large": (square / large + small / large - 1 - (small / large).log()) / 2,

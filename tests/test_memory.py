@@ -35,12 +35,15 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {path.stem: path for path in folder.glob("*.safetensors")}
 
 
-@pytest.mark.parametrize("stored, dtype, most", [
-    ("float32", torch.float32, 1.1),  # one tensor is there twice while it moves to aligned memory
-    ("float16", torch.float32, 1.1),  # one tensor is there twice while it is cast
-    ("bfloat16", torch.bfloat16, 0.52),
-    ("float32", torch.bfloat16, 0.72),
-])
+@pytest.mark.parametrize(
+    "stored, dtype, most",
+    [
+        ("float32", torch.float32, 1.1),  # one tensor is there twice while it moves to aligned memory
+        ("float16", torch.float32, 1.1),  # one tensor is there twice while it is cast
+        ("bfloat16", torch.bfloat16, 0.52),
+        ("float32", torch.bfloat16, 0.72),
+    ],
+)
 def test_loading_never_holds_two_copies(stages, stored, dtype, most):
     full = held_bytes(load_stage(stages["float32"]))
     with LiveBytes("cpu") as live:
@@ -89,8 +92,14 @@ def test_what_is_at_half_precision():
     module.register_buffer("count", torch.arange(3))
     place(module, torch.device("cpu"), torch.bfloat16)
     kinds = {name: value.dtype for name, value in module.state_dict().items()}
-    assert kinds == {"0.weight": torch.bfloat16, "0.bias": torch.float32, "1.weight": torch.float32,
-                     "1.bias": torch.float32, "2.weight": torch.bfloat16, "count": torch.int64}
+    assert kinds == {
+        "0.weight": torch.bfloat16,
+        "0.bias": torch.float32,
+        "1.weight": torch.float32,
+        "1.bias": torch.float32,
+        "2.weight": torch.bfloat16,
+        "count": torch.int64,
+    }
     assert in_precision(torch.ones(2).half(), torch.bfloat16).dtype == torch.float32
 
 
@@ -144,8 +153,12 @@ def test_offloading_draws_the_same(tiny):
 
 def test_with_offload_one_stage_at_a_time_is_on_the_device(tiny, monkeypatch):
     pipeline = tiny(offload=True)
-    parts = {"clip": pipeline.clip, "prior": pipeline.prior, "decoder": pipeline.decoder,
-             "upsampler": pipeline.upsamplers[0]}
+    parts = {
+        "clip": pipeline.clip,
+        "prior": pipeline.prior,
+        "decoder": pipeline.decoder,
+        "upsampler": pipeline.upsamplers[0],
+    }
     seen: list[set[str]] = []
 
     def watched(modules, device):

@@ -96,17 +96,25 @@ def test_a_file_is_recognised_by_its_shapes(path, monkeypatch):
 
 def test_a_file_is_recognised_by_its_name(monkeypatch):
     monkeypatch.setattr(recognise, "read", lambda path: pytest.fail("the file was read"))
-    for name, role in (("lsun_cat.pt", "decoder"), ("64_256_upsampler.pt", "upsampler"),
-                       ("512x512_classifier.pt", "classifier")):
+    for name, role in (
+        ("lsun_cat.pt", "decoder"),
+        ("64_256_upsampler.pt", "upsampler"),
+        ("512x512_classifier.pt", "classifier"),
+    ):
         model, found = recognise.model_of(Path(name))
         assert found == role and model.files[role].name == name
 
 
-@pytest.mark.parametrize("tensors", [
-    {}, {"a": (1,)}, {"time_embed.0.weight": (8, 2)},
-    {"time_embed.0.weight": (8, 2), "input_blocks.0.0.weight": (2, 3, 3, 3)},
-    {"out.2.qkv_proj.weight": (1,)},
-])
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {},
+        {"a": (1,)},
+        {"time_embed.0.weight": (8, 2)},
+        {"time_embed.0.weight": (8, 2), "input_blocks.0.0.weight": (2, 3, 3, 3)},
+        {"out.2.qkv_proj.weight": (1,)},
+    ],
+)
 def test_a_file_of_something_else_is_refused(tensors, monkeypatch):
     monkeypatch.setattr(recognise, "read", lambda _: {k: torch.empty(v) for k, v in tensors.items()})
     with pytest.raises(CheckpointError, match="x.pt holds none of the models.*adm-64-class"):
@@ -120,14 +128,17 @@ def layout(folder: Path, *files: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("files, wanted", [
-    (["base.pt", "upsample.pt"], ("glide", "glide")),
-    (["base_inpaint.pt"], ("glide", "glide-inpaint")),
-    (["base.pt", "base_inpaint.pt"], ("glide", "glide")),
-    (["model_index.json"], ("karlo", "from_diffusers")),
-    (["prior-ckpt-step=01000000-of-01000000.ckpt", "ViT-L-14.pt"], ("karlo", "from_original")),
-    (["notes.txt"], None),
-])
+@pytest.mark.parametrize(
+    "files, wanted",
+    [
+        (["base.pt", "upsample.pt"], ("glide", "glide")),
+        (["base_inpaint.pt"], ("glide", "glide-inpaint")),
+        (["base.pt", "base_inpaint.pt"], ("glide", "glide")),
+        (["model_index.json"], ("karlo", "from_diffusers")),
+        (["prior-ckpt-step=01000000-of-01000000.ckpt", "ViT-L-14.pt"], ("karlo", "from_original")),
+        (["notes.txt"], None),
+    ],
+)
 def test_original_layouts_are_recognised(tmp_path, monkeypatch, files, wanted):
     monkeypatch.setattr(convert, "_glide", lambda model, folder: ("glide", model.name))
     monkeypatch.setattr(convert, "_karlo", lambda folder, layout: ("karlo", layout))
@@ -164,10 +175,13 @@ def test_the_same_file_by_its_path(tmp_path, monkeypatch):
         assert (picture(unclip.load(path, "cpu")) == wanted).all()
 
 
-@pytest.mark.parametrize("spoil, said", [
-    (lambda data: data[:len(data) // 2], "damaged or cut short"),
-    (lambda data: b"not a checkpoint", "damaged or cut short"),
-])
+@pytest.mark.parametrize(
+    "spoil, said",
+    [
+        (lambda data: data[: len(data) // 2], "damaged or cut short"),
+        (lambda data: b"not a checkpoint", "damaged or cut short"),
+    ],
+)
 def test_a_damaged_file_is_named(tmp_path, monkeypatch, spoil, said):
     public.publish(monkeypatch, tmp_path)
     file = tmp_path / "adm" / "tiny.pt"
@@ -194,17 +208,23 @@ def test_what_is_no_model_says_what_is(tmp_path):
         unclip.load("icons", "cpu", "int8")
 
 
-@pytest.mark.parametrize("name, stage, published", [
-    ("glide", "decoder", {"steps": 100, "guidance_scale": 3.0, "sampler": "ddpm", "gradient": "mean"}),
-    ("glide-inpaint", "decoder", {"steps": 100, "guidance_scale": 5.0}),
-    ("glide", "upsampler", {"steps": "fast27", "noise_scale": 0.997, "sampler": "ddim",
-                            "guidance_scale": 1.0}),
-    ("glide-inpaint", "upsampler", {"steps": "fast27", "noise_scale": 0.997, "sampler": "ddpm"}),
-    ("karlo", "prior", {"steps": 25, "guidance_scale": 4.0}),
-    ("karlo", "decoder", {"steps": 25, "guidance_scale": 8.0}),
-    ("adm-256-class", "decoder", {"steps": 250, "guidance_scale": 1.0, "sampler": "ddpm"}),
-    ("adm-lsun-cat", "decoder", {"steps": 1000}),
-])
+@pytest.mark.parametrize(
+    "name, stage, published",
+    [
+        ("glide", "decoder", {"steps": 100, "guidance_scale": 3.0, "sampler": "ddpm", "gradient": "mean"}),
+        ("glide-inpaint", "decoder", {"steps": 100, "guidance_scale": 5.0}),
+        (
+            "glide",
+            "upsampler",
+            {"steps": "fast27", "noise_scale": 0.997, "sampler": "ddim", "guidance_scale": 1.0},
+        ),
+        ("glide-inpaint", "upsampler", {"steps": "fast27", "noise_scale": 0.997, "sampler": "ddpm"}),
+        ("karlo", "prior", {"steps": 25, "guidance_scale": 4.0}),
+        ("karlo", "decoder", {"steps": 25, "guidance_scale": 8.0}),
+        ("adm-256-class", "decoder", {"steps": 250, "guidance_scale": 1.0, "sampler": "ddpm"}),
+        ("adm-lsun-cat", "decoder", {"steps": 1000}),
+    ],
+)
 def test_sampling_defaults_are_the_published_ones(name, stage, published):
     configs = convert.configs(MODELS[name])
     config = configs["upsamplers"][0] if stage == "upsampler" else configs[stage]

@@ -257,8 +257,12 @@ def test_prior_corrects_what_it_recalls():
 
 def test_prior_with_a_memory_respects_masks_and_order():
     net, given = remembering()[0], prior_inputs()
-    short = {name: value[:2, :2] if name.startswith("text") and value.dim() > 1 and name != "text_embed"
-             else value[:2] for name, value in given.items()}
+    short = {
+        name: value[:2, :2]
+        if name.startswith("text") and value.dim() > 1 and name != "text_embed"
+        else value[:2]
+        for name, value in given.items()
+    }
     assert close(net(**short), net(**given)[:2])
     has_text = torch.tensor([True, False, False])
     other = given | {"text_embed": -given["text_embed"]}

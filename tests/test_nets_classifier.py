@@ -24,8 +24,11 @@ def test_every_input_has_a_say():
 
 @pytest.mark.parametrize("pool", ["attention", "adaptive", "spatial", "spatial_v2"])
 def test_classes_are_read_in_four_ways(pool):
-    net = NoisedClassifier(ClassifierConfig(image_size=16, channels=8, channel_mult=(1, 2), num_res_blocks=1,
-                                            classes=3, pool=pool))
+    net = NoisedClassifier(
+        ClassifierConfig(
+            image_size=16, channels=8, channel_mult=(1, 2), num_res_blocks=1, classes=3, pool=pool
+        )
+    )
     features = 56 if pool.startswith("spatial") else 16  # of all grids, or of the last
     x, t = torch.randn(2, 3, 16, 16), torch.zeros(2)
     assert net(x, t).shape == (2, 3)

@@ -10,8 +10,16 @@ from unclip.diffusion import guidance
 from unclip.guides.noised_clip import NoisedClip, NoisedClipStageConfig, load_noised_clip
 from unclip.nets.noised_clip import NoisedClipConfig, NoisedClipNet
 
-SMALL = {"embed_dim": 6, "image": {"width": 16, "layers": 2, "heads": 2}, "image_size": 8, "patch_size": 4,
-         "timesteps": 50, "text": {"width": 12, "layers": 2, "heads": 3}, "vocab_size": 49408, "length": 9}
+SMALL = {
+    "embed_dim": 6,
+    "image": {"width": 16, "layers": 2, "heads": 2},
+    "image_size": 8,
+    "patch_size": 4,
+    "timesteps": 50,
+    "text": {"width": 12, "layers": 2, "heads": 3},
+    "vocab_size": 49408,
+    "length": 9,
+}
 
 
 @pytest.fixture

@@ -18,8 +18,12 @@ import unclip
 
 ROOT = Path(unclip.__file__).parents[1]
 PROGRAMS = {**options_inference.PROGRAMS, **options_training.PROGRAMS}
-CASES = [pytest.param(program, case, id=f"{file}-{number}-{case}") for file, some in PROGRAMS.items()
-         for number, program in enumerate(some) for case in program.options]
+CASES = [
+    pytest.param(program, case, id=f"{file}-{number}-{case}")
+    for file, some in PROGRAMS.items()
+    for number, program in enumerate(some)
+    for case in program.options
+]
 
 
 @pytest.fixture(autouse=True)
@@ -33,8 +37,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_program_with_a_command_line_has_a_table():
-    made = {str(path.relative_to(ROOT)) for room in ("unclip", "training", "inference")
-            for path in (ROOT / room).rglob("*.py") if "ArgumentParser(" in path.read_text(encoding="utf-8")}
+    made = {
+        str(path.relative_to(ROOT))
+        for room in ("unclip", "training", "inference")
+        for path in (ROOT / room).rglob("*.py")
+        if "ArgumentParser(" in path.read_text(encoding="utf-8")
+    }
     assert made == PROGRAMS.keys()
 
 
@@ -51,8 +59,14 @@ def test_an_argument_changes_what_it_should_and_nothing_else(program, case, caps
     assert {key: value for key, value in found.items() if value is not None or key in expected} == expected
 
 
-@pytest.mark.parametrize("program", [pytest.param(program, id=f"{file}-{number}") for file, some in
-                                     PROGRAMS.items() for number, program in enumerate(some)])
+@pytest.mark.parametrize(
+    "program",
+    [
+        pytest.param(program, id=f"{file}-{number}")
+        for file, some in PROGRAMS.items()
+        for number, program in enumerate(some)
+    ],
+)
 def test_all_that_a_program_passes_on_is_in_the_table(program, capsys):
     found = told(program, program.given, capsys)
     assert {key: found.get(key) for key in program.besides} == program.besides

@@ -18,8 +18,11 @@ def epoch(order: Order, number: int) -> list[tuple[int, int]]:
     return [order[number * n + place] for place in range(n)]
 
 
-@pytest.mark.parametrize("counts, window", [([1] * 30, 1), ([30], 100), ([30], 30), ([300], 30)],
-                         ids=["shards", "samples", "one window", "windows"])
+@pytest.mark.parametrize(
+    "counts, window",
+    [([1] * 30, 1), ([30], 100), ([30], 30), ([300], 30)],
+    ids=["shards", "samples", "one window", "windows"],
+)
 def test_epochs_and_seeds_differ(counts, window):
     """Where only shards can be shuffled, where only samples can, and in one window or many."""
     orders = [epoch(Order(counts, window, seed), number) for seed in (0, 1) for number in (0, 1, 2)]
@@ -33,10 +36,16 @@ def test_windows_begin_elsewhere_in_every_epoch_and_are_not_shuffled_alike():
     starts, within = set(), []
     for number in range(12):
         places = [sample for _, sample in epoch(Order([100], 10, seed=4), number)]
-        (start,) = [start for start in range(1, 11) if all(
-            sorted(places[at:at + 10]) == [*range(at, min(at + 10, 100))] for at in range(start, 100, 10))]
+        (start,) = [
+            start
+            for start in range(1, 11)
+            if all(
+                sorted(places[at : at + 10]) == [*range(at, min(at + 10, 100))]
+                for at in range(start, 100, 10)
+            )
+        ]
         starts.add(start)
-        within += [tuple(sample - at for sample in places[at:at + 10]) for at in range(start, 91, 10)]
+        within += [tuple(sample - at for sample in places[at : at + 10]) for at in range(start, 91, 10)]
     assert len(starts) > 4 and len(set(within)) == len(within) > 100
 
 

@@ -34,8 +34,11 @@ from unclip.guides.classifier import ClassifierStageConfig
 from unclip.pipeline.conditions import conditions_of
 from unclip.stages import Decoder, DecoderStageConfig
 
-UPSAMPLER = {"net": {**NET, "image_size": 16, "in_channels": 6}, "process": {"predicts": "v"},
-             "low_res": {"size": 8, "blur": 0.6, "noise": 0.2, "residual_scale": 0.3}}
+UPSAMPLER = {
+    "net": {**NET, "image_size": 16, "in_channels": 6},
+    "process": {"predicts": "v"},
+    "low_res": {"size": 8, "blur": 0.6, "noise": 0.2, "residual_scale": 0.3},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -64,20 +67,33 @@ class Clip:
 
     def encode_text(self, texts: list[str]) -> SimpleNamespace:
         n, length = len(texts), torch.tensor([float(len(text)) for text in texts])
-        made = SimpleNamespace(tokens=length.view(n, 1, 1).expand(n, 4, 5),
-                               embed=length[:, None].expand(n, DIM), mask=(torch.arange(4) < 2).expand(n, 4))
+        made = SimpleNamespace(
+            tokens=length.view(n, 1, 1).expand(n, 4, 5),
+            embed=length[:, None].expand(n, DIM),
+            mask=(torch.arange(4) < 2).expand(n, 4),
+        )
         made.trimmed = lambda: made
         return made
 
 
 def of_process(rank: int = 0, world: int = 1) -> SimpleNamespace:
-    return SimpleNamespace(process_index=rank, num_processes=world, device=torch.device("cpu"),
-                           autocast=nullcontext,
-                           main_process_first=nullcontext)
+    return SimpleNamespace(
+        process_index=rank,
+        num_processes=world,
+        device=torch.device("cpu"),
+        autocast=nullcontext,
+        main_process_first=nullcontext,
+    )
 
 
-def task_of(shards: list[str], stage: dict, rank: int = 0, world: int = 1, data: dict | None = None,
-            **settings: object) -> PictureTask:
+def task_of(
+    shards: list[str],
+    stage: dict,
+    rank: int = 0,
+    world: int = 1,
+    data: dict | None = None,
+    **settings: object,
+) -> PictureTask:
     data = {"shards": shards, "heldout": shards, "size": 16, "shuffle": 8, **(data or {})}
     train = Training(**{**SETTINGS, "out": "", "seed": 3, **settings})
     recipe = PictureRecipe(data=DataConfig(**data), stage=DecoderStageConfig(**stage), train=train)
@@ -126,8 +142,9 @@ def test_a_decoder_learns_its_processs_pictures_at_its_size(rank, shards):
 def test_embeddings_are_measured_on_the_same_pictures_by_every_process(shards, monkeypatch):
     """By their mean and standard deviation the stage whitens; and it says of which CLIP."""
     monkeypatch.setattr(pictures, "frozen_clip", lambda *_: (Clip(), "fake#1"))
-    monkeypatch.setattr(PictureTask, "_measure_embeddings",
-                        partialmethod(PictureTask._measure_embeddings, batches=3, n=5))
+    monkeypatch.setattr(
+        PictureTask, "_measure_embeddings", partialmethod(PictureTask._measure_embeddings, batches=3, n=5)
+    )
     stage = {"net": {**NET, "image_embed_dim": DIM}, "process": {"predicts": "v"}}
     tasks = [task_of(shards, stage, *process) for process in ((0, 1), (1, 2))]
     source = Source(tasks[0].recipe.data, 3).batches(5)
@@ -169,11 +186,22 @@ def test_a_stage_is_told_what_it_takes_and_nothing_else():
 
 def test_a_text_transformers_tokenizer_is_that_of_the_recipe(shards, monkeypatch):
     asked = []
-    tokenizer = SimpleNamespace(vocab_size=40, tokenize=lambda captions: (
-        torch.tensor([[len(caption)] * 6 for caption in captions]), torch.ones(len(captions), 6).bool()))
+    tokenizer = SimpleNamespace(
+        vocab_size=40,
+        tokenize=lambda captions: (
+            torch.tensor([[len(caption)] * 6 for caption in captions]),
+            torch.ones(len(captions), 6).bool(),
+        ),
+    )
     monkeypatch.setattr(pictures, "tokenizer_of", lambda *args: asked.append(args) or tokenizer)
-    net = {**NET, "attention_resolutions": [8], "context_channels": 8, "text_dim": 8, "text_embed_dim": 8,
-           "text_project": False}
+    net = {
+        **NET,
+        "attention_resolutions": [8],
+        "context_channels": 8,
+        "text_dim": 8,
+        "text_embed_dim": 8,
+        "text_project": False,
+    }
     task = task_of(shards, {"net": net, "text": TEXT, "process": {"predicts": "v"}})
     assert asked == [(None, task.stage.config.text)]
     examples = next(task.batches(0))
@@ -183,8 +211,12 @@ def test_a_text_transformers_tokenizer_is_that_of_the_recipe(shards, monkeypatch
 # The CLIP that a stage is trained with
 
 
-STAGES = {"nothing": {}, "image": {"image_embed_dim": DIM}, "text": {"text_dim": 5, "context_channels": 8},
-          "vector": {"text_embed_dim": DIM}}
+STAGES = {
+    "nothing": {},
+    "image": {"image_embed_dim": DIM},
+    "text": {"text_dim": 5, "context_channels": 8},
+    "vector": {"text_embed_dim": DIM},
+}
 
 
 @pytest.mark.parametrize("kind", STAGES)
@@ -192,9 +224,15 @@ STAGES = {"nothing": {}, "image": {"image_embed_dim": DIM}, "text": {"text_dim":
 def test_a_clip_is_loaded_where_the_stage_needs_what_is_not_kept(kind, embedded, monkeypatch):
     """Without embeddings for all but a stage that takes nothing; with them, for states that were not kept."""
     checked = []
-    kept = SimpleNamespace(tokens=embedded == "states", dim=DIM, text_dim=5, clip="fake#1", folder="kept",
-                           check_clip=lambda source: checked.append(source),
-                           check=lambda known, source: checked.append((known, source)))
+    kept = SimpleNamespace(
+        tokens=embedded == "states",
+        dim=DIM,
+        text_dim=5,
+        clip="fake#1",
+        folder="kept",
+        check_clip=lambda source: checked.append(source),
+        check=lambda known, source: checked.append((known, source)),
+    )
     monkeypatch.setattr(frozen, "Embeddings", lambda folder: kept)
     monkeypatch.setattr(frozen, "load_clip", lambda source: SimpleNamespace(to=lambda device: Clip()))
     stage = Decoder(DecoderStageConfig(net={**NET, **STAGES[kind]}, process={"predicts": "v"}))
@@ -202,8 +240,9 @@ def test_a_clip_is_loaded_where_the_stage_needs_what_is_not_kept(kind, embedded,
     clip, identity = frozen_clip(recipe, stage, "cpu")
     loaded = kind != "nothing" and (embedded is None or (kind == "text" and embedded == "vectors"))
     assert (clip is not None) == loaded and identity == (None if kind == "nothing" else "fake#1")
-    assert checked == ([] if kind == "nothing" or embedded is None else
-                       [("fake#1", "here")] if loaded else ["here"])
+    assert checked == (
+        [] if kind == "nothing" or embedded is None else [("fake#1", "here")] if loaded else ["here"]
+    )
     if kind == "nothing":
         return
     monkeypatch.setattr(Clip, "embed_dim", 99)
@@ -216,14 +255,18 @@ def test_a_clip_is_loaded_where_the_stage_needs_what_is_not_kept(kind, embedded,
 # The programs
 
 
-@pytest.mark.parametrize("program, name", [(pictures, "PictureTask"), (prior, "PriorTask"),
-                                           (classifier, "ClassifierTask")])
+@pytest.mark.parametrize(
+    "program, name", [(pictures, "PictureTask"), (prior, "PriorTask"), (classifier, "ClassifierTask")]
+)
 def test_a_programs_weights_begin_as_its_seed_says(program, name, shards, tmp_path, monkeypatch):
     """Whatever was drawn before; and its recipe reaches the loop whole."""
-    stage = {"PictureTask": {"net": NET, "process": {"predicts": "v"}},
-             "PriorTask": {"net": {"embed_dim": 6, "text_dim": 5, "text_length": 7, "width": 16,
-                                   "layers": 1, "heads": 2}},
-             "ClassifierTask": {"net": {**NET, "classes": 3}}}[name]
+    stage = {
+        "PictureTask": {"net": NET, "process": {"predicts": "v"}},
+        "PriorTask": {
+            "net": {"embed_dim": 6, "text_dim": 5, "text_length": 7, "width": 16, "layers": 1, "heads": 2}
+        },
+        "ClassifierTask": {"net": {**NET, "classes": 3}},
+    }[name]
     train = {"out": str(tmp_path / "run"), "pictures": 8, "batch_size": 8, "trackers": []}
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(json.dumps({"data": {"shards": shards, "size": 16}, "stage": stage, "train": train}))
@@ -248,7 +291,8 @@ def test_a_classifier_learns_its_processs_pictures_at_its_size(rank, shards, tmp
     def task(**data: object) -> classifier.ClassifierTask:
         data = DataConfig(**{"shards": shards, "heldout": shards, "size": 16, **data})
         return classifier.ClassifierTask(
-            classifier.ClassifierRecipe(data=data, stage=stage, train=train), of_process(rank, 2))
+            classifier.ClassifierRecipe(data=data, stage=stage, train=train), of_process(rank, 2)
+        )
 
     made = task()
     examples = next(made.batches(3))

@@ -41,10 +41,20 @@ def lone_decoder(seed: int = 0, **net) -> Decoder:
     """A decoder of 8 pixels, of which the output depends on its inputs."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        net = UNetConfig(image_size=8, channels=8, channel_mult=(1,), num_res_blocks=1, head_channels=8,
-                         attention_resolutions=(8,), **net)
-        stage = Decoder(DecoderStageConfig(net=net, process=Process(predicts="v"),
-                                           sampling=Sampling(steps=2, guidance_scale=2.0)))
+        net = UNetConfig(
+            image_size=8,
+            channels=8,
+            channel_mult=(1,),
+            num_res_blocks=1,
+            head_channels=8,
+            attention_resolutions=(8,),
+            **net,
+        )
+        stage = Decoder(
+            DecoderStageConfig(
+                net=net, process=Process(predicts="v"), sampling=Sampling(steps=2, guidance_scale=2.0)
+            )
+        )
         for weight in stage.parameters():
             weight.data += 0.4 * torch.randn_like(weight)
     return stage.eval().requires_grad_(False)
@@ -93,8 +103,9 @@ def test_a_picture_depends_on_prompt_seed_and_number_alone(pipeline):
 
 
 def test_a_negative_prompt_steers_prior_and_decoder(pipeline):
-    plain, away, other = (pipeline.generate("a cat", negative_prompt=text)
-                          for text in (None, "a dog", "a car"))
+    plain, away, other = (
+        pipeline.generate("a cat", negative_prompt=text) for text in (None, "a dog", "a car")
+    )
     assert apart(plain, away) > 1 and apart(away, other) > 1
     one = pipeline.generate("a cat", negative_prompt="a dog", prior_guidance_scale=1, guidance_scale=2)
     assert apart(one, pipeline.generate("a cat", prior_guidance_scale=1, guidance_scale=2)) > 1
@@ -113,6 +124,7 @@ def told(monkeypatch) -> dict[str, tuple]:
             seen[name] = (sampling, objective)
             extra = () if kind == "prior" else (objective, climb)
             return real(self, conditions, noise, sampling, null, *extra)
+
         return sample
 
     monkeypatch.setattr("unclip.stages.Prior.sample", record("prior", unclip.stages.Prior.sample))
@@ -180,9 +192,14 @@ def test_a_negative_prompt_reaches_both(pipeline, monkeypatch):
     told = {}
     for name in ("prior", "decoder"):
         stage = getattr(pipeline, name)
-        monkeypatch.setattr(stage, "sample", lambda conditions, noise, sampling, null, *rest, name=name,
-                            real=stage.sample: (told.setdefault(name, []).append(null),
-                                                real(conditions, noise, sampling, null, *rest))[1])
+        monkeypatch.setattr(
+            stage,
+            "sample",
+            lambda conditions, noise, sampling, null, *rest, name=name, real=stage.sample: (
+                told.setdefault(name, []).append(null),
+                real(conditions, noise, sampling, null, *rest),
+            )[1],
+        )
     pipeline.generate("a cat", negative_prompt="a dog")
     dog = pipeline.encode_text(["a cat", "a dog"])[1:]
     assert torch.equal(told["prior"][0]["text_embed"], dog.repeat(2).clip.embed)  # two candidates
@@ -200,7 +217,7 @@ def test_the_prior_keeps_the_candidate_nearest_to_the_text(pipeline, monkeypatch
     monkeypatch.setattr("unclip.pipeline.pipeline.override", lambda *_, **__: sampling)
     chosen = pipeline.sample_prior(text, [0, 1])
     for k in range(2):
-        mine = drawn[3 * k:3 * k + 3]
+        mine = drawn[3 * k : 3 * k + 3]
         assert torch.equal(chosen[k], mine[(mine @ text.clip.embed[k]).argmax()])
 
 
@@ -254,8 +271,10 @@ def test_a_whole_pipeline_survives_saving(pipeline, tmp_path):
     assert again.description == pipeline.description and again.clip.identity == pipeline.clip.identity
     assert apart(pipeline.generate("a cat"), again.generate("a cat")) == 0
     small = pipeline.save(tmp_path / "small", torch.float16)
-    size = {folder.name: sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-            for folder in tmp_path.iterdir()}
+    size = {
+        folder.name: sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        for folder in tmp_path.iterdir()
+    }
     assert size["small"] < 0.7 * size["again"]
     assert apart(pipeline.generate("a cat"), Pipeline.load(small).generate("a cat")) < 40
 
@@ -276,13 +295,16 @@ def test_an_unconditional_model_takes_no_prompt():
 
 def test_stages_that_do_not_fit_are_refused(pipeline):
     decoder, prior, upsamplers, clip = pipeline.decoder, pipeline.prior, pipeline.upsamplers, pipeline.clip
-    net = UNetConfig(image_size=64, in_channels=6, channels=8, channel_mult=(1,), num_res_blocks=1,
-                     head_channels=8)
+    net = UNetConfig(
+        image_size=64, in_channels=6, channels=8, channel_mult=(1,), num_res_blocks=1, head_channels=8
+    )
     from_32 = Decoder(DecoderStageConfig(net=net, process=Process(predicts="v"), low_res=LowRes(size=32)))
-    for wrong, said in (((decoder, prior, [from_32], clip), "does not start from 16 pixels"),
-                        ((decoder, prior, [lone_decoder()], clip), "does not start from 16 pixels"),
-                        ((decoder, prior, upsamplers, None), "comes without its CLIP"),
-                        ((decoder, None, upsamplers, clip), "needs a prior")):
+    for wrong, said in (
+        ((decoder, prior, [from_32], clip), "does not start from 16 pixels"),
+        ((decoder, prior, [lone_decoder()], clip), "does not start from 16 pixels"),
+        ((decoder, prior, upsamplers, None), "comes without its CLIP"),
+        ((decoder, None, upsamplers, clip), "needs a prior"),
+    ):
         with pytest.raises(CheckpointError, match=said):
             Pipeline(*wrong)
 
@@ -306,6 +328,7 @@ def edit(**changes):
     def apply(folder: Path) -> None:
         path = folder / "model.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
     return apply
 
 

@@ -39,12 +39,21 @@ class Call(NamedTuple):
 def whole(**config: object) -> Pipeline:
     """A prior, a decoder and two upsamplers that take all there is, a picture to inpaint among it."""
     net = PriorConfig(embed_dim=WIDTH, text_dim=WIDTH, text_length=16, width=16, layers=1, heads=2)
-    prior = awake(Prior(PriorStageConfig(net=net, sampling=Sampling(steps=2, guidance_scale=2.0,
-                                                                    candidates=2))))
-    base = decoder(net={**TAKEN, "in_channels": 7}, inpaint=True, sampling=Sampling(guidance_scale=2.0),
-                   **config)
-    ups = [decoder(net={**TAKEN, "in_channels": 10, "image_size": 2 * size}, inpaint=True,
-                   process=Process(predicts="v"), low_res=LowRes(size=size)) for size in (8, 16)]
+    prior = awake(
+        Prior(PriorStageConfig(net=net, sampling=Sampling(steps=2, guidance_scale=2.0, candidates=2)))
+    )
+    base = decoder(
+        net={**TAKEN, "in_channels": 7}, inpaint=True, sampling=Sampling(guidance_scale=2.0), **config
+    )
+    ups = [
+        decoder(
+            net={**TAKEN, "in_channels": 10, "image_size": 2 * size},
+            inpaint=True,
+            process=Process(predicts="v"),
+            low_res=LowRes(size=size),
+        )
+        for size in (8, 16)
+    ]
     return Pipeline(base, prior, ups, tiny_clip(), "whole")
 
 
@@ -58,16 +67,17 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Call]]:
         return F.normalize(conditions["text_embed"].roll(1, 1), dim=1)
 
     def draw(self: Decoder, conditions, noise, sampling=None, null=None, objective=None, climb=None):
-        made.setdefault(str(self.size), []).append(
-            Call(conditions, noise, sampling, null, objective, climb))
+        made.setdefault(str(self.size), []).append(Call(conditions, noise, sampling, null, objective, climb))
         for t in range(len(self.levels(sampling)) - 2, -1, -1):
             x = conditions["base"] + 0.1 if "base" in conditions else torch.zeros(1, 3, self.size, self.size)
             yield Step(t, x.expand(len(noise.seeds), -1, -1, -1), x)
 
     monkeypatch.setattr(Prior, "sample", embed)
     monkeypatch.setattr(Decoder, "sample", draw)
-    monkeypatch.setattr("unclip.pipeline.pipeline.Noise", lambda seeds, device: SimpleNamespace(
-        seeds=list(seeds), device=device))
+    monkeypatch.setattr(
+        "unclip.pipeline.pipeline.Noise",
+        lambda seeds, device: SimpleNamespace(seeds=list(seeds), device=device),
+    )
     return made
 
 
@@ -95,10 +105,12 @@ def test_every_picture_and_stage_has_noise_of_its_own(calls):
     batches = [seeds[:3], seeds[3:]]
     assert [call.noise.seeds for call in calls["8"]] == batches
     assert [call.noise.seeds for call in calls["prior"]] == [
-        [fold(seed, k) for seed in some for k in range(2)] for some in batches]
+        [fold(seed, k) for seed in some for k in range(2)] for some in batches
+    ]
     for number, size in enumerate(("16", "32")):
         assert [call.noise.seeds for call in calls[size]] == [
-            [fold(seed, 1, number) for seed in some] for some in batches]
+            [fold(seed, 1, number) for seed in some] for some in batches
+        ]
     assert {call.noise.device for some in calls.values() for call in some} == {torch.device("cpu")}
 
 
@@ -109,8 +121,9 @@ def test_an_upsampler_is_told_what_the_decoder_is_and_starts_from_its_picture(ca
     for told in (call.conditions, last.conditions):
         assert torch.equal(told["text"], first.conditions["text"])
         assert torch.equal(told["image_embed"], first.conditions["image_embed"])
-        assert torch.equal(told["classes"], torch.tensor([2])) and torch.equal(told["classes"],
-                                                                               first.conditions["classes"])
+        assert torch.equal(told["classes"], torch.tensor([2])) and torch.equal(
+            told["classes"], first.conditions["classes"]
+        )
     canvas = canvas_of(picture(), mask())
     for size, told in (("8", first), ("16", call), ("32", last)):
         image, kept = canvas.at(int(size))
@@ -163,22 +176,33 @@ def led() -> Pipeline:
     return Pipeline(made, clip=tiny_clip(), guide=guide(), classifier=classifier.requires_grad_(False))
 
 
-@pytest.mark.parametrize("options, scales", [
-    ({}, {}),
-    ({"clip_guidance_scale": 3.0}, {"guide": 3.0}),
-    ({"class_": 2}, {"classifier": 2.0}),
-    ({"class_": 2, "classifier_scale": 0.5}, {"classifier": 0.5}),
-    ({"class_": 2, "classifier_scale": 0.0}, {}),
-    ({"class_": 2, "clip_guidance_scale": 3.0}, {"guide": 3.0, "classifier": 2.0}),
-])
+@pytest.mark.parametrize(
+    "options, scales",
+    [
+        ({}, {}),
+        ({"clip_guidance_scale": 3.0}, {"guide": 3.0}),
+        ({"class_": 2}, {"classifier": 2.0}),
+        ({"class_": 2, "classifier_scale": 0.5}, {"classifier": 0.5}),
+        ({"class_": 2, "classifier_scale": 0.0}, {}),
+        ({"class_": 2, "clip_guidance_scale": 3.0}, {"guide": 3.0, "classifier": 2.0}),
+    ],
+)
 def test_guides_are_asked_for_as_strongly_as_said_and_are_there(calls, monkeypatch, options, scales):
     made, asked, there = led(), {}, []
     parts = {"guide": made.guide, "classifier": made.classifier}
     for name, part in parts.items():
-        monkeypatch.setattr(part, "climb", lambda wanted, scale, name=name: (
-            asked.update({name: (wanted, scale)}), lambda x, t, x0: x * 0 + scale)[1])
-    monkeypatch.setattr("unclip.pipeline.pipeline.Pipeline._at_work", lambda self, *some: (
-        there.append(some), torch.no_grad())[1])
+        monkeypatch.setattr(
+            part,
+            "climb",
+            lambda wanted, scale, name=name: (
+                asked.update({name: (wanted, scale)}),
+                lambda x, t, x0: x * 0 + scale,
+            )[1],
+        )
+    monkeypatch.setattr(
+        "unclip.pipeline.pipeline.Pipeline._at_work",
+        lambda self, *some: (there.append(some), torch.no_grad())[1],
+    )
     made.generate("a cat", **options)
     assert {name: scale for name, (_, scale) in asked.items()} == scales
     assert list(asked.get("guide", [["a cat"]])[0]) == ["a cat"]
@@ -187,13 +211,16 @@ def test_guides_are_asked_for_as_strongly_as_said_and_are_there(calls, monkeypat
     assert call.objective is None
     assert (call.climb(x, None, x) == sum(scales.values())).all() if scales else call.climb is None
     assert there[1][0] is made.decoder and all(
-        any(parts[name] is part for part in there[1]) for name in scales)
+        any(parts[name] is part for part in there[1]) for name in scales
+    )
 
 
 def test_clip_leads_where_there_is_no_guide_and_is_there(calls, monkeypatch):
     made, there = tiny_pipeline(), []
-    monkeypatch.setattr("unclip.pipeline.pipeline.Pipeline._at_work", lambda self, *some: (
-        there.append(some), torch.no_grad())[1])
+    monkeypatch.setattr(
+        "unclip.pipeline.pipeline.Pipeline._at_work",
+        lambda self, *some: (there.append(some), torch.no_grad())[1],
+    )
     made.generate(["a cat", "a dog"], clip_guidance_scale=3.0)
     call, text = calls["16"][0], made.encode_text(["a cat", "a dog"])
     assert call.climb is None and any(part is made.clip for part in there[2])
@@ -205,18 +232,28 @@ def test_clip_leads_where_there_is_no_guide_and_is_there(calls, monkeypatch):
 
 def test_progress_and_watch_are_told_of_every_step_of_the_stages_they_follow(calls):
     said, seen = [], []
-    whole().generate("a cat", steps=3, upsampler_steps=2, progress=lambda *step: said.append(step),
-                     watch=seen.append)
-    assert said == [("decoder", 1, 3), ("decoder", 2, 3), ("decoder", 3, 3), ("upsampler 16", 1, 2),
-                    ("upsampler 16", 2, 2), ("upsampler 32", 1, 2), ("upsampler 32", 2, 2)]
+    whole().generate(
+        "a cat", steps=3, upsampler_steps=2, progress=lambda *step: said.append(step), watch=seen.append
+    )
+    assert said == [
+        ("decoder", 1, 3),
+        ("decoder", 2, 3),
+        ("decoder", 3, 3),
+        ("upsampler 16", 1, 2),
+        ("upsampler 16", 2, 2),
+        ("upsampler 32", 1, 2),
+        ("upsampler 32", 2, 2),
+    ]
     assert [step.t for step in seen] == [2, 1, 0] and seen[0].x.shape == (1, 3, 8, 8)
 
 
 @pytest.mark.parametrize("dtype, enabled", [("float32", {False}), ("bfloat16", {True})])
 def test_on_a_cpu_precision_is_that_of_the_weights(calls, monkeypatch, dtype, enabled):
     made, asked = whole().place("cpu", dtype), []
-    monkeypatch.setattr("unclip.pipeline.pipeline.autocast", lambda device, enabled: (
-        asked.append((device, enabled)), torch.no_grad())[1])
+    monkeypatch.setattr(
+        "unclip.pipeline.pipeline.autocast",
+        lambda device, enabled: (asked.append((device, enabled)), torch.no_grad())[1],
+    )
     made.generate("a cat")
     assert len(asked) == 5 and set(asked) == {(torch.device("cpu"), one) for one in enabled}
 
@@ -224,8 +261,10 @@ def test_on_a_cpu_precision_is_that_of_the_weights(calls, monkeypatch, dtype, en
 def test_one_prompt_is_one_picture_and_more_are_a_list(calls):
     made = whole()
     assert isinstance(made.generate("a cat"), Image.Image)
-    assert [len(made.generate(*given, n=n)) for given, n in (
-        (["a cat"], 2), ([["a cat"]], 1), ([["a cat", "a dog"]], 2))] == [2, 1, 4]
+    assert [
+        len(made.generate(*given, n=n))
+        for given, n in ((["a cat"], 2), ([["a cat"]], 1), ([["a cat", "a dog"]], 2))
+    ] == [2, 1, 4]
 
 
 def test_drawing_keeps_nothing_for_a_gradient():
@@ -234,5 +273,6 @@ def test_drawing_keeps_nothing_for_a_gradient():
     text = made.encode_text(["a cat"])
     embed = made.sample_prior(text, [0])
     small = made.decode([0], embed, text, Options(clip_guidance_scale=1.0))
-    assert not any(one.requires_grad for one in (
-        text.clip.embed, embed, small, made.upsample(small, [0], embed, text)))
+    assert not any(
+        one.requires_grad for one in (text.clip.embed, embed, small, made.upsample(small, [0], embed, text))
+    )

@@ -40,8 +40,16 @@ def tokenizer() -> GlideTokenizer:
 
 def guide(size: int = 8) -> NoisedClip:
     tower = TowerConfig(width=8, layers=1, heads=2)
-    net = NoisedClipConfig(embed_dim=8, image=tower, image_size=size, patch_size=4, text=tower,
-                           vocab_size=49408, length=16, logit_scale=10.0)
+    net = NoisedClipConfig(
+        embed_dim=8,
+        image=tower,
+        image_size=size,
+        patch_size=4,
+        text=tower,
+        vocab_size=49408,
+        length=16,
+        logit_scale=10.0,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return NoisedClip(NoisedClipStageConfig(net=net)).eval().requires_grad_(False)
@@ -51,8 +59,13 @@ def model(inpaint: bool = False, **parts) -> Pipeline:
     """A tiny GLIDE of 8 and 16 pixels."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        up = glide(16, 8, inpaint, low_res={"round_to_8bit": True},
-                   sampling=Sampling(sampler="ddim", steps=2, noise_scale=0.997))
+        up = glide(
+            16,
+            8,
+            inpaint,
+            low_res={"round_to_8bit": True},
+            sampling=Sampling(sampler="ddim", steps=2, noise_scale=0.997),
+        )
         base = glide(inpaint=inpaint, sampling=FEW)
     return Pipeline(base, upsamplers=[up], name="tiny-glide", **{"tokenizer": tokenizer(), **parts})
 
@@ -126,8 +139,15 @@ def test_a_classifier_is_saved_too(tmp_path):
     from unclip.guides.classifier import Classifier, ClassifierStageConfig
     from unclip.nets.classifier import ClassifierConfig
 
-    net = ClassifierConfig(image_size=8, channels=8, channel_mult=(1,), num_res_blocks=1, head_channels=8,
-                           attention_resolutions=(8,), classes=3)
+    net = ClassifierConfig(
+        image_size=8,
+        channels=8,
+        channel_mult=(1,),
+        num_res_blocks=1,
+        head_channels=8,
+        attention_resolutions=(8,),
+        classes=3,
+    )
     classifier = Classifier(ClassifierStageConfig(net=net, scale=4.0)).eval().requires_grad_(False)
     for weight in classifier.parameters():
         weight.data += 0.3 * torch.randn(weight.shape, generator=seeded(1))
@@ -142,21 +162,45 @@ def test_a_classifier_is_saved_too(tmp_path):
 def karlo() -> Pipeline:
     """CLIP's embeddings as they come; guidance of the prior and of the decoder starts from the text ""."""
     few = Sampling(sampler="ddpm", steps=2, guidance_scale=4.0)
-    prior = PriorConfig(embed_dim=WIDTH, text_dim=WIDTH, text_length=16, width=16, layers=1, heads=2,
-                        null_text=False)
-    net = UNetConfig(image_size=8, channels=8, channel_mult=(1,), num_res_blocks=1, head_channels=8,
-                     attention_resolutions=(8,), context_channels=8, image_embed_dim=WIDTH, text_dim=WIDTH,
-                     text_embed_dim=WIDTH, out_channels=6)
-    up = UNetConfig(image_size=16, in_channels=6, channels=8, channel_mult=(1,), num_res_blocks=1,
-                    head_channels=8, middle_attention=False)
+    prior = PriorConfig(
+        embed_dim=WIDTH, text_dim=WIDTH, text_length=16, width=16, layers=1, heads=2, null_text=False
+    )
+    net = UNetConfig(
+        image_size=8,
+        channels=8,
+        channel_mult=(1,),
+        num_res_blocks=1,
+        head_channels=8,
+        attention_resolutions=(8,),
+        context_channels=8,
+        image_embed_dim=WIDTH,
+        text_dim=WIDTH,
+        text_embed_dim=WIDTH,
+        out_channels=6,
+    )
+    up = UNetConfig(
+        image_size=16,
+        in_channels=6,
+        channels=8,
+        channel_mult=(1,),
+        num_res_blocks=1,
+        head_channels=8,
+        middle_attention=False,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         stages = [
             Prior(PriorStageConfig(net=prior, sampling=few, unit_norm=False, drop_text=0.0)),
             Decoder(DecoderStageConfig(net=net, sampling=few, null_text="empty", drop_text=0.0)),
-            Decoder(DecoderStageConfig(net=up, process=Process(predicts="eps"), last_network=True,
-                                       low_res=LowRes(size=8, interpolation="bicubic"),
-                                       sampling=Sampling(sampler="ddpm", steps=3))),
+            Decoder(
+                DecoderStageConfig(
+                    net=up,
+                    process=Process(predicts="eps"),
+                    last_network=True,
+                    low_res=LowRes(size=8, interpolation="bicubic"),
+                    sampling=Sampling(sampler="ddpm", steps=3),
+                )
+            ),
         ]
         for stage in stages:
             for weight in stage.parameters():
@@ -170,9 +214,14 @@ def test_guidance_starts_from_the_empty_text(monkeypatch):
     made, told = karlo(), {}
     for name in ("prior", "decoder"):
         stage = getattr(made, name)
-        monkeypatch.setattr(stage, "sample", lambda conditions, noise, sampling, null, *rest, name=name,
-                            real=stage.sample: (told.update({name: (conditions, null)}),
-                                                real(conditions, noise, sampling, null, *rest))[1])
+        monkeypatch.setattr(
+            stage,
+            "sample",
+            lambda conditions, noise, sampling, null, *rest, name=name, real=stage.sample: (
+                told.update({name: (conditions, null)}),
+                real(conditions, noise, sampling, null, *rest),
+            )[1],
+        )
     assert made.generate("a cat").size == (16, 16)
     cat, empty = made.encode_text(["a cat"]), made.encode_text([""])
     padded = empty.padded_like(cat).clip
@@ -194,8 +243,10 @@ def test_padding_the_empty_text_changes_nothing():
     made = karlo()
     cat, empty = made.encode_text(["a cat in the hat"]), made.encode_text([""])
     x, t = torch.randn(1, 3, 8, 8, generator=seeded(0)), torch.tensor([400])
-    outs = [made.decoder.denoiser(x, t, **made.conditions(made.decoder, 1, None, text)).eps
-            for text in (empty, empty.padded_like(cat))]
+    outs = [
+        made.decoder.denoiser(x, t, **made.conditions(made.decoder, 1, None, text)).eps
+        for text in (empty, empty.padded_like(cat))
+    ]
     torch.testing.assert_close(*outs, atol=1e-5, rtol=0)
 
 
@@ -213,14 +264,19 @@ def test_of_raw_candidates_the_nearest_by_angle_is_kept(monkeypatch):
 @pytest.mark.bitwise
 def test_a_class_reaches_every_stage_and_is_asked_for(monkeypatch):
     base = decoder(net={"classes": 3}, drop_class=0.0, sampling=Sampling(steps=2))
-    up = decoder(net={"classes": 3, "image_size": 16, "in_channels": 6}, drop_class=0.0,
-                 low_res=LowRes(size=8), sampling=Sampling(steps=2))
+    up = decoder(
+        net={"classes": 3, "image_size": 16, "in_channels": 6},
+        drop_class=0.0,
+        low_res=LowRes(size=8),
+        sampling=Sampling(steps=2),
+    )
     made = Pipeline(base, upsamplers=[up], name="adm")
     with pytest.raises(ValueError, match="adm knows no picture without a class: ask for one of 0 to 2"):
         made.generate()
     asked, real = [], up.network.forward
-    monkeypatch.setattr(up.network, "forward", lambda x, t, classes: (asked.append(classes),
-                                                                      real(x, t, classes=classes))[1])
+    monkeypatch.setattr(
+        up.network, "forward", lambda x, t, classes: (asked.append(classes), real(x, t, classes=classes))[1]
+    )
     assert made.generate(class_=2).size == (16, 16)
     assert all((classes == 2).all() for classes in asked) and len(asked) == 2
     with pytest.raises(ValueError, match="its guidance_scale must be 1"):
@@ -231,11 +287,13 @@ def test_the_likelihood_of_pictures_heeds_their_captions():
     from inference.measure.likelihood import likelihood
 
     made = model()
+
     def bits(caption: str) -> float:
         samples = [{"image": picture(8), "caption": caption, "key": "0", "record": {}}]
         report = likelihood(made.decoder, samples, tokenizer=made.tokenizer, steps=4, size=8)
         assert "text" in report["given"]
         return report["bits_per_dim"]
+
     assert bits("a cat") == bits("a cat") != bits("a dog")
 
 

@@ -35,17 +35,27 @@ def released(name: str) -> int:
     return json.loads((MANIFESTS / f"{name}.json").read_text())["parameters"]
 
 
-@pytest.mark.parametrize("name, stages", [
-    ("glide", {"decoder": ["glide-base"], "guide": ["glide-clip-image", "glide-clip-text"],
-               "upsampler 256": ["glide-upsample"]}),
-    ("adm-64-classifier", {"decoder": ["adm-64-class"], "classifier": ["adm-64-classifier"]}),
-    ("adm-64-256-upsampler", {"decoder": ["adm-64-class"], "upsampler 256": ["adm-64-256-upsampler"]}),
-    ("iddpm-imagenet64-uncond", {"decoder": ["iddpm-imagenet64-uncond"]}),
-])
+@pytest.mark.parametrize(
+    "name, stages",
+    [
+        (
+            "glide",
+            {
+                "decoder": ["glide-base"],
+                "guide": ["glide-clip-image", "glide-clip-text"],
+                "upsampler 256": ["glide-upsample"],
+            },
+        ),
+        ("adm-64-classifier", {"decoder": ["adm-64-class"], "classifier": ["adm-64-classifier"]}),
+        ("adm-64-256-upsampler", {"decoder": ["adm-64-class"], "upsampler 256": ["adm-64-256-upsampler"]}),
+        ("iddpm-imagenet64-uncond", {"decoder": ["iddpm-imagenet64-uncond"]}),
+    ],
+)
 def test_parameters_are_those_of_the_released_files(name, stages):
     rows = {row.stage: row for row in plan(name, "bfloat16").rows}
     assert {stage: row.parameters for stage, row in rows.items()} == {
-        stage: sum(map(released, files)) for stage, files in stages.items()}
+        stage: sum(map(released, files)) for stage, files in stages.items()
+    }
     for row in rows.values():
         assert 2 * row.parameters <= row.weights < 2.02 * row.parameters and row.activations > 0
 
@@ -56,15 +66,22 @@ def test_what_is_shipped_is_planned_from_its_headers_as_it_loads(tiny_model):
     assert [row.stage for row in made.rows] == ["clip", "prior", "decoder", "upsampler 64"]
     parts = (pipeline.clip.towers, pipeline.prior, pipeline.decoder, *pipeline.upsamplers)
     assert [row.parameters for row in made.rows] == [
-        sum(p.numel() for p in part.parameters()) for part in parts]
+        sum(p.numel() for p in part.parameters()) for part in parts
+    ]
     assert [row.weights for row in made.rows[1:]] == [held_bytes(part) for part in parts[1:]]
     assert made.peak >= sum(row.weights for row in made.rows) > made.peak_offloaded / 2
 
 
 def test_a_peak_is_all_weights_and_the_busiest_stage():
     """Offloaded, that of one stage alone, or of the decoder with both of its guides beside it."""
-    rows = [Row("clip", 3, 12, None), Row("prior", 5, 20, 7), Row("decoder", 10, 40, 30),
-            Row("classifier", 2, 8, 50), Row("guide", 4, 16, 5), Row("upsampler 64", 6, 24, 60)]
+    rows = [
+        Row("clip", 3, 12, None),
+        Row("prior", 5, 20, 7),
+        Row("decoder", 10, 40, 30),
+        Row("classifier", 2, 8, 50),
+        Row("guide", 4, 16, 5),
+        Row("upsampler 64", 6, 24, 60),
+    ]
     made = Plan("a model", tuple(rows))
     assert (made.parameters, made.peak) == (30, 120 + 60)
     assert made.peak_offloaded == 40 + 8 + 16 + 50
@@ -90,7 +107,8 @@ def test_what_guides_is_planned_from_its_file_and_a_run_as_its_decoder(tmp_path)
     rows = {row.stage: row for row in plan(tmp_path / "led").rows}
     parts = {"decoder": made.decoder, "classifier": made.classifier, "guide": made.guide}
     assert {name: (row.parameters, row.weights) for name, row in rows.items()} == {
-        name: (parameters(part), held_bytes(part)) for name, part in parts.items()}
+        name: (parameters(part), held_bytes(part)) for name, part in parts.items()
+    }
     made.decoder.save(tmp_path / "run" / "decoder.safetensors")
     for path in (tmp_path / "run", tmp_path / "run" / "decoder.safetensors"):
         assert plan(path).rows == (rows["decoder"],) and plan(path).title.startswith(f"{path}: ")
@@ -122,8 +140,9 @@ def test_activations_are_what_a_real_call_takes(tiny_model):
 
     def call() -> object:
         width = net.image_embed_dim
-        told = real.conditions(2, torch.zeros(2, width), torch.zeros(2, 77, net.text_dim),
-                               torch.ones(2, 77, dtype=torch.bool))
+        told = real.conditions(
+            2, torch.zeros(2, width), torch.zeros(2, 77, net.text_dim), torch.ones(2, 77, dtype=torch.bool)
+        )
         with torch.no_grad():
             denoise = real.denoise(told, told, 3.0)
             return denoise(torch.zeros(2, 3, 16, 16), torch.zeros(2, dtype=torch.int64) + 1)
@@ -173,9 +192,9 @@ def test_the_list_of_models(capsys):
 def test_bytes_count_until_they_are_freed():
     with LiveBytes() as live:
         a = torch.zeros(1000)
-        b = a.view(10, 100) + 1          # a view is no memory of its own
+        b = a.view(10, 100) + 1  # a view is no memory of its own
         assert live.now == 8000
-        a.add_(1)                        # nor is what is done in place
+        a.add_(1)  # nor is what is done in place
         del b
         assert live.now == 4000
         c = torch.ones(10, device="meta")

@@ -37,8 +37,15 @@ def fresh() -> Iterator[None]:
 
 
 def config(folder: Path, count: int = 40, **more: object) -> DataConfig:
-    return DataConfig(**{"kind": "icons", "shards": [TRAIN], "size": 16,
-                         "pool": {"folder": str(folder), "scenes": count}, **more})
+    return DataConfig(
+        **{
+            "kind": "icons",
+            "shards": [TRAIN],
+            "size": 16,
+            "pool": {"folder": str(folder), "scenes": count},
+            **more,
+        }
+    )
 
 
 def content(folder: Path) -> list[bytes]:
@@ -145,19 +152,41 @@ def test_only_composed_scenes_are_pooled(tmp_path):
         Source(config(tmp_path, kind="shards"))
 
 
-NET = {"image_size": 16, "channels": 16, "channel_mult": [1], "num_res_blocks": 1, "head_channels": 8,
-       "middle_attention": False, "pixel_unshuffle": 2, "refine": 4, "image_embed_dim": WIDTH}
+NET = {
+    "image_size": 16,
+    "channels": 16,
+    "channel_mult": [1],
+    "num_res_blocks": 1,
+    "head_channels": 8,
+    "middle_attention": False,
+    "pixel_unshuffle": 2,
+    "refine": 4,
+    "image_embed_dim": WIDTH,
+}
 PROCESS = {"predicts": "x0", "shift": 0.5, "weighting": "min_snr_plus_one"}
-TRAINING = {"pictures": 64, "batch_size": 16, "save_every": 32, "precision": "fp32", "trackers": [],
-            "log_every": 16}
+TRAINING = {
+    "pictures": 64,
+    "batch_size": 16,
+    "save_every": 32,
+    "precision": "fp32",
+    "trackers": [],
+    "log_every": 16,
+}
 
 
 def recipe(folder: Path, name: str, stage: dict) -> str:
     path, clip = folder / f"{name}.json", tiny_clip()
     save_clip(clip, folder / "clip")
-    path.write_text(json.dumps({
-        "clip": str(folder / "clip"), "stage": stage, "train": {"out": str(folder / name), **TRAINING},
-        "data": config(folder / "pool", 64, heldout=[HELDOUT]).model_dump(mode="json")}))
+    path.write_text(
+        json.dumps(
+            {
+                "clip": str(folder / "clip"),
+                "stage": stage,
+                "train": {"out": str(folder / name), **TRAINING},
+                "data": config(folder / "pool", 64, heldout=[HELDOUT]).model_dump(mode="json"),
+            }
+        )
+    )
     return str(path)
 
 
@@ -181,6 +210,7 @@ def test_a_decoder_learns_from_a_pool_and_goes_on_to_the_bit(tmp_path):
 def test_a_prior_learns_from_a_pool_and_remembers_other_scenes_than_it_learns_from(tmp_path, monkeypatch):
     net = {"embed_dim": WIDTH, "text_dim": WIDTH, "text_length": 16, "width": 16, "layers": 1, "heads": 2}
     seen, examples = set(), prior.PriorTask._examples
+
     def recording(task: prior.PriorTask, bank: prior.Bank, rows: list[int]) -> object:
         seen.update(bank.caption[row] for row in rows) if bank is task.bank else None
         return examples(task, bank, rows)
@@ -191,8 +221,10 @@ def test_a_prior_learns_from_a_pool_and_remembers_other_scenes_than_it_learns_fr
     prior.main([path, f"data.only={only}", "data.heldout=[]"])
     forget()
     embeds = load_checkpoint(tmp_path / "pool" / EMBEDDINGS)[0]["image"]
-    made, pool = load_stage(tmp_path / "prior" / "prior.safetensors"), Source(config(
-        tmp_path / "pool", 64, heldout=[HELDOUT], only=only)).pool
+    made, pool = (
+        load_stage(tmp_path / "prior" / "prior.safetensors"),
+        Source(config(tmp_path / "pool", 64, heldout=[HELDOUT], only=only)).pool,
+    )
     torch.testing.assert_close(made.embed_mean, embeds.mean(0))
     memory = made.network.memory
     torch.testing.assert_close(memory.values[2:], made.whiten(embeds[:4]), atol=1e-4, rtol=0)

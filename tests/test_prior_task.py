@@ -44,9 +44,14 @@ def fresh() -> Iterator[None]:
 
 
 def of_process(rank: int = 0, world: int = 1) -> SimpleNamespace:
-    return SimpleNamespace(process_index=rank, num_processes=world, device=torch.device("cpu"),
-                           autocast=nullcontext, is_main_process=rank == 0,
-                           main_process_first=nullcontext)
+    return SimpleNamespace(
+        process_index=rank,
+        num_processes=world,
+        device=torch.device("cpu"),
+        autocast=nullcontext,
+        is_main_process=rank == 0,
+        main_process_first=nullcontext,
+    )
 
 
 class Clip:
@@ -62,8 +67,11 @@ class Clip:
 
     def encode_text(self, texts: list[str]) -> SimpleNamespace:
         n, number = len(texts), torch.tensor([float(text.split()[-1]) for text in texts])
-        made = SimpleNamespace(tokens=number.view(n, 1, 1).expand(n, 4, WORDS), mask=torch.ones(n, 4).bool(),
-                               embed=F.one_hot(number.long() % DIM, DIM).float())
+        made = SimpleNamespace(
+            tokens=number.view(n, 1, 1).expand(n, 4, WORDS),
+            mask=torch.ones(n, 4).bool(),
+            embed=F.one_hot(number.long() % DIM, DIM).float(),
+        )
         made.trimmed = lambda: made
         return made
 
@@ -78,8 +86,10 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     for name, some in (("train", range(20)), ("heldout", range(20, 27))):
         with ShardWriter(tmp_path_factory.mktemp("shards"), name) as writer:
             for number in some:
-                writer.write(f"{name}-{number}", {"png": encoded(noise(8, 8, number)),
-                                                  "txt": f"picture {number}".encode()})
+                writer.write(
+                    f"{name}-{number}",
+                    {"png": encoded(noise(8, 8, number)), "txt": f"picture {number}".encode()},
+                )
         paths += writer.paths
     return [str(path) for path in paths]
 
@@ -87,14 +97,16 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture
 def task_of(shards, monkeypatch):
     monkeypatch.setattr("training.tasks.prior.load_clip", lambda source: Clip())
-    monkeypatch.setattr(PriorTask, "_embed_pictures",
-                        partialmethod(PriorTask._embed_pictures, n=8, thumbnails=12))
+    monkeypatch.setattr(
+        PriorTask, "_embed_pictures", partialmethod(PriorTask._embed_pictures, n=8, thumbnails=12)
+    )
 
     def made(rank: int = 0, world: int = 1, **net: object) -> PriorTask:
         data = DataConfig(shards=shards[:1], heldout=shards[1:], size=8, shuffle=8)
         train = Training(**{**SETTINGS, "out": "", "seed": 3})
-        recipe = PriorRecipe(clip="here", data=data, embeddings=30, train=train,
-                             stage=PriorStageConfig(net={**NET, **net}))
+        recipe = PriorRecipe(
+            clip="here", data=data, embeddings=30, train=train, stage=PriorStageConfig(net={**NET, **net})
+        )
         return PriorTask(recipe, Prior(recipe.stage), of_process(rank, world))
 
     return made
@@ -181,23 +193,52 @@ def embedded(tmp_path: Path) -> Path:
         states = torch.arange(sum(length))[:, None].expand(-1, WORDS).half()
         ends = torch.tensor([0, *itertools.accumulate(length)])
         keys = [f"{name}-{row}" for row in range(count)]
-        rows = Rows(keys, captions, unit(count, number), unit(len(picture), number + 9),
-                    torch.tensor(picture), states, ends)
+        rows = Rows(
+            keys,
+            captions,
+            unit(count, number),
+            unit(len(picture), number + 9),
+            torch.tensor(picture),
+            states,
+            ends,
+        )
         save_rows(tmp_path / f"{name}.safetensors", rows, clip="fake#1")
         files[name] = {"pictures": count, "captions": len(picture)}
         number += 1
-    manifest = {"clip": "fake#1", "dim": DIM, "text_dim": WORDS, "tokens": True, "files": files,
-                "mean": [0.1] * DIM, "std": [0.5] * DIM}
+    manifest = {
+        "clip": "fake#1",
+        "dim": DIM,
+        "text_dim": WORDS,
+        "tokens": True,
+        "files": files,
+        "mean": [0.1] * DIM,
+        "std": [0.5] * DIM,
+    }
     (tmp_path / "embeddings.json").write_text(json.dumps(manifest))
     return tmp_path
 
 
-def rows_task(folder: Path, rank: int = 0, world: int = 1, seed: int = 3, shuffle: int = 6,
-              heldout: bool = True, **net: object) -> RowsTask:
-    data = DataConfig(shards=["gone/train-{0..1}.tar"], heldout=["gone/heldout-*.tar"] * heldout, size=8,
-                      shuffle=shuffle, embeddings=str(folder))
-    recipe = PriorRecipe(data=data, stage=PriorStageConfig(net={**NET, **net}),
-                         train=Training(**{**SETTINGS, "out": "", "seed": seed}))
+def rows_task(
+    folder: Path,
+    rank: int = 0,
+    world: int = 1,
+    seed: int = 3,
+    shuffle: int = 6,
+    heldout: bool = True,
+    **net: object,
+) -> RowsTask:
+    data = DataConfig(
+        shards=["gone/train-{0..1}.tar"],
+        heldout=["gone/heldout-*.tar"] * heldout,
+        size=8,
+        shuffle=shuffle,
+        embeddings=str(folder),
+    )
+    recipe = PriorRecipe(
+        data=data,
+        stage=PriorStageConfig(net={**NET, **net}),
+        train=Training(**{**SETTINGS, "out": "", "seed": seed}),
+    )
     return RowsTask(recipe, Prior(recipe.stage), of_process(rank, world))
 
 
@@ -234,8 +275,9 @@ def test_held_out_rows_validate_those_of_all_shards_alike(embedded):
 def test_files_that_a_window_reaches_over_stay_in_memory(embedded, monkeypatch):
     assert rows_task(embedded, shuffle=0).rows.kept == 8 and rows_task(embedded, shuffle=60).rows.kept == 18
     kept, read = Embeddings(embedded), []
-    monkeypatch.setattr("training.data.embeddings.load_rows",
-                        lambda path: read.append(path.stem) or path.stem)
+    monkeypatch.setattr(
+        "training.data.embeddings.load_rows", lambda path: read.append(path.stem) or path.stem
+    )
     kept.kept = 2
     for name in ("train-0", "train-1", "train-0", "heldout-0", "train-0", "train-1"):
         assert kept[name] == name
@@ -264,8 +306,11 @@ def test_what_a_programs_data_names_decides_its_task(embedded, tmp_path, monkeyp
     for name in ("PriorTask", "RowsTask"):
         monkeypatch.setattr(prior, name, lambda *_, name=name: name)
     monkeypatch.setattr(prior, "train", lambda stage, task, *_: begun.append(task))
-    recipe = {"data": {"shards": ["a.tar"], "size": 8}, "stage": {"net": NET},
-              "train": {"out": str(tmp_path / "run"), "pictures": 8, "trackers": []}}
+    recipe = {
+        "data": {"shards": ["a.tar"], "size": 8},
+        "stage": {"net": NET},
+        "train": {"out": str(tmp_path / "run"), "pictures": 8, "trackers": []},
+    }
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
     for more in ([], [f"data.embeddings={embedded}"]):
         forget()
@@ -278,8 +323,9 @@ def test_a_clip_that_is_loaded_for_the_captions_is_that_of_the_embeddings(embedd
     path.write_text(json.dumps({**json.loads(path.read_text()), "tokens": False}))
     monkeypatch.setattr(prior_rows, "load_clip", lambda source: Clip())
     data = DataConfig(shards=["gone/train-{0..1}.tar"], size=8, embeddings=str(embedded))
-    recipe = PriorRecipe(clip="here", data=data, stage=PriorStageConfig(net=NET),
-                         train=Training(**{**SETTINGS, "out": ""}))
+    recipe = PriorRecipe(
+        clip="here", data=data, stage=PriorStageConfig(net=NET), train=Training(**{**SETTINGS, "out": ""})
+    )
     examples = next(RowsTask(recipe, Prior(recipe.stage), of_process()).batches(0))
     assert examples.conditions["text"].shape == (8, 4, WORDS)
     monkeypatch.setattr(Clip, "identity", "fake#2")

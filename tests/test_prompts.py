@@ -47,8 +47,9 @@ def test_repeating_and_taking_a_part_are_the_same_for_all_kinds(clip, own):
     twice = made.repeat(2)
     assert twice.texts == ["a cat", "a cat", "a car", "a car"] and len(twice) == 4
     pairs = zip(parts(made), parts(twice), strict=True)
-    assert all(torch.equal(many[2 * k + j], one[k]) for one, many in pairs
-               for k in range(2) for j in range(2))
+    assert all(
+        torch.equal(many[2 * k + j], one[k]) for one, many in pairs for k in range(2) for j in range(2)
+    )
     assert same(twice[2:], made[1:].repeat(2)) and same(made[:1], twice[:1])
     assert len(parts(twice)) == 4 * clip + 2 * own
 
@@ -71,7 +72,9 @@ def test_what_is_cut_off_is_said_of_each_context_once():
     with pytest.warns(UserWarning) as said:
         encode([long, long], tiny_clip(), tokenizer(), CPU)
     assert [str(one.message).partition("; ")[0] for one in said] == [
-        "the prompt is longer than 16 tokens", "the prompt is longer than 6 tokens"]
+        "the prompt is longer than 16 tokens",
+        "the prompt is longer than 6 tokens",
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         encode(["a cat"], tiny_clip(), None, CPU)

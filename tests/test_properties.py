@@ -37,8 +37,12 @@ each_sampler = pytest.mark.parametrize("sampler", EVERY_SAMPLER.values(), ids=EV
 each_pair = pytest.mark.parametrize("name, predicts", PAIRS)
 # ddpm alone draws with the model's variance; of the others each meets every kind of output with some pair.
 SAMPLED = [("ddpm", *pair, variance) for pair in PAIRS for variance in VARIANCES]
-SAMPLED += [(sampler, *pair, VARIANCES[number % 3]) for sampler in EVERY_SAMPLER if sampler != "ddpm"
-            for number, pair in enumerate(PAIRS)]
+SAMPLED += [
+    (sampler, *pair, VARIANCES[number % 3])
+    for sampler in EVERY_SAMPLER
+    if sampler != "ddpm"
+    for number, pair in enumerate(PAIRS)
+]
 
 SEEDS = [3, 1, 4]
 SHIFT, NONE = torch.tensor([0.5, -0.2, 0.1]), torch.zeros(3)
@@ -142,10 +146,16 @@ NOISE = torch.randn(X0.shape, generator=GENERATOR)
 
 
 # Only the bound asks for the variance; what a weight does is the same beside it.
-LOSSES = [("simple", "none", "small"), ("simple", "none", "learned"), ("simple", "min_snr", "small"),
-          ("simple", "p2", "large"), ("rescaled", "none", "learned"), ("auxiliary", "none", "small"),
-          *(("hybrid", weighting, "learned") for weighting in ("none", *WEIGHTINGS)),
-          *(("vlb", "none", variance) for variance in VARIANCES)]
+LOSSES = [
+    ("simple", "none", "small"),
+    ("simple", "none", "learned"),
+    ("simple", "min_snr", "small"),
+    ("simple", "p2", "large"),
+    ("rescaled", "none", "learned"),
+    ("auxiliary", "none", "small"),
+    *(("hybrid", weighting, "learned") for weighting in ("none", *WEIGHTINGS)),
+    *(("vlb", "none", variance) for variance in VARIANCES),
+]
 
 
 @each_pair
@@ -172,8 +182,9 @@ def test_every_loss(name, predicts, variance, kind, weighting):
     torch.testing.assert_close(made["loss"], sum(made[term] for term in made if term != "loss"))
     alone = terms(slice(3, 4))
     torch.testing.assert_close(made["loss"][3:4], alone["loss"])
-    of_mean, of_values = torch.autograd.grad(made["loss"].sum(), [mean, values], allow_unused=True,
-                                             retain_graph=True)
+    of_mean, of_values = torch.autograd.grad(
+        made["loss"].sum(), [mean, values], allow_unused=True, retain_graph=True
+    )
     assert of_mean.isfinite().all() and of_mean.abs().sum() > 0
     if of_values is not None:
         assert of_values.isfinite().all()

@@ -115,9 +115,13 @@ def test_the_stages_of_a_chain_fit_together(file):
         size = net.image_size
 
 
-SHORT = {"clip": __main__.main, "prior": prior.main, "classifier": classifier.main,
-         "decoder": lambda argv: pictures.main("", False, argv),
-         "upsampler": lambda argv: pictures.main("", True, argv)}
+SHORT = {
+    "clip": __main__.main,
+    "prior": prior.main,
+    "classifier": classifier.main,
+    "decoder": lambda argv: pictures.main("", False, argv),
+    "upsampler": lambda argv: pictures.main("", True, argv),
+}
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if command_of(file)[1] in SHORT])
@@ -127,7 +131,7 @@ def test_a_dry_run_prints_a_recipe_that_reads_back_the_same(file, tmp_path, caps
     monkeypatch.chdir(tmp_path)
     path, change = str(ROOT / file), f"{key}={value}"
     orders = [[path, change, "--dry-run"], ["--dry-run", path, change], [path, "--dry-run", change]]
-    for argv in orders[:3 if file == "configs/icons/prior.yaml" else 1]:
+    for argv in orders[: 3 if file == "configs/icons/prior.yaml" else 1]:
         SHORT[program](argv)
         (tmp_path / "again.yaml").write_text(capsys.readouterr().out)
         again = load_config(CLASSES[program], tmp_path / "again.yaml")
@@ -163,8 +167,9 @@ def material(tmp_path_factory) -> Path:
             png = io.BytesIO()
             picture.save(png, "PNG")
             record = json.dumps({"name": name, "caption": name, "class": number})
-            writer.write(f"{number:03d}", {"png": png.getvalue(), "txt": name.encode(),
-                                           "json": record.encode()})
+            writer.write(
+                f"{number:03d}", {"png": png.getvalue(), "txt": name.encode(), "json": record.encode()}
+            )
     torch.manual_seed(0)
     save_clip(build_clip(read("configs/icons/clip.yaml").model), folder / "clip")
     return folder
@@ -181,8 +186,9 @@ def test_two_steps(file, tmp_path, material, monkeypatch):
     program, recipe = command_of(file)[1], read(file)
     monkeypatch.setattr(trainer, "teacher_table", table)
     monkeypatch.setattr(trainer, "vocabulary_of", lambda *_: ["puppy", "a puppy"])
-    monkeypatch.setattr(PictureTask, "_measure_embeddings", partialmethod(
-        PictureTask._measure_embeddings, batches=1, n=4))
+    monkeypatch.setattr(
+        PictureTask, "_measure_embeddings", partialmethod(PictureTask._measure_embeddings, batches=1, n=4)
+    )
     monkeypatch.setattr(PictureTask, "draw", lambda *_: None)
     monkeypatch.setattr(PriorTask, "draw", lambda *_: None)
     change = [f"data.shards=[{material}/few-*.tar]", "data.heldout=[]"]
@@ -193,8 +199,13 @@ def test_two_steps(file, tmp_path, material, monkeypatch):
         change += ["distinct=8"] if recipe.distinct else []
         change += ["texts.samples=4", "texts.batch_size=2"] if recipe.texts else []
     else:
-        change += [f"train.out={tmp_path}", "train.pictures=4", "train.batch_size=2", "train.accumulate=1",
-                   "train.compile=false"]  # which takes a minute
+        change += [
+            f"train.out={tmp_path}",
+            "train.pictures=4",
+            "train.batch_size=2",
+            "train.accumulate=1",
+            "train.compile=false",
+        ]  # which takes a minute
         change += [f"clip={material / 'clip'}"] if getattr(recipe, "clip", None) else []
         change += ["embeddings=8"] if program == "prior" and not recipe.data.pool else []
     forget()
@@ -251,16 +262,21 @@ def test_the_ladder_page_speaks_of_every_rung():
     assert all(file in PAGE or file in chained or Path(file).name in PAGE for file in RUNGS)
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted(
-    (ROOT / "docs").glob("*.md")))])
+@pytest.mark.parametrize(
+    "page",
+    ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))],
+)
 def test_pages_point_to_what_there_is(page):
     links = re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / page).read_text(encoding="utf-8"))
     assert links and [link for link in links if not ((ROOT / page).parent / link).exists()] == []
 
 
 def test_every_promise_has_its_test():
-    rows = re.findall(r"^\| .* \| \[\w+\]\(\.\./(tests/\w+\.py)\) `(\w+)` \|$",
-                      (ROOT / "docs" / "trust.md").read_text(encoding="utf-8"), re.MULTILINE)
+    rows = re.findall(
+        r"^\| .* \| \[\w+\]\(\.\./(tests/\w+\.py)\) `(\w+)` \|$",
+        (ROOT / "docs" / "trust.md").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
     assert len(rows) == 18
     assert [name for file, name in rows if f"def {name}(" not in (ROOT / file).read_text("utf-8")] == []
 
@@ -271,7 +287,10 @@ def test_the_ladder_page_points_to_what_there_is():
     modules = set(re.findall(r"python -m ([\w.]+)", PAGE))
     files = [ROOT / module.replace(".", "/") for module in modules]
     assert all(file.with_suffix(".py").exists() or (file / "__main__.py").exists() for file in files)
-    code = "".join(path.read_text(encoding="utf-8") for folder in ("unclip", "training")
-                   for path in (ROOT / folder).rglob("*.py"))
+    code = "".join(
+        path.read_text(encoding="utf-8")
+        for folder in ("unclip", "training")
+        for path in (ROOT / folder).rglob("*.py")
+    )
     for name in re.findall(r"`([A-Za-z_]+\.)?(\w+)`", PAGE):
         assert re.search(rf"(def|class|\s)\s*{name[1]}\b", code), name

@@ -62,8 +62,16 @@ def identical(a: Path, b: Path) -> bool:
     return same(a, b) and metrics(a) == metrics(b)
 
 
-HARD = {"pictures": 88, "log_every": 24, "validate_every": 32, "accumulate": 2, "warmup": 40, "timesteps": 2,
-        "timestep_sampler": "loss_second_moment", "net": {"dropout": 0.2}}
+HARD = {
+    "pictures": 88,
+    "log_every": 24,
+    "validate_every": 32,
+    "accumulate": 2,
+    "warmup": 40,
+    "timesteps": 2,
+    "timestep_sampler": "loss_second_moment",
+    "net": {"dropout": 0.2},
+}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -166,6 +174,7 @@ class Dead(BaseException):
 
 def test_a_kill_at_any_operation_leaves_a_whole_save(tmp_path, monkeypatch):
     """Every call that touches the disk is the last one, once."""
+
     def counted(limit: int) -> Callable[[], int]:
         done = 0
 
@@ -176,10 +185,16 @@ def test_a_kill_at_any_operation_leaves_a_whole_save(tmp_path, monkeypatch):
                 if done > limit:
                     raise Dead
                 return real(*args, **kwargs)
+
             return call
 
-        for module, name in ((state.os, "replace"), (state, "flush"), (state.torch, "save"),
-                             (state.shutil, "rmtree"), (state, "write_json")):
+        for module, name in (
+            (state.os, "replace"),
+            (state, "flush"),
+            (state.torch, "save"),
+            (state.shutil, "rmtree"),
+            (state, "write_json"),
+        ):
             patched.setattr(module, name, wrap(getattr(module, name)))
         return lambda: done
 
@@ -213,8 +228,16 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path, capsys):
     folder = out / "state"
     progress, recipe = saved(out), saved(out)["recipe"]
     stage = {key: value for key, value in recipe["stage"].items() if key not in ("sampling", "inpaint")}
-    torch.save({"step": progress["step"], "batch_size": 8, "stage": stage, "importance": None,
-                "ema": saved(out, "ema.bin")}, folder / "progress.pt")
+    torch.save(
+        {
+            "step": progress["step"],
+            "batch_size": 8,
+            "stage": stage,
+            "importance": None,
+            "ema": saved(out, "ema.bin"),
+        },
+        folder / "progress.pt",
+    )
     torch.save({f"module.{key}": value for key, value in raw(out).items()}, folder / "pytorch_model.bin")
     (folder / "manifest.json").unlink()
     (folder / "ema.bin").unlink()

@@ -70,8 +70,10 @@ def test_batches_depend_on_their_arguments_alone(kind):
 def test_words_of_everyday_life_show_what_they_mean_in_the_colour_they_mean():
     """A goldfish is a fish, and orange; a word of which no drawing is at hand is never said."""
     pictures = make().rgba[[4, 5, 0, 2]]  # purple, orange, red, blue
-    records = [{"name": name, "category": "animals", "family": "flat", "style": "flat", "key": f"flat--{k}"}
-               for k, name in enumerate(["fish", "tropical fish", "dog", "blossom"])]
+    records = [
+        {"name": name, "category": "animals", "family": "flat", "style": "flat", "key": f"flat--{k}"}
+        for k, name in enumerate(["fish", "tropical fish", "dog", "blossom"])
+    ]
     scenes = Scenes(pictures, records, only("everyday"))
     batch, said = scenes.batch(0, 120), set()
     for image, caption, key in zip(batch.image, batch.caption, batch.key, strict=True):

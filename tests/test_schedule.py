@@ -266,8 +266,9 @@ def test_a_shift_moves_every_log_snr_and_keeps_what_the_schedule_keeps(name, shi
     """log SNR + 2 log(shift) (Hoogeboom et al. 2023); for flow it is the shift of Esser et al. 2024."""
     plain, moved = (make_schedule(name, 50, shift=one).at(torch.arange(51)) for one in (1.0, shift))
     inner = slice(1, 50)
-    torch.testing.assert_close(moved.log_snr[inner], plain.log_snr[inner] + 2 * math.log(shift),
-                               rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        moved.log_snr[inner], plain.log_snr[inner] + 2 * math.log(shift), rtol=0, atol=1e-12
+    )
     assert (moved.alpha[0], moved.sigma[0]) == (1, 0) and moved.alpha.dtype == torch.float64
     if name == "flow":
         expected = plain.sigma / (shift + (1 - shift) * plain.sigma)  # m t / (1 + (m - 1) t), m = 1 / shift

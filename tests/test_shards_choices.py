@@ -50,16 +50,21 @@ def keys(out: Path, split: str) -> set[str]:
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.6])
 def test_the_share_that_is_held_out_is_chosen_by_the_keys(pictures, tmp_path, share):
     """A key belongs to it or not, whatever else there is, and to more of a larger share."""
-    shards.main([str(pictures), str(tmp_path / "out"), "--heldout", str(share), "--workers", "1",
-                 "--uncaptioned"])
+    shards.main(
+        [str(pictures), str(tmp_path / "out"), "--heldout", str(share), "--workers", "1", "--uncaptioned"]
+    )
     every = {f"{number:02d}" for number in range(40)}
-    chosen = {key for key in every if int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big")
-              < share * 2**64}
+    chosen = {
+        key
+        for key in every
+        if int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big") < share * 2**64
+    }
     assert abs(len(chosen) - 40 * share) < 8
     assert keys(tmp_path / "out", "heldout") == chosen and keys(tmp_path / "out", "train") == every - chosen
     said = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert said["samples"] == {split: count for split, count in (
-        ("heldout", len(chosen)), ("train", 40 - len(chosen))) if count}
+    assert said["samples"] == {
+        split: count for split, count in (("heldout", len(chosen)), ("train", 40 - len(chosen))) if count
+    }
     assert said["options"]["heldout"] == share and said["options"]["uncaptioned"] is True
 
 
@@ -93,8 +98,10 @@ def clip(monkeypatch: pytest.MonkeyPatch) -> Clip:
     return made
 
 
-@pytest.mark.parametrize("words, colour", [([], "white"), (["--background", "black"], "black"),
-                                           (["--background", "#102030"], "#102030")])
+@pytest.mark.parametrize(
+    "words, colour",
+    [([], "white"), (["--background", "black"], "black"), (["--background", "#102030"], "#102030")],
+)
 def test_clip_is_shown_pictures_on_the_colour_of_choice(clear, clip, tmp_path, words, colour):
     embed.main([clear, "--clip", "some", "--workers", "1", *words])
     found = load_rows(tmp_path / "embeddings" / "clear-000000.safetensors").image
@@ -106,8 +113,9 @@ def test_clip_is_shown_pictures_on_the_colour_of_choice(clear, clip, tmp_path, w
 
 def test_clip_is_shown_pictures_of_the_size_asked_for(clear, clip, tmp_path, monkeypatch):
     shown, real = [], clip.encode_image
-    monkeypatch.setattr(clip, "encode_image", lambda pictures: (
-        shown.append(pictures.shape), real(pictures))[1])
+    monkeypatch.setattr(
+        clip, "encode_image", lambda pictures: (shown.append(pictures.shape), real(pictures))[1]
+    )
     for words, size in (([], 16), (["--size", "8"], 8)):
         embed.main([clear, "--clip", "some", "--workers", "1", "--out", str(tmp_path / str(size)), *words])
         assert shown.pop() == (1, 3, size, size) and not shown
@@ -117,8 +125,9 @@ def test_clip_is_shown_pictures_of_the_size_asked_for(clear, clip, tmp_path, mon
 @pytest.mark.parametrize("words", [["--background", "black"], ["--size", "8"], ["--tokens"]])
 def test_what_is_asked_for_anew_is_embedded_anew_and_else_nothing(clear, clip, tmp_path, words, monkeypatch):
     written, real = [], embed.save_rows
-    monkeypatch.setattr(embed, "save_rows", lambda *args, **facts: (
-        written.append(facts), real(*args, **facts))[1])
+    monkeypatch.setattr(
+        embed, "save_rows", lambda *args, **facts: (written.append(facts), real(*args, **facts))[1]
+    )
     for more, count in (([], 1), ([], 1), (words, 2), (words, 2)):
         embed.main([clear, "--clip", "some", "--workers", "1", *more])
         assert len(written) == count
@@ -137,8 +146,10 @@ def test_a_shard_that_is_elsewhere_is_read_as_it_comes(clip, tmp_path, monkeypat
 @pytest.mark.parametrize("tokens", [False, True])
 def test_what_a_shard_holds_is_written_with_the_states_if_asked_for(clear, clip, tmp_path, tokens):
     made = embed.embed([clear], tmp_path / "out", clip, tokens, batch=1)
-    rows, text = load_rows(tmp_path / "out" / "clear-000000.safetensors"), clip.encode_text(
-        ["a cat", "a dog that runs"])
+    rows, text = (
+        load_rows(tmp_path / "out" / "clear-000000.safetensors"),
+        clip.encode_text(["a cat", "a dog that runs"]),
+    )
     assert rows.keys == ["a"] and rows.captions == ["a cat", "a dog that runs"]
     torch.testing.assert_close(rows.text, text.embed.cpu(), atol=1e-6, rtol=0)
     assert (made["pictures"], made["captions"], made["skipped"], made["tokens"]) == (1, 2, 1, tokens)

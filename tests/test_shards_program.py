@@ -28,8 +28,11 @@ from unclip.data.reading import read_shards
 
 
 def made(source: object, out: Path, **options: object):
-    more = {name: options.pop(name) for name in ("columns", "heldout", "per_shard", "workers", "overwrite")
-            if name in options}
+    more = {
+        name: options.pop(name)
+        for name in ("columns", "heldout", "per_shard", "workers", "overwrite")
+        if name in options
+    }
     return build(str(source), out, Options(**options), **more)
 
 
@@ -113,8 +116,19 @@ def test_any_mode_comes_out_in_eight_bits(mode, tmp_path):
     assert image.convert("RGB").getpixel((5, 3)) == grey.get(mode, (200, 10, 20))
 
 
-@pytest.mark.parametrize("kind, mode", [("JPEG", "CMYK"), ("TIFF", "CMYK"), ("TIFF", "LAB"), ("TIFF", "F"),
-                                        ("TIFF", "I"), ("WEBP", "RGB"), ("GIF", "P"), ("BMP", "RGB")])
+@pytest.mark.parametrize(
+    "kind, mode",
+    [
+        ("JPEG", "CMYK"),
+        ("TIFF", "CMYK"),
+        ("TIFF", "LAB"),
+        ("TIFF", "F"),
+        ("TIFF", "I"),
+        ("WEBP", "RGB"),
+        ("GIF", "P"),
+        ("BMP", "RGB"),
+    ],
+)
 def test_any_format_comes_out(kind, mode, tmp_path):
     grey = Image.new("RGB", (16, 16), (120, 120, 120))
     values = {"LAB": (128, 128, 128), "F": 120.0, "I": 120 * 257}
@@ -145,17 +159,24 @@ def test_sizes(tmp_path):
     small = stored(tmp_path, wide, size=8)
     assert small.size == (16, 8) and stored(tmp_path, wide, size=20).size == (40, 20)
     assert stored(tmp_path, wide, format="webp").format == "WEBP"
-    for options, said in (({"min_size": 21}, "a side of 20 pixels is shorter than 21"),
-                          ({"max_aspect": 1.9}, "40 x 20 pixels are longer than 1 : 1.9"),
-                          ({"pixels": 799}, "40 x 20 pixels are more than 799")):
+    for options, said in (
+        ({"min_size": 21}, "a side of 20 pixels is shorter than 21"),
+        ({"max_aspect": 1.9}, "40 x 20 pixels are longer than 1 : 1.9"),
+        ({"pixels": 799}, "40 x 20 pixels are more than 799"),
+    ):
         assert prepare(Item("it", "it", wide, ("a",)), Options(**options)) == said
 
 
 # Tables
 
 
-ROWS = [("0.png", "a cat", 'a "small", cat'), ("1.png", "two\nlines", ""), ("../2.png", "out", ""),
-        ("none.png", "none", ""), ("3.png", "", "only here")]
+ROWS = [
+    ("0.png", "a cat", 'a "small", cat'),
+    ("1.png", "two\nlines", ""),
+    ("../2.png", "out", ""),
+    ("none.png", "none", ""),
+    ("3.png", "", "only here"),
+]
 
 
 def tables(pictures: Path, kind: str) -> Path:
@@ -165,7 +186,8 @@ def tables(pictures: Path, kind: str) -> Path:
     if kind in ("csv", "tsv"):
         with open(path, "w", newline="") as file:
             csv.writer(file, delimiter="," if kind == "csv" else "\t").writerows(
-                [("file_name", "text", "other"), *ROWS])
+                [("file_name", "text", "other"), *ROWS]
+            )
     elif kind == "jsonl":
         lines = [json.dumps({"file_name": p, "text": [a, b]}) for p, a, b in ROWS]
         path.write_text("\n".join([*lines, "{", "7"]))
@@ -174,8 +196,9 @@ def tables(pictures: Path, kind: str) -> Path:
         import pyarrow
         from pyarrow import parquet
 
-        parquet.write_table(pyarrow.table({"file_name": [p for p, _, _ in ROWS],
-                                           "text": [[a, b] for _, a, b in ROWS]}), path)
+        parquet.write_table(
+            pyarrow.table({"file_name": [p for p, _, _ in ROWS], "text": [[a, b] for _, a, b in ROWS]}), path
+        )
     return path
 
 
@@ -187,7 +210,10 @@ def test_tables_of_paths_and_captions(tmp_path, kind):
     result = made(tables(tmp_path / "in", kind), tmp_path / "out", columns=columns)
     found = samples(tmp_path / "out")
     assert {key: sample["captions"] for key, sample in found.items()} == {
-        "000000000": ["a cat", 'a "small", cat'], "000000001": ["two lines"], "000000004": ["only here"]}
+        "000000000": ["a cat", 'a "small", cat'],
+        "000000001": ["two lines"],
+        "000000004": ["only here"],
+    }
     assert found["000000004"]["image"].tobytes() == noise(4, 4, 3).tobytes()
     reasons = [reason for _, reason in result.left]
     assert "../2.png leads out" in reasons[0] and reasons[1] == "there is no file none.png"
@@ -201,31 +227,43 @@ def test_tables_of_bytes(tmp_path):
     data = encoded(noise(40, 40))
     text = base64.b64encode(data).decode()
     assert len(text) > 4096
-    rows = [{"image": text, "caption": "a", "key": "x.y/../z", "class": 2},
-            {"image": "data:image/png;base64,??"}, {"image": None, "caption": "a"}, {"caption": "a"}]
+    rows = [
+        {"image": text, "caption": "a", "key": "x.y/../z", "class": 2},
+        {"image": "data:image/png;base64,??"},
+        {"image": None, "caption": "a"},
+        {"caption": "a"},
+    ]
     (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
     result = made(tmp_path / "t.jsonl", tmp_path / "out")
     (found,) = samples(tmp_path / "out").values()
     assert found["key"] == "x_y/z" and found["record"] == {"class": 2}
     assert found["image"].tobytes() == noise(40, 40).tobytes()
     assert [reason.split(":")[0] for _, reason in result.left] == [
-        "a picture that is neither a path nor base64", "a row without a picture", "a row without a picture"]
+        "a picture that is neither a path nor base64",
+        "a row without a picture",
+        "a row without a picture",
+    ]
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
-    parquet.write_table(pyarrow.table({"image": [{"bytes": data, "path": None}], "text": ["a"]}),
-                        tmp_path / "t.parquet")
+    parquet.write_table(
+        pyarrow.table({"image": [{"bytes": data, "path": None}], "text": ["a"]}), tmp_path / "t.parquet"
+    )
     made(tmp_path / "t.parquet", tmp_path / "parquet")
     assert samples(tmp_path / "parquet")["000000000"]["image"].size == (40, 40)
 
 
-@pytest.mark.parametrize("name, text, said", [
-    ("a.csv", "path,words\n1.png,a\n", "none of the columns caption,.*but path, words; name it with"),
-    ("a.csv", "", "none of the columns image,.*but none at all"),
-    ("a.parquet", "no Parquet", "is no Parquet"),
-    ("a.pdf", "", "neither a folder"), ("none.tar", None, "no shards at"),
-    ("none.csv", None, "neither a folder, nor a table"),
-])
+@pytest.mark.parametrize(
+    "name, text, said",
+    [
+        ("a.csv", "path,words\n1.png,a\n", "none of the columns caption,.*but path, words; name it with"),
+        ("a.csv", "", "none of the columns image,.*but none at all"),
+        ("a.parquet", "no Parquet", "is no Parquet"),
+        ("a.pdf", "", "neither a folder"),
+        ("none.tar", None, "no shards at"),
+        ("none.csv", None, "neither a folder, nor a table"),
+    ],
+)
 def test_a_source_that_cannot_be_used_is_one_message(tmp_path, name, text, said):
     if name.endswith("parquet"):
         pytest.importorskip("pyarrow")
@@ -298,8 +336,12 @@ def test_the_command(pictures, tmp_path, capsys):
     run(lambda: main(command))
     said = capsys.readouterr().err
     assert "train, " in said and "left out: 1 " in said and "this is no picture, such as bad.png" in said
-    for more, message in ((["--size", "0"], "--size must be at least 1"), ([], "say --overwrite"),
-                          (["--heldout", "1"], "--heldout must lie"), (["--background", "sky"], "no colour")):
+    for more, message in (
+        (["--size", "0"], "--size must be at least 1"),
+        ([], "say --overwrite"),
+        (["--heldout", "1"], "--heldout must lie"),
+        (["--background", "sky"], "no colour"),
+    ):
         out = "other" if more else "out"
         with pytest.raises(SystemExit):
             run(lambda command=[str(pictures), str(tmp_path / out), *more]: main(command))
@@ -329,6 +371,7 @@ def test_a_worker_that_dies_costs_what_killed_it():
 
 def test_few_items_are_held_at_a_time(monkeypatch):
     taken = []
+
     def items():
         for item in range(100):
             taken.append(item)
@@ -352,6 +395,11 @@ def test_few_items_are_held_at_a_time(monkeypatch):
 def test_workers_start_without_pytorch():
     """They import what the program imports; seconds each, on many cores, if that were more."""
     probe = "import sys, training.shards, training.doctor; assert 'torch' not in sys.modules"
-    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=300,
-                          cwd=Path(__file__).parent.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", probe],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=Path(__file__).parent.parent,
+    )
     assert done.returncode == 0, done.stderr

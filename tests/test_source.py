@@ -32,6 +32,7 @@ def names(shards: str) -> list[str]:
 @pytest.mark.parametrize("kind", ["icons", "shards"])
 def test_only_the_named_are_used(kind):
     pets = source(kind=kind, only=PETS)
+
     def named(keys: list[str]) -> list[str]:
         return sorted(key.split("--")[-1].replace("-", " ") for joined in keys for key in joined.split("+"))
 
@@ -51,7 +52,7 @@ def test_what_is_held_is_seen_once_an_epoch_in_a_new_order():
     held = source(hold=True)
     count = len(names(TRAIN))
     keys = [key for batch in itertools.islice(held.batches(count), 3) for key in batch.key]
-    epochs = [keys[k:k + count] for k in (0, count, 2 * count)]
+    epochs = [keys[k : k + count] for k in (0, count, 2 * count)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
     assert len({tuple(epoch) for epoch in epochs}) == 3
     later = next(held.batches(7, start=30))
@@ -67,6 +68,7 @@ def test_records_that_are_no_icons_are_chosen_by_their_captions():
 def test_chances_of_a_mirror_and_a_turn():
     """Of a picture of four different pixels the symmetries can be told apart."""
     one = torch.tensor([[0.0, 1.0], [2.0, 3.0]]).expand(3, 2, 2)
+
     def drawn(flip: float, rotate: float) -> dict[tuple, float]:
         rng = Random(0)
         found = [tuple(turned(one, flip, rotate, rng)[0].flatten().int().tolist()) for _ in range(4000)]
@@ -76,8 +78,9 @@ def test_chances_of_a_mirror_and_a_turn():
     assert drawn(1, 0) == {(1, 0, 3, 2): 1}
     assert drawn(0.25, 0) == pytest.approx({(0, 1, 2, 3): 0.75, (1, 0, 3, 2): 0.25}, abs=0.03)
     turns = drawn(0, 0.6)
-    assert turns == pytest.approx({(0, 1, 2, 3): 0.4, (1, 3, 0, 2): 0.2, (3, 2, 1, 0): 0.2,
-                                   (2, 0, 3, 1): 0.2}, abs=0.03)
+    assert turns == pytest.approx(
+        {(0, 1, 2, 3): 0.4, (1, 3, 0, 2): 0.2, (3, 2, 1, 0): 0.2, (2, 0, 3, 1): 0.2}, abs=0.03
+    )
     assert drawn(0.5, 0.75) == pytest.approx({key: 1 / 8 for key in drawn(0.5, 0.75)}, abs=0.03)
     assert len(drawn(0.5, 0.75)) == 8
 

@@ -62,8 +62,11 @@ class Icons:
 
     def each(self, seeds: list[int], crop: int | None) -> SimpleNamespace:
         self.asked.append((seeds, crop))
-        return SimpleNamespace(image=torch.stack([to_tensor(noise(4, 4, seed % 1000)) for seed in seeds]),
-                               caption=[f"caption {seed}" for seed in seeds], key=[str(s) for s in seeds])
+        return SimpleNamespace(
+            image=torch.stack([to_tensor(noise(4, 4, seed % 1000)) for seed in seeds]),
+            caption=[f"caption {seed}" for seed in seeds],
+            key=[str(s) for s in seeds],
+        )
 
 
 @pytest.fixture
@@ -76,8 +79,18 @@ def icons(monkeypatch: pytest.MonkeyPatch) -> Icons:
 @pytest.mark.parametrize("rank, world", [(0, 1), (1, 2)])
 def test_icons_are_composed_and_turned_by_seed_purpose_and_number(icons, rank, world):
     scenes = ScenesConfig(plain=0.5)
-    made = source([__file__], rank, world, kind="icons", size=16, crop=4, flip=0.5, rotate=0.75,
-                  only=["cat"], scenes=scenes)
+    made = source(
+        [__file__],
+        rank,
+        world,
+        kind="icons",
+        size=16,
+        crop=4,
+        flip=0.5,
+        rotate=0.75,
+        only=["cat"],
+        scenes=scenes,
+    )
     assert icons.loaded == [([__file__], 16, scenes, ["cat"])]
     (batch,) = first(made, 8, start=5)
     mine = numbers(5, 8, rank, world)
@@ -85,8 +98,10 @@ def test_icons_are_composed_and_turned_by_seed_purpose_and_number(icons, rank, w
     assert icons.asked == [(seeds, 4)] and batch.key == [str(seed) for seed in seeds]
     assert batch.caption == [f"caption {seed}" for seed in seeds]
     shown = [to_tensor(noise(4, 4, seed % 1000)) for seed in seeds]
-    wanted = [turned(image, 0.5, 0.75, Random(seed_of(3, Purpose.AUGMENT, number)))
-              for image, number in zip(shown, mine, strict=True)]
+    wanted = [
+        turned(image, 0.5, 0.75, Random(seed_of(3, Purpose.AUGMENT, number)))
+        for image, number in zip(shown, mine, strict=True)
+    ]
     assert torch.equal(batch.image, torch.stack(wanted)) and not torch.equal(batch.image, torch.stack(shown))
 
 
@@ -97,7 +112,7 @@ def test_icons_are_composed_and_turned_by_seed_purpose_and_number(icons, rank, w
 def test_epochs_and_seeds_have_orders_of_their_own(tmp_path, hold):
     paths = uneven(tmp_path)
     order = {seed: keys(first(source(paths, seed=seed, hold=hold, shuffle=100), 6, 6)) for seed in (0, 1)}
-    epochs = [order[seed][at:at + 18] for seed in (0, 1) for at in (0, 18)]
+    epochs = [order[seed][at : at + 18] for seed in (0, 1) for at in (0, 18)]
     straight = [f"{number:04d}" for number in range(18)]
     assert all(sorted(epoch) == straight for epoch in epochs)
     assert not any(a == b for a, b in itertools.combinations([*epochs, straight], 2))
@@ -144,8 +159,10 @@ def test_what_is_held_is_still_cut_from_anywhere(tmp_path):
     wide = Image.fromarray(np.stack([4 * x, 0 * y, 0 * y], -1).astype(np.uint8))
     paths = write(tmp_path, [wide])
     for config, least in (({}, 30.0), ({"random_crop": 1.0}, 9.0)):
-        reds = [(batch.image[0, 0].mean().item() + 1) * 127.5 / 4
-                for batch in first(source(paths, hold=True, **config), 1, 60)]
+        reds = [
+            (batch.image[0, 0].mean().item() + 1) * 127.5 / 4
+            for batch in first(source(paths, hold=True, **config), 1, 60)
+        ]
         assert (min(reds) < 12 and max(reds) > 48) if config else min(reds) == max(reds)
         assert min(reds) < least
 
@@ -160,8 +177,9 @@ def test_what_is_read_through_is_dealt_to_processes_and_workers(rank, workers, f
             super().__init__(lane=args[1])
 
         def samples(self, start: int) -> Iterator[dict]:
-            return (sample(number) | {"__key__": str(number), "__url__": "x"}
-                    for number in itertools.count(start))
+            return (
+                sample(number) | {"__key__": str(number), "__url__": "x"} for number in itertools.count(start)
+            )
 
     monkeypatch.setattr(data, "Lane", Lane)
     config = DataConfig(shards=["pipe:cat a.tar"], size=8, shuffle=7, workers=workers)
@@ -190,8 +208,10 @@ def test_held_out_pictures_are_cut_and_shown_as_those_of_training(tmp_path):
     """On the same background, in windows as large; in an order of their own, whatever the seed."""
     clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
     paths = write(tmp_path, [clear] * 40)
-    made = [source(paths, seed=seed, heldout=[str(paths[0])], crop=4, background="#ff0000").heldout(30)
-            for seed in (0, 1)]
+    made = [
+        source(paths, seed=seed, heldout=[str(paths[0])], crop=4, background="#ff0000").heldout(30)
+        for seed in (0, 1)
+    ]
     assert made[0].image.shape == (30, 3, 4, 4) and made[0].image[0, :, 0, 0].tolist() == [1, -1, -1]
     straight = [one["key"] for one in read_shards(paths)][:30]
     assert made[0].key == made[1].key != straight and len(set(made[0].key)) == 30

@@ -50,8 +50,14 @@ def test_sampling_is_guided_as_strongly_as_it_says(make, scale, monkeypatch):
     """And prior and decoder begin where they are told, or else from nothing."""
     stage, asked = make(), []
     real = type(stage).denoise
-    monkeypatch.setattr(type(stage), "denoise", lambda self, conditions, null, strength, *args, **more: (
-        asked.append((conditions, null, strength)), real(self, conditions, null, strength, *args, **more))[1])
+    monkeypatch.setattr(
+        type(stage),
+        "denoise",
+        lambda self, conditions, null, strength, *args, **more: (
+            asked.append((conditions, null, strength)),
+            real(self, conditions, null, strength, *args, **more),
+        )[1],
+    )
     told, other = told_of(stage), stage.null(told_of(stage))
     other = {**other, **{key: value.flip(0) for key, value in other.items() if value.dtype == torch.float32}}
     sampling = Sampling(steps=1, guidance_scale=scale)
@@ -70,12 +76,21 @@ FIELDS = {"guidance_scale": 3.0, "guidance_rescale": 0.5, "threshold": "dynamic"
 @pytest.mark.parametrize("sampler, gradient", [("ddpm", "score"), ("ddpm", "mean"), ("ddim", "score")])
 def test_guides_change_the_score_or_the_mean_and_never_both(monkeypatch, sampler, gradient):
     stage, asked = decoder(), {}
-    monkeypatch.setattr(stage, "denoise", lambda conditions, null, guidance_scale, objective=None, *,
-                        climb=None, **more: asked.update(
-                            more, guidance_scale=guidance_scale, objective=objective, climb=climb)
-                        or (lambda x, t: stage.denoiser(x, t, **conditions)))
-    monkeypatch.setattr(stage, "run", lambda denoise, shape, noise, sampling, shift=None: asked.update(
-        shape=shape, sampling=sampling, shift=shift))
+    monkeypatch.setattr(
+        stage,
+        "denoise",
+        lambda conditions, null, guidance_scale, objective=None, *, climb=None, **more: (
+            asked.update(more, guidance_scale=guidance_scale, objective=objective, climb=climb)
+            or (lambda x, t: stage.denoiser(x, t, **conditions))
+        ),
+    )
+    monkeypatch.setattr(
+        stage,
+        "run",
+        lambda denoise, shape, noise, sampling, shift=None: asked.update(
+            shape=shape, sampling=sampling, shift=shift
+        ),
+    )
     told = everything(stage)
     sampling = Sampling(sampler=sampler, gradient=gradient, steps=2, **FIELDS)
 
@@ -89,8 +104,12 @@ def test_guides_change_the_score_or_the_mean_and_never_both(monkeypatch, sampler
     shift = asked.pop("shift")
     of_mean = gradient == "mean"
     guides = {"objective": objective, "climb": climb}
-    assert asked == {**FIELDS, **(dict.fromkeys(guides) if of_mean else guides), "shape": (3, 8, 8),
-                     "sampling": sampling}
+    assert asked == {
+        **FIELDS,
+        **(dict.fromkeys(guides) if of_mean else guides),
+        "shape": (3, 8, 8),
+        "sampling": sampling,
+    }
     assert (shift is not None) == of_mean
     if of_mean:
         x, x0 = randn(2, 3, 8, 8), 0.1 * randn(2, 3, 8, 8, seed=1)
@@ -105,8 +124,13 @@ def test_guides_change_the_score_or_the_mean_and_never_both(monkeypatch, sampler
 
 def test_a_prior_passes_its_sampling_on(monkeypatch):
     stage, asked = prior(), {}
-    monkeypatch.setattr(stage, "denoise", lambda conditions, null, *rest: asked.update(rest=rest)
-                        or (lambda x, t: stage.denoiser(x, t, **conditions)))
+    monkeypatch.setattr(
+        stage,
+        "denoise",
+        lambda conditions, null, *rest: (
+            asked.update(rest=rest) or (lambda x, t: stage.denoiser(x, t, **conditions))
+        ),
+    )
     stage.sample(stage.conditions(**of_text()), Noise([0, 1]), Sampling(steps=1, **FIELDS))
     assert asked["rest"] == (3.0, 0.5, "dynamic")
 
@@ -123,12 +147,20 @@ def test_a_sampler_gets_what_is_its_own(monkeypatch, sampler):
     monkeypatch.setitem(stages.SAMPLERS, sampler, sample)
     own = {"ddim": {"eta": 0.5}, "ddpm": {"x0_variance": {10: 0.1}}}.get(sampler, {})
     noise = Noise([0, 1])
-    list(stage.run("denoise", (3, 8, 8), noise, Sampling(sampler=sampler, steps=5, noise_scale=0.5, **own),
-                   "shift"))
+    list(
+        stage.run(
+            "denoise", (3, 8, 8), noise, Sampling(sampler=sampler, steps=5, noise_scale=0.5, **own), "shift"
+        )
+    )
     wanted = {**own, **({"shift": "shift"} if sampler == "ddpm" else {})}
     assert torch.equal(asked.pop("x"), 0.5 * Noise([0, 1])((3, 8, 8)))
-    assert asked == {**wanted, "denoise": "denoise", "schedule": stage.schedule, "noise": noise,
-                     "steps": step_list(5, 50)}
+    assert asked == {
+        **wanted,
+        "denoise": "denoise",
+        "schedule": stage.schedule,
+        "noise": noise,
+        "steps": step_list(5, 50),
+    }
     assert stage.schedule.timesteps == 50
 
 
@@ -140,10 +172,16 @@ def test_an_upsampler_draws_pictures_as_large_as_what_it_starts_from(monkeypatch
     assert asked == [(3, 64, 64), (3, 32, 32)]
 
 
-@pytest.mark.parametrize("takes, prompt", [
-    ({}, False), ({"image_embed_dim": DIM}, False), ({"text_dim": 5, "context_channels": 8}, True),
-    ({"text_embed_dim": 5}, True), ({"classes": 3}, False),
-])
+@pytest.mark.parametrize(
+    "takes, prompt",
+    [
+        ({}, False),
+        ({"image_embed_dim": DIM}, False),
+        ({"text_dim": 5, "context_channels": 8}, True),
+        ({"text_embed_dim": 5}, True),
+        ({"classes": 3}, False),
+    ],
+)
 def test_a_decoder_says_what_it_takes(takes, prompt):
     stage = decoder(net=takes)
     assert stage.takes_prompt == prompt and stage.takes_class == ("classes" in takes)
@@ -162,10 +200,14 @@ def test_a_model_without_a_picture_of_no_class_may_be_guided_from_another_class(
     decoder(net={"classes": 3}).denoise(told, stage.null(told), 2.0)
 
 
-@pytest.mark.parametrize("off, config", [
-    (prior, {"drop_text": 0.0}), (prior, {"drop_text": 0.0, "drop_tokens": 0.0, "text_noise": 0.0}),
-    (decoder, {"drop_image": 0.0, "drop_text": 0.0, "drop_class": 0.0}),
-])
+@pytest.mark.parametrize(
+    "off, config",
+    [
+        (prior, {"drop_text": 0.0}),
+        (prior, {"drop_text": 0.0, "drop_tokens": 0.0, "text_noise": 0.0}),
+        (decoder, {"drop_image": 0.0, "drop_text": 0.0, "drop_class": 0.0}),
+    ],
+)
 def test_what_is_left_out_and_blurred_takes_from_the_random_stream_in_one_order(off, config):
     """One number a picture for each kind of condition, and none for what is switched off."""
     stage, told = off(**config), told_of(off())

@@ -67,9 +67,13 @@ def test_null_is_the_same_as_giving_nothing():
 def test_each_condition_is_dropped_on_its_own_chance(rates):
     n = 20_000
     stage = decoder(**dict(zip(("drop_image", "drop_text", "drop_class"), rates, strict=True)))
-    given = {"image_embed": torch.zeros(n, DIM), "has_image": torch.ones(n, dtype=torch.bool),
-             "text": torch.zeros(n, 1, 5), "text_mask": torch.ones(n, 1, dtype=torch.bool),
-             "classes": torch.ones(n, dtype=torch.int64)}
+    given = {
+        "image_embed": torch.zeros(n, DIM),
+        "has_image": torch.ones(n, dtype=torch.bool),
+        "text": torch.zeros(n, 1, 5),
+        "text_mask": torch.ones(n, 1, dtype=torch.bool),
+        "classes": torch.ones(n, dtype=torch.int64),
+    }
     kept = stage.drop(given, seeded(0))
     dropped = torch.stack([~kept["has_image"], ~kept["text_mask"][:, 0], kept["classes"] == -1]).double()
     for share, rate in zip(dropped.mean(1).tolist(), rates, strict=True):
@@ -359,20 +363,27 @@ def test_another_kind_is_refused(tmp_path):
 
 def test_a_new_sampler_and_a_new_schedule_are_one_entry_each(monkeypatch):
     """Recipes, options and the command line know them; nothing else of the library is touched."""
+
     def towards_the_data(denoise, schedule, x, levels, noise):
         for t in levels[:-1]:
             prediction = denoise(x, torch.full((len(x),), t))
             x = prediction.x0
             yield Step(t, x, prediction.x0)
 
-    for what in (lambda: Sampling(sampler="mine"), lambda: Options(sampler="mine"),
-                 lambda: Process(schedule="straight")):
+    for what in (
+        lambda: Sampling(sampler="mine"),
+        lambda: Options(sampler="mine"),
+        lambda: Process(schedule="straight"),
+    ):
         with pytest.raises(ValueError, match="unknown (sampler 'mine'; known: ddpm, |schedule 'straight'; )"):
             what()
     monkeypatch.setitem(SAMPLERS, "mine", towards_the_data)
     monkeypatch.setitem(SCHEDULES, "straight", SCHEDULES["flow"])
-    stage = decoder(net={}, process=Process(predicts="v", schedule="straight"),
-                    sampling=parse_config(Sampling, {"sampler": "mine", "steps": 3}, source="here"))
+    stage = decoder(
+        net={},
+        process=Process(predicts="v", schedule="straight"),
+        sampling=parse_config(Sampling, {"sampler": "mine", "steps": 3}, source="here"),
+    )
     pipeline = Pipeline(stage, name="tiny")
     *_, step = stage.sample({}, Noise([1]))
     picture = pipeline.generate(sampler="mine", seed=0)

@@ -15,8 +15,35 @@ from unclip.diffusion.gaussian import log_variance, posterior
 from unclip.nets.unet import UNetConfig
 from unclip.stages import Decoder, DecoderStageConfig, LowRes, Process, Sampling, load_stage
 
-FAST27 = [0, 22, 44, 66, 88, 111, 133, 155, 177, 199, 200, 222, 244, 266, 288, 311, 333, 355, 377, 399, 400,
-          500, 599, 600, 799, 800, 997]
+FAST27 = [
+    0,
+    22,
+    44,
+    66,
+    88,
+    111,
+    133,
+    155,
+    177,
+    199,
+    200,
+    222,
+    244,
+    266,
+    288,
+    311,
+    333,
+    355,
+    377,
+    399,
+    400,
+    500,
+    599,
+    600,
+    799,
+    800,
+    997,
+]
 LINEAR = np.linspace(1e-4, 0.02, 1000)
 ANCESTRAL = Sampling(sampler="ddpm", steps=10, guidance_scale=3.0)
 
@@ -33,6 +60,7 @@ def denoising(stage: Decoder) -> Decoder:
 
     An untrained network alone makes pictures that are clamped nearly all over, which would hide much.
     """
+
     def nearly(net, args, out):
         x, t = args
         level = stage.schedule.at(t.long() + 1).like(x)
@@ -45,12 +73,14 @@ def denoising(stage: Decoder) -> Decoder:
 
 def network(stage: Decoder):
     """The stage's networks as the public code calls theirs: tokens in, text encoded at every step."""
+
     def call(x, t, tokens, mask, known=None, low_res=None):
         pooled, text = stage.text(tokens, mask)
         parts = [x, *([] if known is None else [known])]
         if low_res is not None:
             parts.append(F.interpolate(low_res, x.shape[2:], mode="bilinear", align_corners=False))
         return stage.network(torch.cat(parts, 1), t.float(), text=text, text_embed=pooled)
+
     return call
 
 
@@ -64,9 +94,13 @@ def pair(n: int) -> tuple[dict, dict]:
 def test_glide_and_its_upsampler_draw_what_the_public_loops_draw():
     """Ten ancestral steps with guidance, 8 bits, then fast27 by DDIM from noise of 0.997."""
     base = denoising(glide(sampling=ANCESTRAL))
-    up = glide(16, 8, process=Process(schedule="linear", variance="learned", loss="hybrid"),
-               low_res={"round_to_8bit": True},
-               sampling=Sampling(sampler="ddim", steps="fast27", noise_scale=0.997))
+    up = glide(
+        16,
+        8,
+        process=Process(schedule="linear", variance="learned", loss="hybrid"),
+        low_res={"round_to_8bit": True},
+        sampling=Sampling(sampler="ddim", steps="fast27", noise_scale=0.997),
+    )
     up = denoising(up)
     (cond, null), noise = pair(3), Same(range(3))
     public = Spaced(cosine(), [111 * k for k in range(10)])
@@ -101,7 +135,8 @@ def test_inpainting_draws_what_the_public_loop_draws(low):
     more |= {} if small is None else {"low_res": small}
     model = guided(network(stage), cond | more, null | more, 5.0)
     public = Spaced(cosine(), [111 * k for k in range(10)]).ancestral(
-        model, noise.image(), noise.image, then=lambda x0: x0 * (1 - mask) + picture * mask * mask)
+        model, noise.image(), noise.image, then=lambda x0: x0 * (1 - mask) + picture * mask * mask
+    )
     told = stage.conditions(2, **tokens(2), image=picture, mask=mask, low_res=small)
     ours = last(stage.sample(told, Same([3, 4]))).x
     torch.testing.assert_close(ours, public, atol=1e-4, rtol=0)
@@ -124,7 +159,8 @@ def test_a_guide_shifts_the_mean_as_publicly():
         return guide(x, t - 1)
 
     public = Spaced(cosine(), [111 * k for k in range(10)]).ancestral(
-        lambda x, t: model(x, t, **cond), noise.image(), noise.image, guide=guide)
+        lambda x, t: model(x, t, **cond), noise.image(), noise.image, guide=guide
+    )
     told = stage.conditions(2, **tokens(2))
     ours = last(stage.sample(told, Same([5, 6]), climb=climb)).x
     torch.testing.assert_close(ours, public, atol=1e-4, rtol=0)
@@ -139,10 +175,13 @@ def test_the_mean_shift_is_its_formula_and_guides_add_up():
     stage = decoder(net={}, process=Process(predicts="v"))
     sampling = Sampling(sampler="ddpm", steps=3, gradient="mean")
     first, t, s = {}, 1000, 501
+
     def objective(picture):
         return 2 * (picture * picture.detach().cos()).sum((1, 2, 3))
+
     def climb(x, t, x0):
         return x.cos()
+
     steps = [step for step in stage.sample({}, Noise([0, 1]), sampling, objective=objective, climb=climb)]
     first, x = steps[0], Noise([0, 1])((3, 8, 8))
     assert first.t == s
@@ -163,8 +202,10 @@ def test_the_mean_shift_is_its_formula_and_guides_add_up():
 @pytest.mark.bitwise
 def test_a_sampler_that_has_no_mean_shift_climbs_the_score():
     stage = decoder(net={}, sampling=Sampling(sampler="ddpm", steps=4, gradient="mean"))
+
     def climb(x, t, x0):
         return x.cos()
+
     mean = stage.config.sampling.model_copy(update={"sampler": "ddim"})  # as a user's own sampler does
     score = Sampling(sampler="ddim", steps=4)
     made = [last(stage.sample({}, Noise([0]), sampling, climb=climb)).x for sampling in (mean, score)]
@@ -234,21 +275,27 @@ def test_the_start_is_scaled():
 
 def test_the_last_network_takes_the_last_step_alone():
     process = Process(predicts="eps")
-    stage = decoder(net={"out_channels": 3}, process=process, last_network=True,
-                    sampling=Sampling(sampler="ddpm", steps=7))
+    stage = decoder(
+        net={"out_channels": 3},
+        process=process,
+        last_network=True,
+        sampling=Sampling(sampler="ddpm", steps=7),
+    )
     calls = []
     for name in ("network", "last"):
         net = getattr(stage, name)
-        net.forward = lambda x, t, name=name, real=net.forward: (calls.append((name, t[0].item())),
-                                                                 real(x, t))[1]
+        net.forward = lambda x, t, name=name, real=net.forward: (
+            calls.append((name, t[0].item())),
+            real(x, t),
+        )[1]
     last(stage.sample({}, Noise([0, 1])))
     # The levels of Karlo's scheduler (it counts them from 0).
     assert calls == [("network", t) for t in (999, 832, 666, 500, 333, 166)] + [("last", 0)]
     x, t = randn(3, 3, 8, 8), torch.tensor([5, 1, 900])
     mixed = stage.denoiser(x, t).eps
     for k, net in enumerate((stage.network, stage.last, stage.network)):
-        alone = net(x[k:k + 1], (t[k:k + 1] - 1).float())
-        torch.testing.assert_close(mixed[k:k + 1], alone, atol=1e-5, rtol=0)
+        alone = net(x[k : k + 1], (t[k : k + 1] - 1).float())
+        torch.testing.assert_close(mixed[k : k + 1], alone, atol=1e-5, rtol=0)
     assert not torch.allclose(mixed[1:2], stage.network(x[1:2], torch.zeros(1)), atol=1e-2)
 
 
@@ -289,8 +336,13 @@ def test_known_pixels_stay_with_every_sampler(sampler, threshold):
 @pytest.mark.bitwise
 def test_a_residual_is_inpainted_as_a_picture():
     net = {"in_channels": 10, "image_size": 8}
-    stage = decoder(net=net, process=Process(predicts="v"), inpaint=True, sampling=Sampling(steps=2),
-                    low_res=LowRes(size=4, residual_scale=0.3))
+    stage = decoder(
+        net=net,
+        process=Process(predicts="v"),
+        inpaint=True,
+        sampling=Sampling(steps=2),
+        low_res=LowRes(size=4, residual_scale=0.3),
+    )
     picture, mask = randn(1, 3, 8, 8, seed=9).clamp(-1, 1), torch.ones(1, 1, 8, 8)
     mask[..., :5] = 0
     told = stage.conditions(1, low_res=randn(1, 3, 4, 4).clamp(-1, 1), image=picture, mask=mask)
@@ -347,8 +399,9 @@ def test_a_prior_without_a_learned_null_starts_from_a_text():
     with pytest.raises(ValueError, match='with the conditions of the text ""'):
         stage.sample(told, Noise([0, 1]))
     one = stage.config.sampling.model_copy(update={"guidance_scale": 1.0})
-    assert not torch.allclose(stage.sample(told, Noise([0, 1]), null=away),
-                              stage.sample(told, Noise([0, 1]), one), atol=1e-2)
+    assert not torch.allclose(
+        stage.sample(told, Noise([0, 1]), null=away), stage.sample(told, Noise([0, 1]), one), atol=1e-2
+    )
     assert torch.equal(stage.drop(told, seeded(0))["text_embed"], told["text_embed"])
     with pytest.raises(ValueError, match="train it with drop_text 0"):
         prior(null_text=False, drop_text=0.1).drop(told, seeded(0))
@@ -385,14 +438,20 @@ def test_saved_and_loaded_and_saved_they_are_the_same_bytes(make, tmp_path):
     assert files[0].read_bytes() == files[1].read_bytes()
     assert loaded.config == stage.config
     assert {name.split(".")[0] for name in loaded.state_dict()} == {
-        name.split(".")[0] for name in stage.state_dict()}
+        name.split(".")[0] for name in stage.state_dict()
+    }
 
 
 def test_a_config_from_before_means_what_it_meant():
-    net = UNetConfig(image_size=8, channels=8, channel_mult=(1,), num_res_blocks=1, head_channels=8,
-                     out_channels=6).model_dump(mode="json")
-    old = {"kind": "decoder", "net": net, "process": {"variance": "learned", "loss": "hybrid"},
-           "sampling": {"sampler": "ddim", "steps": 2}}
+    net = UNetConfig(
+        image_size=8, channels=8, channel_mult=(1,), num_res_blocks=1, head_channels=8, out_channels=6
+    ).model_dump(mode="json")
+    old = {
+        "kind": "decoder",
+        "net": net,
+        "process": {"variance": "learned", "loss": "hybrid"},
+        "sampling": {"sampler": "ddim", "steps": 2},
+    }
     stage = Decoder(parse_config(DecoderStageConfig, old))
     assert stage.text is None and stage.last is None and stage.denoiser.time_scale == 1
     assert stage.conditions(2) == {}

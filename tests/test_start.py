@@ -60,6 +60,10 @@ def test_programs_begin_with_it(program, stage, tmp_path, monkeypatch):
 
 
 def _recipe(stage: Decoder | Prior, folder: Path) -> str:
-    return json.dumps({"stage": stage.config.model_dump(mode="json"),
-                       "data": {"shards": ["none.tar"], "size": 8},
-                       "train": {"out": str(folder / "run"), "pictures": 8, "trackers": []}})
+    return json.dumps(
+        {
+            "stage": stage.config.model_dump(mode="json"),
+            "data": {"shards": ["none.tar"], "size": 8},
+            "train": {"out": str(folder / "run"), "pictures": 8, "trackers": []},
+        }
+    )

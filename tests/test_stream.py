@@ -74,8 +74,6 @@ def test_shuffling_reaches_as_far_as_its_window():
     assert 20 < sum(far) / 1000 < 50 and max(far) < 100
 
 
-
-
 # Three shards, two processes, three workers
 
 
@@ -85,7 +83,7 @@ def test_uneven_shards_are_seen_once_by_two_processes(tmp_path, workers):
     ranks = [source(paths, rank, 2, workers=workers) for rank in (0, 1)]
     seen = [first(rank, 3, 6) for rank in ranks]  # 2 processes x 6 batches of 3: two epochs of 18
     for epoch in (0, 1):
-        found = keys(seen[0][3 * epoch:3 * epoch + 3]) + keys(seen[1][3 * epoch:3 * epoch + 3])
+        found = keys(seen[0][3 * epoch : 3 * epoch + 3]) + keys(seen[1][3 * epoch : 3 * epoch + 3])
         assert sorted(found) == [f"{number:04d}" for number in range(18)]
     assert ranks[0].order == {}
 
@@ -101,8 +99,13 @@ def test_workers_and_processes_change_nothing(tmp_path):
     fed = first(source(writer.paths, workers=2, **config), 6, 5)
     for step, (batch, again) in enumerate(zip(alone, fed, strict=True)):
         assert batch.key == again.key and torch.equal(batch.image, again.image)
-        both = dict(zip(keys([two[0][step], two[1][step]]),
-                        torch.cat([two[0][step].image, two[1][step].image]), strict=True))
+        both = dict(
+            zip(
+                keys([two[0][step], two[1][step]]),
+                torch.cat([two[0][step].image, two[1][step].image]),
+                strict=True,
+            )
+        )
         assert both.keys() == set(batch.key)
         assert all(torch.equal(both[key], image) for key, image in zip(batch.key, batch.image, strict=True))
     assert len({tuple(image.flatten().tolist()) for batch in alone for image in batch.image}) == 30
@@ -182,7 +185,7 @@ class Flaky(SimpleHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        self.wfile.write(data[:len(data) // 2])
+        self.wfile.write(data[: len(data) // 2])
 
     def log_message(self, *_):
         pass
@@ -336,8 +339,9 @@ def test_random_crops_are_squares_from_anywhere(tmp_path):
     assert abs((centre.image[0, 0].mean() + 1) * 127.5 / 4 - 29.5) < 0.5
 
 
-@pytest.mark.parametrize("size, shape", [(8, (400, 300)), (16, (401, 333)), (32, (640, 480)),
-                                         (90, (300, 300))])
+@pytest.mark.parametrize(
+    "size, shape", [(8, (400, 300)), (16, (401, 333)), (32, (640, 480)), (90, (300, 300))]
+)
 def test_a_jpeg_that_is_shrunk_while_it_is_decoded_differs_by_no_more_than_rounding(size, shape):
     data = encoded(smooth(*shape), "JPEG", quality=92)
     whole = open_picture(data)

@@ -12,6 +12,7 @@ from unclip.diffusion.samplers import Step
 
 def steps(count: int, size: int = 64, n: int = 1) -> list[Step]:
     """Flat pictures: x of step k is grey 2k and its x0 100 + 2k, and 40 more for every next picture."""
+
     def flat(k: int) -> torch.Tensor:
         grey = torch.tensor([float(k + 40 * i) for i in range(n)]) / 127.5 - 1
         return grey.view(n, 1, 1, 1).expand(n, 3, size, size)
@@ -23,20 +24,25 @@ def shades(strip, rows: int, columns: int, size: int = 64) -> list[list[int]]:
     """The grey of every frame; between the frames there is white."""
     assert strip.size == (columns * (size + 2) - 2, rows * (size + 2) - 2)
     pixels = np.asarray(strip)
-    frames = [[pixels[y:y + size, x:x + size] for x in range(0, strip.width, size + 2)]
-              for y in range(0, strip.height, size + 2)]
+    frames = [
+        [pixels[y : y + size, x : x + size] for x in range(0, strip.width, size + 2)]
+        for y in range(0, strip.height, size + 2)
+    ]
     assert all((frame == frame[0, 0, 0]).all() for row in frames for frame in row)
-    assert (pixels[:, size:size + 2] == 255).all() or columns == 1
+    assert (pixels[:, size : size + 2] == 255).all() or columns == 1
     return [[int(frame[0, 0, 0]) for frame in row] for row in frames]
 
 
-@pytest.mark.parametrize("count, columns, chosen", [
-    (8, 8, [1, 2, 3, 4, 5, 6, 7, 8]),
-    (24, 4, [6, 12, 18, 24]),
-    (10, 4, [2, 5, 7, 10]),  # as even as may be
-    (5, 1, [5]),
-    (3, 8, [1, 2, 3]),  # no more than there are
-])
+@pytest.mark.parametrize(
+    "count, columns, chosen",
+    [
+        (8, 8, [1, 2, 3, 4, 5, 6, 7, 8]),
+        (24, 4, [6, 12, 18, 24]),
+        (10, 4, [2, 5, 7, 10]),  # as even as may be
+        (5, 1, [5]),
+        (3, 8, [1, 2, 3]),  # no more than there are
+    ],
+)
 def test_even_steps_of_which_the_last_is_one(count, columns, chosen):
     made = film_strip(steps(count), columns)
     assert shades(made, 2, len(chosen)) == [[2 * k for k in chosen], [100 + 2 * k for k in chosen]]

@@ -33,10 +33,20 @@ from unclip.data.writing import ShardWriter
 from unclip.stages import Prior, load_stage
 
 ROOT = Path(__file__).parent.parent
-DATA = {"shards": [f"{ROOT}/tests/data/icons-64-train-*.tar"], "size": 16,
-        "heldout": [f"{ROOT}/tests/data/icons-64-heldout-*.tar"]}
-NET = {"image_size": 16, "channels": 16, "channel_mult": [1], "num_res_blocks": 1, "head_channels": 8,
-       "dropout": 0.1, "middle_attention": False}
+DATA = {
+    "shards": [f"{ROOT}/tests/data/icons-64-train-*.tar"],
+    "size": 16,
+    "heldout": [f"{ROOT}/tests/data/icons-64-heldout-*.tar"],
+}
+NET = {
+    "image_size": 16,
+    "channels": 16,
+    "channel_mult": [1],
+    "num_res_blocks": 1,
+    "head_channels": 8,
+    "dropout": 0.1,
+    "middle_attention": False,
+}
 TEXT = {"text_dim": WIDTH, "context_channels": 8, "attention_resolutions": [16]}
 LEARNED = {"predicts": "eps", "variance": "learned", "loss": "hybrid"}
 STAGES = {
@@ -64,11 +74,22 @@ def fresh() -> Iterator[None]:
 @pytest.fixture
 def write(tmp_path: Path, tiny_model: Path) -> Callable[..., Path]:
     """Writes the recipe of a tiny run: 32 pictures, 8 a step."""
+
     def recipe(name: str, out: str = "run", **settings: object) -> Path:
-        settings = {"out": str(tmp_path / out), "pictures": 32, "batch_size": 8, "precision": "fp32",
-                    "log_every": 8, "warmup": 0, **settings}
-        made = {"stage": STAGES[name], "train": settings,
-                "data": {**DATA, "kind": "shards" if name in ("ddpm", "glide") else "icons"}}
+        settings = {
+            "out": str(tmp_path / out),
+            "pictures": 32,
+            "batch_size": 8,
+            "precision": "fp32",
+            "log_every": 8,
+            "warmup": 0,
+            **settings,
+        }
+        made = {
+            "stage": STAGES[name],
+            "train": settings,
+            "data": {**DATA, "kind": "shards" if name in ("ddpm", "glide") else "icons"},
+        }
         if name in ("glide", "decoder", "prior"):
             made["clip"] = str(tiny_model / "clip")
         if name == "prior":
@@ -78,6 +99,7 @@ def write(tmp_path: Path, tiny_model: Path) -> Callable[..., Path]:
         path = tmp_path / f"{out}.yaml"
         path.write_text(json.dumps(made))  # JSON is YAML
         return path
+
     return recipe
 
 
@@ -87,8 +109,9 @@ def test_every_program_trains_on_real_pictures(name, write, tmp_path):
     path, out = write(name, pictures=16, validate_every=8, precision=precision), tmp_path / "run"
     MAIN[name]([str(path)])
     kind = "prior" if name == "prior" else "decoder"
-    assert files(out) == sorted([f"{kind}.safetensors", "curves", "metrics.jsonl", "recipe.yaml", "samples",
-                                 "state"])
+    assert files(out) == sorted(
+        [f"{kind}.safetensors", "curves", "metrics.jsonl", "recipe.yaml", "samples", "state"]
+    )
     stage = load_stage(out / f"{kind}.safetensors", kind)
     assert stage.facts["pictures_seen"] == 16
     assert stage.facts.get("clip", "").startswith("clip#") == (name in ("glide", "decoder", "prior"))
@@ -315,11 +338,25 @@ def test_a_launcher_starts_two_processes(write, tmp_path):
     """They learn what one does: from the same pictures, read by one more process each."""
     settings = ["stage.net.dropout=0", "data.workers=1"]
     path = write("ddpm", "two", pictures=16, save_every=8)
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-             "-m", "training.decoder", str(path), *settings]
-    done = subprocess.run(start, capture_output=True, text=True, timeout=600,
-                          env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
-                               "ACCELERATE_USE_CPU": "true"})
+    start = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "training.decoder",
+        str(path),
+        *settings,
+    ]
+    done = subprocess.run(
+        start,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     MAIN["ddpm"]([str(write("ddpm", "one", pictures=16, save_every=8)), *settings])
     two, one = (tmp_path / name for name in ("two", "one"))

@@ -52,8 +52,15 @@ def loss_of(folder: Path, name: str) -> list[float]:
 
 
 def test_contrastive_alone(recipe, tmp_path):
-    main([str(recipe), "images.samples=640", "images.batch_size=16", "images.warmup=64",
-                  "images.learning_rate=0.003"])
+    main(
+        [
+            str(recipe),
+            "images.samples=640",
+            "images.batch_size=16",
+            "images.warmup=64",
+            "images.learning_rate=0.003",
+        ]
+    )
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert 0 <= metrics["heldout_r1"] <= metrics["heldout_r5"] <= 1
     losses = loss_of(tmp_path / "run", "images/loss")
@@ -74,8 +81,15 @@ def test_with_a_teacher_and_resumed(recipe, tmp_path, monkeypatch):
 
     monkeypatch.setattr(program, "teacher_table", table)
     monkeypatch.setattr(program, "vocabulary_of", lambda *_: ["puppy", "a puppy", "goldfish"] * 40)
-    arguments = [str(recipe), "distinct=64", "teacher.vocabulary=3", "teacher.hidden=8",
-                 "images.samples=64", "images.batch_size=32", "texts.batch_size=16"]
+    arguments = [
+        str(recipe),
+        "distinct=64",
+        "teacher.vocabulary=3",
+        "teacher.hidden=8",
+        "images.samples=64",
+        "images.batch_size=32",
+        "texts.batch_size=16",
+    ]
     main([*arguments, "texts.samples=320"])
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert set(metrics["unseen"]) == {"puppy"} and len(metrics["unseen"]["puppy"]) == 5
@@ -90,8 +104,12 @@ def test_with_a_teacher_and_resumed(recipe, tmp_path, monkeypatch):
 def test_recipes(recipe, capsys):
     main([str(recipe), "images.samples=5", "--dry-run"])
     assert "samples: 5" in capsys.readouterr().out
-    for override, said in (("teacher.noise=0.1", "needs `distinct`"), ("start=there", "either `model` says"),
-                           ("texts.samples=5", "there is no teacher"), ("model=null", "either `model` says")):
+    for override, said in (
+        ("teacher.noise=0.1", "needs `distinct`"),
+        ("start=there", "either `model` says"),
+        ("texts.samples=5", "there is no teacher"),
+        ("model=null", "either `model` says"),
+    ):
         with pytest.raises(ConfigError, match=said):
             load_config(ClipRecipe, recipe, ["images.samples=5", override])
     configs = Path(__file__).parent.parent / "configs"
@@ -133,8 +151,10 @@ def test_contrastive_in_parts_is_that_of_the_whole():
     image, text = (F.normalize(torch.randn(6, 4), dim=-1) for _ in range(2))
     same = torch.eye(6) + 0.5 * torch.eye(6).flip(0)
     scale = torch.tensor(10.0)
-    parts = [contrastive(image[rows], text[rows], scale, same[rows], image, text)
-             for rows in (slice(0, 3), slice(3, 6))]
+    parts = [
+        contrastive(image[rows], text[rows], scale, same[rows], image, text)
+        for rows in (slice(0, 3), slice(3, 6))
+    ]
     assert torch.allclose(torch.stack(parts).mean(), contrastive(image, text, scale, same))
 
 
@@ -159,9 +179,19 @@ def test_augment_is_seeded_and_small():
 
 def test_vocabulary(tmp_path):
     index = tmp_path / "index.sense"
-    index.write_text("".join(f"{sense} 0 1 {count}\n" for sense, count in (
-        ("goldfish%1:05:00::", 0), ("red_fox%1:05:00::", 1), ("xylo_fox%1:05:00::", 1),
-        ("happy%3:00:00::", 5), ("axe%1:06:00::", 2), ("grudge%1:12:00::", 1))))
+    index.write_text(
+        "".join(
+            f"{sense} 0 1 {count}\n"
+            for sense, count in (
+                ("goldfish%1:05:00::", 0),
+                ("red_fox%1:05:00::", 1),
+                ("xylo_fox%1:05:00::", 1),
+                ("happy%3:00:00::", 5),
+                ("axe%1:06:00::", 2),
+                ("grudge%1:12:00::", 1),
+            )
+        )
+    )
     assert lemmas(index) == (["goldfish", "red fox", "xylo fox", "axe"], ["happy", "grudge"])
     texts = vocabulary(["dog"], {"dog", "goldfish", "red", "fox", "axe", "happy"}, index, 60)
     assert texts == vocabulary(["dog"], {"dog", "goldfish", "red", "fox", "axe", "happy"}, index, 60)

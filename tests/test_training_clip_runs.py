@@ -46,10 +46,12 @@ save_every: 16
 @pytest.fixture
 def recipe(tmp_path):
     """recipe("run", "model: ...") writes a recipe for the folder "run"; returns its path as text."""
+
     def write(name: str, what: str = f"model: {MODEL}") -> str:
         path = tmp_path / f"{name}.yaml"
         path.write_text(f"out: {tmp_path / name}\n{what}\n{RECIPE}")
         return str(path)
+
     return write
 
 
@@ -72,6 +74,7 @@ class Interrupted:
             if run.step == steps:
                 what()
             return before(run, *args)
+
         monkeypatch.setattr(clip_phase.PhaseRun, "_optimise", step)
 
 
@@ -182,10 +185,14 @@ def losses(out: Path, phase: str) -> list[float]:
 
 def taught(*argv: str) -> None:
     """Trains; a teacher, if the recipe has one, has a random direction for every word."""
+
     def table(parts: tuple, *_: object) -> torch.Tensor:
         g = torch.Generator()
-        rows = [sum(torch.randn(24, generator=g.manual_seed(sum(map(ord, word)))) for word in text.split())
-                for part in parts for text in part]
+        rows = [
+            sum(torch.randn(24, generator=g.manual_seed(sum(map(ord, word)))) for word in text.split())
+            for part in parts
+            for text in part
+        ]
         return torch.nn.functional.normalize(torch.stack(rows), dim=-1).half()
 
     program.teacher_table, program.vocabulary_of = table, lambda *_: ["puppy", "a puppy", "goldfish"]
@@ -202,8 +209,11 @@ def test_two_processes_learn_as_one_does(more, recipe, tmp_path):
     weights are those of one process.
     """
     # Adam divides by the gradient's size: with its usual eps, rounding moves weights whose gradient is zero.
-    how = [recipe("run", f"model: {MODEL.replace('0.25', '0.0')}\n{more}"), "images.samples=88",
-           "images.eps=0.001"]
+    how = [
+        recipe("run", f"model: {MODEL.replace('0.25', '0.0')}\n{more}"),
+        "images.samples=88",
+        "images.eps=0.001",
+    ]
     for n, name in ((1, "one"), (2, "two")):
         Processes(tmp_path / f"log-{name}", n, taught, *how, f"out={tmp_path / name}").succeed()
     for phase in ("images", "texts") if more else ("images",):
@@ -239,9 +249,11 @@ def library_model(tmp_path) -> str:
     """A tiny architecture in OpenCLIP's list."""
     import open_clip
 
-    config = {"embed_dim": 8, "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 16, "layers": 1,
-                                             "head_width": 8},
-              "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "layers": 1, "heads": 2}}
+    config = {
+        "embed_dim": 8,
+        "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8},
+        "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "layers": 1, "heads": 2},
+    }
     (tmp_path / "tiny-for-tests.json").write_text(json.dumps(config))
     open_clip.add_model_config(tmp_path / "tiny-for-tests.json")
     return "open_clip:tiny-for-tests"
@@ -292,9 +304,12 @@ def test_what_is_fine_tuned_loads_again(kind, request, recipe, tmp_path):
 def test_what_could_not_be_loaded_again_is_refused_at_the_start(recipe, tmp_path, monkeypatch, capsys):
     import open_clip
 
-    config = {"embed_dim": 8, "custom_text": True,
-              "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8},
-              "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "layers": 1, "heads": 2}}
+    config = {
+        "embed_dim": 8,
+        "custom_text": True,
+        "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8},
+        "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "layers": 1, "heads": 2},
+    }
     (tmp_path / "custom-for-tests.json").write_text(json.dumps(config))
     open_clip.add_model_config(tmp_path / "custom-for-tests.json")
     path = recipe("run", "start: open_clip:custom-for-tests")
@@ -318,5 +333,7 @@ def test_a_noised_clip_learns_and_guides(recipe, tmp_path, tiny_model):
     assert climb(x, torch.tensor([1, 50]), x).abs().amax((1, 2, 3)).min() > 0
     train(recipe("more", f"noised: {NOISED}\nstart: {tmp_path / 'run' / program.GUIDE}"), "images.samples=8")
     with pytest.raises(ConfigError, match="another noised CLIP"):
-        train(recipe("other", f"noised: {NOISED}\nstart: {tmp_path / 'run' / program.GUIDE}"),
-              "noised.schedule=linear")
+        train(
+            recipe("other", f"noised: {NOISED}\nstart: {tmp_path / 'run' / program.GUIDE}"),
+            "noised.schedule=linear",
+        )

@@ -21,21 +21,48 @@ from unclip.pipeline.pipeline import Pipeline
 
 SHARD = Path(__file__).parent / "data/icons-64-train-000000.tar"
 TEXT = {"vocab_size": 97, "length": 6, "width": 16, "layers": 1, "heads": 2}
-NET = {"image_size": 8, "channels": 8, "channel_mult": [1, 2], "num_res_blocks": 1, "head_channels": 8,
-       "attention_resolutions": [4], "context_channels": 16, "text_dim": 16, "text_embed_dim": 16,
-       "text_project": False}
+NET = {
+    "image_size": 8,
+    "channels": 8,
+    "channel_mult": [1, 2],
+    "num_res_blocks": 1,
+    "head_channels": 8,
+    "attention_resolutions": [4],
+    "context_channels": 16,
+    "text_dim": 16,
+    "text_embed_dim": 16,
+    "text_project": False,
+}
 
 
 @pytest.fixture
 def recipe(tmp_path) -> Path:
     tiny_files(tmp_path / "vocabulary")
-    stage = {"net": NET, "process": {"predicts": "v"}, "sampling": {"steps": 2}, "text": TEXT,
-             "drop_text": 0.2}
+    stage = {
+        "net": NET,
+        "process": {"predicts": "v"},
+        "sampling": {"steps": 2},
+        "text": TEXT,
+        "drop_text": 0.2,
+    }
     path = tmp_path / "glide.yaml"
-    path.write_text(yaml.safe_dump({
-        "tokenizer": str(tmp_path / "vocabulary"), "data": {"shards": [str(SHARD)], "size": 8, "hold": True},
-        "stage": stage, "train": {"out": str(tmp_path / "run"), "pictures": 64, "batch_size": 16, "warmup": 0,
-                                  "precision": "fp32", "trackers": []}}))
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "tokenizer": str(tmp_path / "vocabulary"),
+                "data": {"shards": [str(SHARD)], "size": 8, "hold": True},
+                "stage": stage,
+                "train": {
+                    "out": str(tmp_path / "run"),
+                    "pictures": 64,
+                    "batch_size": 16,
+                    "warmup": 0,
+                    "precision": "fp32",
+                    "trackers": [],
+                },
+            }
+        )
+    )
     return path
 
 
@@ -43,15 +70,21 @@ def test_a_glide_is_trained_and_put_together(recipe, tmp_path):
     """Its text transformer learns with it, and the pipeline has its tokenizer."""
     forget()
     pictures.main("", False, [str(recipe)])
-    chain = Chain(name="tiny", out=str(tmp_path / "model"), half=False,
-                  stages=[{"program": "decoder", "config": str(recipe)}])
+    chain = Chain(
+        name="tiny",
+        out=str(tmp_path / "model"),
+        half=False,
+        stages=[{"program": "decoder", "config": str(recipe)}],
+    )
     made = Pipeline.load(assemble(chain))
     assert made.tokenizer.length == 6 and made.tokenizer.vocab_size == 97
     assert (tmp_path / "run" / TOKENIZER).is_dir()
     weights = dict(made.decoder.named_parameters())
     assert weights["text.blocks.0.mlp.2.weight"].abs().max() > 0  # these start as zeros
-    told = [made.decoder.encode(made.decoder.conditions(1, tokens=ids, token_mask=mask))["text"]
-            for ids, mask in map(made.tokenizer.tokenize, (["fish"], ["dog"]))]
+    told = [
+        made.decoder.encode(made.decoder.conditions(1, tokens=ids, token_mask=mask))["text"]
+        for ids, mask in map(made.tokenizer.tokenize, (["fish"], ["dog"]))
+    ]
     assert not torch.allclose(*told, atol=1e-3)
     assert made.generate("fish", progress=None).size == (8, 8)
 

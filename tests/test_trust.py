@@ -24,8 +24,15 @@ from unclip.data.addresses import as_file, checked, is_address, programs_in
 from unclip.data.reading import ShardError, Shards, expand, read_shards, stream
 
 pytestmark = pytest.mark.attack
-RUNS = ("pipe:touch ran;#.tar", "pipe:touch${IFS}ran;#.tar", "s3:$(touch ran).tar", "http:x;touch ran;.tar",
-        "{a,b}.tar", "[a].tar", "-.tar")
+RUNS = (
+    "pipe:touch ran;#.tar",
+    "pipe:touch${IFS}ran;#.tar",
+    "s3:$(touch ran).tar",
+    "http:x;touch ran;.tar",
+    "{a,b}.tar",
+    "[a].tar",
+    "-.tar",
+)
 
 
 @pytest.fixture
@@ -68,16 +75,28 @@ def test_making_shards_of_such_a_folder_runs_nothing(source, downloaded):
     assert not Path("ran").exists()
 
 
-@pytest.mark.parametrize("address", ["https://x/a.tar;touch ran", "https://x/$(touch ran).tar", "s3://x/`id`",
-                                     "gs://x/a b.tar", "https://x/'a'.tar", "https://x/a\nb.tar"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://x/a.tar;touch ran",
+        "https://x/$(touch ran).tar",
+        "s3://x/`id`",
+        "gs://x/a b.tar",
+        "https://x/'a'.tar",
+        "https://x/a\nb.tar",
+    ],
+)
 def test_an_address_that_a_shell_would_take_apart_is_refused(address):
     with pytest.raises(ShardError, match="which no address does"):
         expand(address)
 
 
 def test_addresses_that_are_typed_are_left_as_they_are():
-    for address in ("https://x/a-000000.tar?sig=a%2Fb&t=1", "hf://datasets/a/b@main/c.tar",
-                    "pipe:cat 'a b.tar'"):
+    for address in (
+        "https://x/a-000000.tar?sig=a%2Fb&t=1",
+        "hf://datasets/a/b@main/c.tar",
+        "pipe:cat 'a b.tar'",
+    ):
         assert expand(address) == [checked(address)] == [address]
     assert as_file("a/b.tar") == "a/b.tar" and as_file("pipe:x.tar") == os.path.abspath("pipe:x.tar")
 
@@ -112,8 +131,9 @@ def test_a_recipe_does_not_see_the_environment(asked, tmp_path, monkeypatch):
     assert load_config(Recipe, recipe(tmp_path, "out: a\ndata: {b: ['${out}/c']}")).data == {"b": ["a/c"]}
 
 
-@pytest.mark.parametrize("file", ["../x", "/etc/passwd", "0001-a/../../x.png", "x.png", "batch.json", 7,
-                                  None])
+@pytest.mark.parametrize(
+    "file", ["../x", "/etc/passwd", "0001-a/../../x.png", "x.png", "batch.json", 7, None]
+)
 def test_an_index_names_no_file_but_the_programs_own(file, tmp_path):
     folder, other = tmp_path / "out", tmp_path / "x"
     folder.mkdir()
@@ -130,9 +150,14 @@ def _mine(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["state", "state.old", "state.new", "state.damaged"])
-@pytest.mark.parametrize("fill", [
-    _mine, lambda folder: (folder / "weights.bin").write_text("mine"),
-    lambda folder: [(folder / "manifest.json").write_text("{}"), (folder / "more").mkdir()]])
+@pytest.mark.parametrize(
+    "fill",
+    [
+        _mine,
+        lambda folder: (folder / "weights.bin").write_text("mine"),
+        lambda folder: [(folder / "manifest.json").write_text("{}"), (folder / "more").mkdir()],
+    ],
+)
 def test_a_run_removes_no_folder_but_its_own_saves(name, fill, tmp_path):
     (tmp_path / name).mkdir()
     fill(tmp_path / name)

@@ -237,9 +237,7 @@ def test_parameter_count_of_glide():
                 **ADM,
             )
         )
-        text = TextTransformer(
-            TextConfig(vocab_size=50257, length=128, width=512, layers=16, heads=8)
-        )
+        text = TextTransformer(TextConfig(vocab_size=50257, length=128, width=512, layers=16, heads=8))
     assert parameters(unet) + parameters(text) == 385_030_726
 
 

@@ -51,13 +51,18 @@ def decoder(*, net: dict | None = None, process: Process | None = None, **config
 
 def upsampler(size: int = 64, low: int = 16, **low_res) -> Decoder:
     net = {"image_size": size, "in_channels": 6, "pixel_unshuffle": 4, "middle_attention": False}
-    return decoder(net=net, process=Process(predicts="v"), sampling=Sampling(steps=2),
-                   low_res=LowRes(size=low, **low_res))
+    return decoder(
+        net=net,
+        process=Process(predicts="v"),
+        sampling=Sampling(steps=2),
+        low_res=LowRes(size=low, **low_res),
+    )
 
 
 def prior(null_text: bool = True, **config) -> Prior:
-    net = PriorConfig(embed_dim=DIM, text_dim=5, text_length=7, width=16, layers=1, heads=2,
-                      null_text=null_text)
+    net = PriorConfig(
+        embed_dim=DIM, text_dim=5, text_length=7, width=16, layers=1, heads=2, null_text=null_text
+    )
     return awake(Prior(PriorStageConfig(net=net, sampling=Sampling(steps=3, guidance_scale=2.0), **config)))
 
 
@@ -85,8 +90,15 @@ TEXT = {"vocab_size": 40, "length": 6, "width": 8, "layers": 1, "heads": 2}
 def glide(size: int = 8, low: int | None = None, inpaint: bool = False, **config) -> Decoder:
     """A tiny GLIDE: eps and a learned variance, from the tokens of a text transformer of its own."""
     channels = 3 + 4 * inpaint + (3 if low else 0)
-    net = {"image_size": size, "in_channels": channels, "attention_resolutions": (size,),
-           "context_channels": 8, "text_dim": 8, "text_embed_dim": 8, "text_project": False}
+    net = {
+        "image_size": size,
+        "in_channels": channels,
+        "attention_resolutions": (size,),
+        "context_channels": 8,
+        "text_dim": 8,
+        "text_embed_dim": 8,
+        "text_project": False,
+    }
     process = config.pop("process", Process(predicts="eps", variance="learned", loss="hybrid"))
     if low:
         config["low_res"] = LowRes(size=low, **config.pop("low_res", {}))

@@ -70,8 +70,15 @@ def assemble(chain: Chain) -> Path:
     if not parts["decoder"]:
         raise ConfigError("a model needs a decoder")
     clip, prior = (parts[k][0] if parts[k] else None for k in ("clip", "prior"))
-    pipeline = Pipeline(parts["decoder"][0], prior, parts["upsampler"], clip, chain.name, chain.description,
-                        tokenizer=_tokenizer(chain))
+    pipeline = Pipeline(
+        parts["decoder"][0],
+        prior,
+        parts["upsampler"],
+        clip,
+        chain.name,
+        chain.description,
+        tokenizer=_tokenizer(chain),
+    )
     return pipeline.save(chain.out, torch.float16 if chain.half else None)
 
 
@@ -93,8 +100,9 @@ def _wait(process: subprocess.Popen) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("config", help="a chain, such as configs/icons/chain.yaml")
     parser.add_argument("--assemble", action="store_true", help="train nothing, put together what is there")
     args = parser.parse_args(argv)
@@ -103,11 +111,12 @@ def main(argv: list[str] | None = None) -> None:
         recipe_of(link)  # a mistake in the last recipe is an error now
     for link in chain.stages:
         if not args.assemble and not finished(link):
-            _wait(subprocess.Popen(
-                [sys.executable, "-m", f"training.{link.program}", link.config, *link.set]))
+            _wait(
+                subprocess.Popen([sys.executable, "-m", f"training.{link.program}", link.config, *link.set])
+            )
             if not finished(link):
                 raise ConfigError(f"{link.config} is not finished; the same command goes on from there")
-    print(f"{assemble(chain)}: draw with  unclip --model {chain.out} \"a goldfish\"")
+    print(f'{assemble(chain)}: draw with  unclip --model {chain.out} "a goldfish"')
 
 
 if __name__ == "__main__":

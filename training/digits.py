@@ -67,11 +67,15 @@ def build(out: Path, size: int = 8) -> dict[str, int]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m training.digits", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m training.digits",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("out", type=Path, help="folder for the shards")
-    parser.add_argument("--size", type=int, default=8, help="pixels a side; above 8 they are enlarged "
-                        "(bicubic) (default 8)")
+    parser.add_argument(
+        "--size", type=int, default=8, help="pixels a side; above 8 they are enlarged (bicubic) (default 8)"
+    )
     args = parser.parse_args(argv)
     counts = build(args.out, args.size)
     print(f"{args.out}: " + ", ".join(f"{count} {split}" for split, count in counts.items()))

@@ -45,14 +45,14 @@ class Report:
     samples: int = 0
     pictures: int = 0
     captions: int = 0
-    several: int = 0          # samples with more than one caption
-    empty: int = 0            # captions
-    sides: list[int] = field(default_factory=list)      # the shorter side of each picture
+    several: int = 0  # samples with more than one caption
+    empty: int = 0  # captions
+    sides: list[int] = field(default_factory=list)  # the shorter side of each picture
     aspects: list[float] = field(default_factory=list)  # the longer by the shorter side
-    letters: list[int] = field(default_factory=list)    # of each caption
+    letters: list[int] = field(default_factory=list)  # of each caption
     tokens: list[int] = field(default_factory=list)
-    truncated: int = 0        # captions that are longer than the text encoder reads
-    context: int = 0          # tokens that it reads, start and end included
+    truncated: int = 0  # captions that are longer than the text encoder reads
+    context: int = 0  # tokens that it reads, start and end included
     problems: list[Problem] = field(default_factory=list)
 
     def add(self, found: Examined) -> None:
@@ -68,8 +68,9 @@ class Report:
         self.problems += found.problems
 
 
-def look(shards: Sequence[str], clip: Clip | None = None, workers: int = 1,
-         embeddings: str | Path | None = None) -> Report:
+def look(
+    shards: Sequence[str], clip: Clip | None = None, workers: int = 1, embeddings: str | Path | None = None
+) -> Report:
     """Look through ``shards``; ``clip`` says how captions are cut into tokens (None: as OpenAI's CLIPs do).
 
     embeddings: a folder of ``training.embed``, which is compared with the samples and, if it is given,
@@ -82,8 +83,12 @@ def look(shards: Sequence[str], clip: Clip | None = None, workers: int = 1,
         rows, wrong = _check_folder(embeddings, None if clip is None else clip.identity)
         report.problems += wrong
     died = Problem("unreadable picture", "", "", "a file in this shard ends the process that decodes it")
-    done = ordered(examine, shards, min(workers, len(shards)),
-                   died=lambda shard: Examined(shard, problems=[died._replace(shard=shard)]))
+    done = ordered(
+        examine,
+        shards,
+        min(workers, len(shards)),
+        died=lambda shard: Examined(shard, problems=[died._replace(shard=shard)]),
+    )
     for shard, found in tqdm(done, "looking", len(shards), unit=" shards", leave=False):
         report.add(found)
         _count_tokens(report, tokenizer, found.captions)
@@ -121,10 +126,12 @@ def _check_file(found: Embeddings, shard: str, keys: Sequence[str]) -> list[Prob
     if clip != found.clip:
         problems.append(Problem("embeddings of another CLIP", shard, "", f"{clip}, the others {found.clip}"))
     known, there = set(rows.keys), set(keys)
-    problems += [Problem(kind, shard, key, "a sample without an embedding")
-                 for key in keys if key not in known]
-    problems += [Problem(kind, shard, key, "an embedding without a sample")
-                 for key in rows.keys if key not in there]
+    problems += [
+        Problem(kind, shard, key, "a sample without an embedding") for key in keys if key not in known
+    ]
+    problems += [
+        Problem(kind, shard, key, "an embedding without a sample") for key in rows.keys if key not in there
+    ]
     for what, values in (("image", rows.image), ("text", rows.text)):
         if not bool(values.isfinite().all()):
             problems.append(Problem(kind, shard, "", f"{what} embeddings that are not finite"))
@@ -136,8 +143,13 @@ def _usual_clip() -> Clip:
     from unclip.clip import build_clip
 
     text = {"context_length": 77, "width": 8, "layers": 1, "heads": 1}
-    return build_clip({"embed_dim": 8, "text_cfg": text, "vision_cfg": {
-        "image_size": 8, "patch_size": 8, "width": 8, "layers": 1, "head_width": 8}})
+    return build_clip(
+        {
+            "embed_dim": 8,
+            "text_cfg": text,
+            "vision_cfg": {"image_size": 8, "patch_size": 8, "width": 8, "layers": 1, "head_width": 8},
+        }
+    )
 
 
 def _count_tokens(report: Report, clip: Clip, captions: Iterable[str]) -> None:
@@ -160,11 +172,18 @@ def as_json(report: Report) -> dict:
     """The report for programs."""
     return {
         "ok": not report.problems,
-        "shards": report.shards, "samples": report.samples, "pictures": report.pictures,
-        "captions": report.captions, "samples_with_several_captions": report.several,
-        "empty_captions": report.empty, "truncated_captions": report.truncated, "context": report.context,
-        "shorter_side": _spread(report.sides), "aspect": _spread(report.aspects),
-        "caption_letters": _spread(report.letters), "caption_tokens": _spread(report.tokens),
+        "shards": report.shards,
+        "samples": report.samples,
+        "pictures": report.pictures,
+        "captions": report.captions,
+        "samples_with_several_captions": report.several,
+        "empty_captions": report.empty,
+        "truncated_captions": report.truncated,
+        "context": report.context,
+        "shorter_side": _spread(report.sides),
+        "aspect": _spread(report.aspects),
+        "caption_letters": _spread(report.letters),
+        "caption_tokens": _spread(report.tokens),
         "wrong": dict(Counter(problem.kind for problem in report.problems)),
         "problems": [problem._asdict() for problem in report.problems[:LISTED]],
     }
@@ -174,21 +193,34 @@ def _spread(values: Sequence[float]) -> dict[str, float] | None:
     if not values:
         return None
     cut = statistics.quantiles(values, n=20) if len(values) > 1 else [values[0]] * 19
-    return {"least": min(values), "p5": cut[0], "median": statistics.median(values), "p95": cut[18],
-            "most": max(values)}
+    return {
+        "least": min(values),
+        "p5": cut[0],
+        "median": statistics.median(values),
+        "p95": cut[18],
+        "most": max(values),
+    }
 
 
 def as_table(report: Report) -> str:
     """The report for people."""
     told = as_json(report)
-    lines = [f"{'shards':<22}{report.shards:>10,}", f"{'samples':<22}{report.samples:>10,}",
-             f"{'readable pictures':<22}{report.pictures:>10,}",
-             f"{'captions':<22}{report.captions:>10,}   {report.several:,} samples have several",
-             f"{'  empty':<22}{report.empty:>10,}",
-             f"{'  cut off':<22}{report.truncated:>10,}   longer than the {report.context} tokens read",
-             "", f"{'':<22}" + "".join(f"{name:>10}" for name in ("least", "5%", "median", "95%", "most"))]
-    for title, name in (("shorter side, pixels", "shorter_side"), ("longer / shorter side", "aspect"),
-                        ("caption, letters", "caption_letters"), ("caption, tokens", "caption_tokens")):
+    lines = [
+        f"{'shards':<22}{report.shards:>10,}",
+        f"{'samples':<22}{report.samples:>10,}",
+        f"{'readable pictures':<22}{report.pictures:>10,}",
+        f"{'captions':<22}{report.captions:>10,}   {report.several:,} samples have several",
+        f"{'  empty':<22}{report.empty:>10,}",
+        f"{'  cut off':<22}{report.truncated:>10,}   longer than the {report.context} tokens read",
+        "",
+        f"{'':<22}" + "".join(f"{name:>10}" for name in ("least", "5%", "median", "95%", "most")),
+    ]
+    for title, name in (
+        ("shorter side, pixels", "shorter_side"),
+        ("longer / shorter side", "aspect"),
+        ("caption, letters", "caption_letters"),
+        ("caption, tokens", "caption_tokens"),
+    ):
         spread = told[name] or {}
         lines.append(f"{title:<22}" + "".join(f"{value:>10,.4g}" for value in spread.values()))
     if not report.problems:
@@ -202,13 +234,17 @@ def as_table(report: Report) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m training.doctor", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m training.doctor",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("shards", nargs="+", help="paths, globs, brace ranges, folders or URLs")
     parser.add_argument("--clip", help="the CLIP that will be trained with, whose tokens are counted")
     parser.add_argument("--embeddings", help="a folder of training.embed, to compare with the samples")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1,
-                        help="processes (default: one a core)")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)"
+    )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     args = parser.parse_args(argv)
     from unclip.data.reading import expand

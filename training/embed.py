@@ -42,8 +42,16 @@ from .data.embeddings import KIND, MANIFEST, Rows, load_rows, name_of, save_rows
 from .programs import run
 
 
-def embed(shards: Sequence[str], out: Path, clip: Clip, tokens: bool = False, size: int | None = None,
-          batch: int = 64, workers: int = 1, background: str = "white") -> dict:
+def embed(
+    shards: Sequence[str],
+    out: Path,
+    clip: Clip,
+    tokens: bool = False,
+    size: int | None = None,
+    batch: int = 64,
+    workers: int = 1,
+    background: str = "white",
+) -> dict:
     """Embed ``shards`` into ``out``, shared out among the processes; returns the manifest (of the first).
 
     size: side in pixels at which CLIP is shown the pictures; None: its own. Samples that cannot be read are
@@ -51,13 +59,15 @@ def embed(shards: Sequence[str], out: Path, clip: Clip, tokens: bool = False, si
     """
     names = Counter(map(name_of, shards))
     if twice := [name for name, count in names.items() if count > 1]:
-        raise ConfigError(f"{len(twice)} names are those of several shards ({twice[0]}): embed their folders "
-                          "into different --out")
+        raise ConfigError(
+            f"{len(twice)} names are those of several shards ({twice[0]}): embed their folders "
+            "into different --out"
+        )
     if clip.image_size is None:
         raise ConfigError("this CLIP has no image tower")
     state, size = PartialState(), size or clip.image_size
     facts = {"clip": clip.identity, "size": size, "background": background}
-    mine = shards[state.process_index::state.num_processes]
+    mine = shards[state.process_index :: state.num_processes]
     for shard in tqdm(mine, "embedding", unit=" shards", disable=not state.is_main_process):
         path = out / f"{name_of(shard)}.safetensors"
         now = {**facts, "tokens": tokens, "bytes": os.path.getsize(shard) if on_disk(shard) else None}
@@ -90,9 +100,11 @@ def _samples(shard: str) -> Iterator[dict[str, Any]]:
 
 
 @torch.no_grad()
-def _embedded(samples: Iterator[dict], clip: Clip, tokens: bool, size: int, batch: int, workers: int,
-              background: str) -> tuple[Rows, int]:
+def _embedded(
+    samples: Iterator[dict], clip: Clip, tokens: bool, size: int, batch: int, workers: int, background: str
+) -> tuple[Rows, int]:
     """A shard's embeddings, and how many of its samples could not be read."""
+
     def decoded(sample: dict) -> tuple[str, list[str], Tensor] | str:
         try:
             captions, _ = texts_of(sample)
@@ -118,16 +130,22 @@ def _embedded(samples: Iterator[dict], clip: Clip, tokens: bool, size: int, batc
                 keys.append(key)
                 texts += captions
     for start in range(0, len(texts), batch):
-        found = clip.encode_text(texts[start:start + batch])
+        found = clip.encode_text(texts[start : start + batch])
         text.append(found.embed)
         if tokens:
             states += [one[mask].half().cpu() for one, mask in zip(found.tokens, found.mask, strict=True)]
     empty = torch.zeros(0, clip.embed_dim)
     ends = torch.tensor([0, *map(len, states)]).cumsum(0) if tokens else None
     flat = torch.cat([torch.zeros(0, clip.text_dim).half(), *states]) if tokens else None
-    return Rows(keys, texts, torch.cat([empty, *(one.float().cpu() for one in image)]),
-                torch.cat([empty, *(one.float().cpu() for one in text)]),
-                torch.tensor(owners, dtype=torch.int64), flat, ends), skipped
+    return Rows(
+        keys,
+        texts,
+        torch.cat([empty, *(one.float().cpu() for one in image)]),
+        torch.cat([empty, *(one.float().cpu() for one in text)]),
+        torch.tensor(owners, dtype=torch.int64),
+        flat,
+        ends,
+    ), skipped
 
 
 def _manifest(out: Path, shards: Sequence[str], facts: dict, tokens: bool) -> dict:
@@ -146,16 +164,29 @@ def _manifest(out: Path, shards: Sequence[str], facts: dict, tokens: bool) -> di
         raise ConfigError(f"no sample can be read from {', '.join(shards[:3])}")
     mean = total / count
     std = ((squares - count * mean.square()) / max(count - 1, 1)).clamp(min=0).sqrt()
-    manifest = {**facts, "format": 1, "dim": len(mean), "text_dim": width or None, "tokens": tokens,
-                "pictures": count, "captions": sum(entry["captions"] for entry in files.values()),
-                "skipped": skipped, "files": files, "mean": mean.tolist(), "std": std.tolist()}
+    manifest = {
+        **facts,
+        "format": 1,
+        "dim": len(mean),
+        "text_dim": width or None,
+        "tokens": tokens,
+        "pictures": count,
+        "captions": sum(entry["captions"] for entry in files.values()),
+        "skipped": skipped,
+        "files": files,
+        "mean": mean.tolist(),
+        "std": std.tolist(),
+    }
     write_json(out / MANIFEST, manifest)
     return manifest
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m training.embed", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m training.embed",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
     add("shards", nargs="+", help="paths, globs, brace ranges, folders or URLs")
     add("--clip", required=True, help="as a recipe names it: a folder, open_clip:NAME@TAG, transformers:ID")
@@ -176,9 +207,11 @@ def main(argv: list[str] | None = None) -> None:
     out = args.out or Path(shards[0]).parent / "embeddings"
     made = embed(shards, out, clip, args.tokens, args.size, args.batch, args.workers, args.background)
     if made:
-        print(f"{out}: {made['pictures']:,} pictures and {made['captions']:,} captions of "
-              f"{len(made['files'])} shards, by {made['clip']}; {made['skipped']:,} samples skipped",
-              file=sys.stderr)
+        print(
+            f"{out}: {made['pictures']:,} pictures and {made['captions']:,} captions of "
+            f"{len(made['files'])} shards, by {made['clip']}; {made['skipped']:,} samples skipped",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":

@@ -102,8 +102,11 @@ def _memory(cost: Cost, gpus: int, how: str) -> dict[str, int]:
         kept["gathered"] = cost.outside + 3 * cost.block  # and one unit's gradients
     total = sum(kept.values())
     kept |= {"activations": cost.activations, "activations_checkpointed": cost.activations_checkpointed}
-    return {**kept, "total": total + cost.activations,
-            "total_checkpointed": total + cost.activations_checkpointed}
+    return {
+        **kept,
+        "total": total + cost.activations,
+        "total_checkpointed": total + cost.activations_checkpointed,
+    }
 
 
 ROWS = {
@@ -158,8 +161,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe")
     made.add_argument("--gpus", type=int, default=1, help="how many there are, over all machines (1)")
     made.add_argument("--mfu", type=float, default=0.4, help="share of their peak that is reached (0.4)")
-    made.add_argument("--peak-flops", type=float, default=A100,
-                      help="of one GPU, a second, at the recipe's precision (an A100's in bfloat16: 312e12)")
+    made.add_argument(
+        "--peak-flops",
+        type=float,
+        default=A100,
+        help="of one GPU, a second, at the recipe's precision (an A100's in bfloat16: 312e12)",
+    )
     made.add_argument("--json", action="store_true", help="for programs: bytes, FLOPs and seconds")
     return made
 

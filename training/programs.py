@@ -19,14 +19,19 @@ C = TypeVar("C", bound=Config)
 
 def program(recipe_class: type[C], description: str, argv: list[str] | None = None) -> C | None:
     """Read ``CONFIG [key=value ...] [--dry-run]``; None after a dry run, which prints the recipe."""
-    parser = argparse.ArgumentParser(description=description,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("config", help="a recipe, such as configs/icons/decoder.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value",
-                        help="changes to the recipe, such as train.batch_size=32")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="changes to the recipe, such as train.batch_size=32"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
-    parser.add_argument("--allow-programs", action="store_true", help="let the recipe run the programs that "
-                        "it names as pipe:COMMAND; they are printed")
+    parser.add_argument(
+        "--allow-programs",
+        action="store_true",
+        help="let the recipe run the programs that it names as pipe:COMMAND; they are printed",
+    )
     args = parser.parse_intermixed_args(argv)
     recipe = load_config(recipe_class, args.config, args.overrides)
     _check_programs(recipe, args.overrides, args.allow_programs)
@@ -45,8 +50,9 @@ def _check_programs(recipe: Config, overrides: Sequence[str], allowed: bool) -> 
         if any(override.partition("=")[0] == key for override in overrides):
             continue
         if not allowed:
-            raise ConfigError(f"{key} runs a program: {name!r}; a recipe may do so only with "
-                              "--allow-programs")
+            raise ConfigError(
+                f"{key} runs a program: {name!r}; a recipe may do so only with --allow-programs"
+            )
         print(f"{key} runs {name!r}", file=sys.stderr)
 
 

@@ -25,9 +25,9 @@ class Chain(Config):
 
     name: str
     description: str = ""
-    out: str                                        # the pipeline directory
-    half: bool = True                               # store weights in half precision
-    clip: str | None = None                         # one that is not trained here, as ``load_clip`` takes it
+    out: str  # the pipeline directory
+    half: bool = True  # store weights in half precision
+    clip: str | None = None  # one that is not trained here, as ``load_clip`` takes it
     stages: list[Link]
 
 

@@ -17,10 +17,10 @@ from unclip.diffusion.noise import Noise, fold
 class Purpose(IntEnum):
     """What a picture's random numbers are for; each has a stream of its own."""
 
-    SAMPLE = 0      # which sample it is, and how it is composed
-    AUGMENT = 1     # how it is cut, mirrored and turned
-    CORRUPT = 2     # what is done to a low-resolution picture
-    LOSS = 3        # its t, its noise and what is left out
+    SAMPLE = 0  # which sample it is, and how it is composed
+    AUGMENT = 1  # how it is cut, mirrored and turned
+    CORRUPT = 2  # what is done to a low-resolution picture
+    LOSS = 3  # its t, its noise and what is left out
 
 
 def numbers(batch: int, n: int, rank: int, world: int) -> range:

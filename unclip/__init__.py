@@ -1,7 +1,7 @@
 """unclip: text to pictures in the style of GLIDE and unCLIP, trained and run by one code base.
 
-    from unclip import generate
-    generate("a goldfish").save("goldfish.png")
+from unclip import generate
+generate("a goldfish").save("goldfish.png")
 """
 
 from __future__ import annotations

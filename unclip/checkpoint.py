@@ -41,14 +41,18 @@ def save_checkpoint(
     dtype:  storage type of floating tensors (None = as they are); they load as float32.
     facts:  anything else worth keeping (pictures seen, source, versions), JSON-able.
     """
+
     def stored(value: Tensor) -> Tensor:
         value = value.detach().cpu().contiguous()
         return value.to(dtype) if dtype is not None and value.is_floating_point() else value
 
     header = {"format": FORMAT, "kind": kind, "config": config, **facts}
     with written_aside(path) as aside:
-        save_file({key: stored(value) for key, value in tensors.items()}, aside,
-                  metadata={"unclip": json.dumps(header)})
+        save_file(
+            {key: stored(value) for key, value in tensors.items()},
+            aside,
+            metadata={"unclip": json.dumps(header)},
+        )
 
 
 def is_ours(path: str | Path) -> bool:
@@ -111,11 +115,16 @@ def load_strictly(module: torch.nn.Module, tensors: Mapping[str, Tensor], source
     target = module.state_dict()
     missing = sorted(set(target) - set(tensors))
     unexpected = sorted(set(tensors) - set(target))
-    misshapen = [f"{key} {tuple(tensors[key].shape)} for {tuple(target[key].shape)}"
-                 for key in sorted(set(target) & set(tensors)) if tensors[key].shape != target[key].shape]
+    misshapen = [
+        f"{key} {tuple(tensors[key].shape)} for {tuple(target[key].shape)}"
+        for key in sorted(set(target) & set(tensors))
+        if tensors[key].shape != target[key].shape
+    ]
     if missing or unexpected or misshapen:
-        raise CheckpointError(f"{source} does not fit the network:\n  missing: {missing}\n"
-                              f"  unexpected: {unexpected}\n  of another shape: {misshapen}")
+        raise CheckpointError(
+            f"{source} does not fit the network:\n  missing: {missing}\n"
+            f"  unexpected: {unexpected}\n  of another shape: {misshapen}"
+        )
     module.load_state_dict(tensors, strict=True, assign=any(value.is_meta for value in target.values()))
     align(module)
 

@@ -49,6 +49,6 @@ def write_json(path: str | Path, values: object) -> None:
 
 
 def words(text: str, longest: int = 80) -> str:
-    """"A goldfish!" -> "a-goldfish", at most ``longest`` bytes: the words of a file's name."""
+    """ "A goldfish!" -> "a-goldfish", at most ``longest`` bytes: the words of a file's name."""
     joined = re.sub(r"[^\w]+", "-", text.lower()).strip("-_")
     return joined.encode(errors="ignore")[:longest].decode(errors="ignore").strip("-_") or "picture"

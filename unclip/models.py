@@ -82,5 +82,7 @@ def find(name_or_path: str | Path) -> Path | None:
         return None
     if path.is_dir() or path.is_file() and path.suffix == ".safetensors":
         return path  # for the error that says what it lacks
-    raise ValueError(f"there is no model '{name_or_path}': no folder or checkpoint of that name, "
-                     f"and the known models are: {', '.join(known_models())}")
+    raise ValueError(
+        f"there is no model '{name_or_path}': no folder or checkpoint of that name, "
+        f"and the known models are: {', '.join(known_models())}"
+    )

@@ -27,9 +27,12 @@ from .stages import Decoder, DecoderStageConfig, Prior, PriorStageConfig
 TEXT_LENGTH = 77  # CLIP's; for a decoder of text tokens
 GIB, MIB = 2**30, 2**20
 GUIDES = ("classifier", "guide")
-KINDS = {"prior": (PriorStageConfig, Prior), "decoder": (DecoderStageConfig, Decoder),
-         "classifier": (ClassifierStageConfig, Classifier),
-         "noised_clip": (NoisedClipStageConfig, NoisedClip)}
+KINDS = {
+    "prior": (PriorStageConfig, Prior),
+    "decoder": (DecoderStageConfig, Decoder),
+    "classifier": (ClassifierStageConfig, Classifier),
+    "noised_clip": (NoisedClipStageConfig, NoisedClip),
+}
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,9 @@ class Plan:
         """Bytes, with one stage on the device at a time, but for what guides the decoder beside it."""
         together = [row for row in self.rows if row.stage in ("decoder", *GUIDES)]
         groups = [[row] for row in self.rows if row not in together] + [together]
-        return max(sum(row.weights for row in group) + max(row.activations or 0 for row in group)
-                   for group in groups)
+        return max(
+            sum(row.weights for row in group) + max(row.activations or 0 for row in group) for group in groups
+        )
 
     def __str__(self) -> str:
         lines = [self.title, f"{'stage':<16}{'parameters':>16}{'weights':>12}{'activations':>14}"]
@@ -97,11 +101,15 @@ def plan(name_or_path: str | Path, dtype: str | torch.dtype = "float32", picture
         module = on_meta(config)
         place(module, torch.device("meta"), dtype)
         count, size = parameters(module), held_bytes(module)
-        activations = peak_activations(lambda module=module: _call(module, pictures),
-                                       None if dtype == torch.float32 else dtype)
+        activations = peak_activations(
+            lambda module=module: _call(module, pictures), None if dtype == torch.float32 else dtype
+        )
         rows.append(Row(stage, count, size, activations))
-    return Plan(f"{title}: {str(dtype).removeprefix('torch.')} weights, {pictures} picture"
-                f"{'s' * (pictures > 1)} at a time", tuple(rows))
+    return Plan(
+        f"{title}: {str(dtype).removeprefix('torch.')} weights, {pictures} picture"
+        f"{'s' * (pictures > 1)} at a time",
+        tuple(rows),
+    )
 
 
 def on_meta(config: Config) -> nn.Module:
@@ -124,8 +132,12 @@ def _parts(name_or_path: str | Path) -> tuple[str, list[tuple[str, Config]], int
         configs = convert.configs(model)
         return f"{model.name} ({model.about})", list(_labelled(configs)), configs.get("clip", 0)
     pipeline = convert.load(name_or_path, "cpu")  # mapped from the disk, not read
-    stages = {"prior": pipeline.prior, "decoder": pipeline.decoder, "classifier": pipeline.classifier,
-              "guide": pipeline.guide}
+    stages = {
+        "prior": pipeline.prior,
+        "decoder": pipeline.decoder,
+        "classifier": pipeline.classifier,
+        "guide": pipeline.guide,
+    }
     configs = {name: stage.config for name, stage in stages.items() if stage is not None}
     configs["upsamplers"] = [stage.config for stage in pipeline.upsamplers]
     clip = 0 if pipeline.clip is None else parameters(pipeline.clip)
@@ -146,8 +158,11 @@ def _ours(path: Path) -> tuple[list[tuple[str, Config]], int]:
     if path.is_file() or not (path / MODEL_FILE).is_file() and (path / DECODER_FILE).is_file():
         return [("decoder", _config(path if path.is_file() else path / DECODER_FILE))], 0
     manifest = read_manifest(path).model_dump(exclude_none=True)
-    configs = {stage: _config(path / manifest[stage]) for stage in ("prior", "decoder", "classifier", "guide")
-               if stage in manifest}
+    configs = {
+        stage: _config(path / manifest[stage])
+        for stage in ("prior", "decoder", "classifier", "guide")
+        if stage in manifest
+    }
     configs["upsamplers"] = [_config(path / file) for file in manifest["upsamplers"]]
     clip = _stored(path / manifest["clip"]) if "clip" in manifest else 0
     return list(_labelled(configs)), clip
@@ -188,8 +203,9 @@ def _call_prior(prior: Prior, n: int) -> object:
     n *= sampling.candidates
     text = torch.empty(n, net.text_length, net.text_dim, device="meta")
     told = prior.conditions(torch.empty(n, net.embed_dim, device="meta"), text, _yes(n, net.text_length))
-    denoise = prior.denoise(told, told, sampling.guidance_scale, sampling.guidance_rescale,
-                            sampling.threshold)
+    denoise = prior.denoise(
+        told, told, sampling.guidance_scale, sampling.guidance_rescale, sampling.threshold
+    )
     return denoise(torch.empty(n, net.embed_dim, device="meta"), _whole(n))
 
 
@@ -207,8 +223,14 @@ def _call_decoder(decoder: Decoder, n: int) -> object:
     if config.inpaint:
         given["image"], given["mask"] = _pictures(n, net.image_size), _pictures(n, net.image_size)[:, :1]
     told = decoder.encode(decoder.conditions(n, **given))
-    denoise = decoder.denoise(told, told, config.sampling.guidance_scale, None,
-                              config.sampling.guidance_rescale, config.sampling.threshold)
+    denoise = decoder.denoise(
+        told,
+        told,
+        config.sampling.guidance_scale,
+        None,
+        config.sampling.guidance_rescale,
+        config.sampling.threshold,
+    )
     return denoise(_pictures(n, net.image_size), _whole(n))
 
 

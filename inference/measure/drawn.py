@@ -68,8 +68,15 @@ def draw(
 
 
 @torch.no_grad()
-def look_at_heldout(pipeline: Pipeline, judges: Judges, samples: Sequence[dict], seed: int, batch_size: int,
-                    options: Options, decoder_only: bool) -> Seen:
+def look_at_heldout(
+    pipeline: Pipeline,
+    judges: Judges,
+    samples: Sequence[dict],
+    seed: int,
+    batch_size: int,
+    options: Options,
+    decoder_only: bool,
+) -> Seen:
     """Draw a picture for every sample, and show the judges both (kinds "real" and "made")."""
     seen = Seen()
     with tqdm(total=len(samples), desc="drawing", unit="pic") as bar:
@@ -77,8 +84,13 @@ def look_at_heldout(pipeline: Pipeline, judges: Judges, samples: Sequence[dict],
             done = len(seen.names)
             seeds = [fold(seed, number) for number in range(done, done + len(batch))]
             real = _pictures(batch, pipeline.device)
-            made = draw(pipeline, [styled(sample["record"]) for sample in batch], seeds, options,
-                        real if decoder_only else None)
+            made = draw(
+                pipeline,
+                [styled(sample["record"]) for sample in batch],
+                seeds,
+                options,
+                real if decoder_only else None,
+            )
             seen.describe(batch)
             seen.look(judges, "real", real)
             seen.look(judges, "made", made.float())

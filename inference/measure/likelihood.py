@@ -35,21 +35,25 @@ def stage_of(pipeline: Pipeline, name: str) -> Decoder:
         raise ValueError(f"{pipeline.name} has no stage '{name}'; it has: {', '.join(stages)}")
     low_res = stages[name].config.low_res
     if low_res is not None and low_res.residual_scale is not None:
-        raise ValueError(f"the {name} diffuses what a smaller picture lacks, which is no 8-bit picture: "
-                         "it has no bits per dimension")
+        raise ValueError(
+            f"the {name} diffuses what a smaller picture lacks, which is no 8-bit picture: "
+            "it has no bits per dimension"
+        )
     return stages[name]
 
 
-def examples(stage: Decoder, clip: Clip | None, samples: list[dict], size: int,
-             tokenizer: GlideTokenizer | None = None) -> tuple[Tensor, Conditions]:
+def examples(
+    stage: Decoder, clip: Clip | None, samples: list[dict], size: int, tokenizer: GlideTokenizer | None = None
+) -> tuple[Tensor, Conditions]:
     """Pictures [N,3,S,S], multiples of 1/127.5 in [-1,1], and what the stage is told of them.
 
     size: pictures are first made this high and wide, as by the recipe's ``data.size``.
     tokenizer: for a stage with a text transformer of its own.
     """
     batch = stack(samples, size)
-    captions = [styled(s["record"]) if {"name", "style"} <= s["record"].keys() else s["caption"]
-                for s in samples]
+    captions = [
+        styled(s["record"]) if {"name", "style"} <= s["record"].keys() else s["caption"] for s in samples
+    ]
     batch = replace(batch, image=batch.image.to(stage.embed_mean.device), caption=captions)
     x0 = ((shrink(batch.image, stage.size) + 1) * 127.5).round() / 127.5 - 1
     low_res = stage.config.low_res
@@ -96,28 +100,45 @@ def likelihood(
         raise ValueError("there are no pictures to measure the likelihood of")
     bits = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
     total, n = bits["total"], len(bits["total"])
-    told = {"class": stage.takes_class, "text": stage.takes_prompt, "image embedding": stage.takes_image,
-            "smaller picture": stage.config.low_res is not None}
+    told = {
+        "class": stage.takes_class,
+        "text": stage.takes_prompt,
+        "image embedding": stage.takes_image,
+        "smaller picture": stage.config.low_res is not None,
+    }
     return {
-        "pictures": n, "size": stage.size, "given": [what for what, given in told.items() if given],
-        "timesteps": timesteps, "steps": len(chain) - 1, "seed": seed, "bits_per_dim": total.mean().item(),
+        "pictures": n,
+        "size": stage.size,
+        "given": [what for what, given in told.items() if given],
+        "timesteps": timesteps,
+        "steps": len(chain) - 1,
+        "seed": seed,
+        "bits_per_dim": total.mean().item(),
         "standard_error": total.std().item() / n**0.5 if n > 1 else None,
         "prior": bits["prior"].mean().item(),
-        "terms": [{"t": t, "s": s, "bits": term} for (t, s), term in
-                  zip(itertools.pairwise(chain), bits["terms"].mean(0).tolist(), strict=True)],
+        "terms": [
+            {"t": t, "s": s, "bits": term}
+            for (t, s), term in zip(itertools.pairwise(chain), bits["terms"].mean(0).tolist(), strict=True)
+        ],
     }
 
 
 def _counted(denoise: Denoise, bar: tqdm) -> Denoise:
     """The same, with a step on the bar for every call."""
+
     def counted(x: Tensor, t: Tensor) -> Prediction:
         bar.update()
         return denoise(x, t)
+
     return counted
 
 
 def shards_of(names: Sequence[str]) -> list[str]:
     """Shards, globs and folders, of which a folder means its heldout-*.tar where it has any."""
-    found = [(str(Path(name) / "heldout-*.tar") if any(Path(name).glob("heldout-*.tar")) else name)
-             if Path(name).is_dir() else name for name in names]
+    found = [
+        (str(Path(name) / "heldout-*.tar") if any(Path(name).glob("heldout-*.tar")) else name)
+        if Path(name).is_dir()
+        else name
+        for name in names
+    ]
     return expand(found)

@@ -43,8 +43,9 @@ def kernel_distance(real: Tensor, made: Tensor) -> float:
         raise ValueError(f"the kernel distance takes sets of one size, not {len(real)} and {len(made)}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it keeps all features is what we want
-        distance = KernelInceptionDistance(_AsTheyAre(real.shape[1]), subsets=1, subset_size=len(real),
-                                           gamma=1.0)
+        distance = KernelInceptionDistance(
+            _AsTheyAre(real.shape[1]), subsets=1, subset_size=len(real), gamma=1.0
+        )
     return _compare(distance, real, made)[0].item()
 
 
@@ -80,8 +81,10 @@ def ranks(embed: Tensor, names: Sequence[str], gallery: dict[str, Tensor]) -> li
     """How many names of ``gallery`` are nearer to each embedding than its own; None = not in there."""
     order = {name: number for number, name in enumerate(gallery)}
     similarity = embed @ torch.stack(list(gallery.values())).T
-    return [int((row > row[order[name]]).sum()) if name in order else None
-            for row, name in zip(similarity, names, strict=True)]
+    return [
+        int((row > row[order[name]]).sum()) if name in order else None
+        for row, name in zip(similarity, names, strict=True)
+    ]
 
 
 def recall(ranks: Sequence[int | None], k: int) -> float:

@@ -37,8 +37,11 @@ def main(argv: list[str] | None = None) -> None:
     # each phase leaves the other's tower alone
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(
-        mixed_precision="bf16" if wants_bf16(recipe.precision) else "no", log_with="tensorboard",
-        project_config=ProjectConfiguration(recipe.out, logging_dir=recipe.out), kwargs_handlers=[unused])
+        mixed_precision="bf16" if wants_bf16(recipe.precision) else "no",
+        log_with="tensorboard",
+        project_config=ProjectConfiguration(recipe.out, logging_dir=recipe.out),
+        kwargs_handlers=[unused],
+    )
     if accelerator.is_main_process:
         with written_aside(Path(recipe.out) / "recipe.yaml") as aside:
             aside.write_text(to_yaml(recipe), encoding="utf-8")

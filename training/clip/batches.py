@@ -52,8 +52,15 @@ class ContrastBatches:
     vectors: the teacher's, [M, T] of the pool's pictures, in the place of texts; None = texts.
     """
 
-    def __init__(self, recipe: ClipRecipe, tokenize: Tokenize, source: Source, accelerator: Accelerator,
-                 pool: Pool | None = None, vectors: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        recipe: ClipRecipe,
+        tokenize: Tokenize,
+        source: Source,
+        accelerator: Accelerator,
+        pool: Pool | None = None,
+        vectors: Tensor | None = None,
+    ) -> None:
         self.recipe, self.tokenize, self.source, self.accelerator = recipe, tokenize, source, accelerator
         self.pool, self.vectors = pool, vectors
         self.noised = None if recipe.noised is None else Noiser(recipe.noised)
@@ -73,16 +80,24 @@ class ContrastBatches:
         pool = self.pool
         rows = [seed_of(self.recipe.seed, Purpose.SAMPLE, picture) % len(pool.caption) for picture in mine]
         vectors = None if self.vectors is None else self.vectors[rows].float()
-        return Drawn(floats(pool.image[rows]), [pool.caption[row] for row in rows],
-                     pool.group[rows], [str(row) for row in rows], vectors)
+        return Drawn(
+            floats(pool.image[rows]),
+            [pool.caption[row] for row in rows],
+            pool.group[rows],
+            [str(row) for row in rows],
+            vectors,
+        )
 
     def _batch(self, drawn: Drawn, mine: range) -> ClipBatch:
         recipe, device = self.recipe, self.accelerator.device
         chance = streams(recipe.seed, Purpose.AUGMENT, mine)  # on the CPU: the same on every device
         image = drawn.image.to(device)
         image = augment(image, chance) if recipe.augment else image
-        images = (image,) if self.noised is None else self.noised(
-            image, streams(recipe.seed, Purpose.LOSS, mine, device))
+        images = (
+            (image,)
+            if self.noised is None
+            else self.noised(image, streams(recipe.seed, Purpose.LOSS, mine, device))
+        )
         if drawn.vectors is None:
             texts = self.tokenize(drawn.caption)
         else:

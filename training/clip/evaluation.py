@@ -38,8 +38,9 @@ class Evaluation:
             self.names = self.heldout_names
 
     @torch.no_grad()
-    def measure(self, clip: Clip, head: Head | None, table: Tensor | None,
-                texts: Sequence[str]) -> dict[str, object]:
+    def measure(
+        self, clip: Clip, head: Head | None, table: Tensor | None, texts: Sequence[str]
+    ) -> dict[str, object]:
         """R@1 and R@5 of held-out (and trained) pictures to names, and top-5 of unseen words."""
         vocabulary = sorted({*self.names, *self.heldout_names})
         text = clip.encode_text(vocabulary).embed
@@ -71,8 +72,11 @@ class Evaluation:
         for (word, wanted), best in zip(self.unseen.items(), near, strict=True):
             five = [names[i] for i in best]
             hits[word], first[word] = bool({*five} & {*wanted}), five
-        return {"unseen_top5": sum(hits.values()) / len(hits), "unseen": first,
-                "missed": [word for word, hit in hits.items() if not hit]}
+        return {
+            "unseen_top5": sum(hits.values()) / len(hits),
+            "unseen": first,
+            "missed": [word for word, hit in hits.items() if not hit],
+        }
 
     @staticmethod
     def _embed(clip: Clip, images: Tensor) -> Tensor:
@@ -94,8 +98,12 @@ def measure_noised(clip: NoisedClip, evaluation: Evaluation) -> dict[str, object
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
     for quarter in range(4):
         t = torch.full((len(x0),), 1 + (2 * quarter + 1) * (clip.config.net.timesteps - 1) // 8)
-        image = torch.cat([clip.encode_image(x.to(device), at.to(device)) for x, at in zip(
-            noiser.at(x0, t, noise).split(256), t.split(256), strict=True)])
+        image = torch.cat(
+            [
+                clip.encode_image(x.to(device), at.to(device))
+                for x, at in zip(noiser.at(x0, t, noise).split(256), t.split(256), strict=True)
+            ]
+        )
         found |= _recall(f"heldout_quartile{quarter}", image @ text.T, evaluation.heldout_names, vocabulary)
     return found
 
@@ -105,5 +113,4 @@ def _recall(title: str, scores: Tensor, truth: Sequence[str], names: Sequence[st
     index = {name: i for i, name in enumerate(names)}
     own = torch.tensor([index[name] for name in truth], device=scores.device)[:, None]
     best = scores.topk(min(5, len(names))).indices == own
-    return {f"{title}_r1": best[:, 0].float().mean().item(),
-            f"{title}_r5": best.any(1).float().mean().item()}
+    return {f"{title}_r1": best[:, 0].float().mean().item(), f"{title}_r5": best.any(1).float().mean().item()}

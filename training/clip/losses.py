@@ -34,8 +34,14 @@ def gather(rows: Tensor) -> Tensor:
     return _Gather.apply(rows)
 
 
-def contrastive(image: Tensor, text: Tensor, scale: Tensor, same: Tensor,
-                images: Tensor | None = None, texts: Tensor | None = None) -> Tensor:
+def contrastive(
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor,
+    same: Tensor,
+    images: Tensor | None = None,
+    texts: Tensor | None = None,
+) -> Tensor:
     """CLIP's symmetric cross-entropy (Radford et al. 2021, figure 3), with soft targets.
 
     image, text: [n, D] of unit norm. same: [n, N], how well text j also fits picture i, and picture j
@@ -44,9 +50,10 @@ def contrastive(image: Tensor, text: Tensor, scale: Tensor, same: Tensor,
     of their whole batch.
     """
     images, texts = image if images is None else images, text if texts is None else texts
-    target = same / same.sum(1, keepdim=True)                            # [n, N]
-    return (F.cross_entropy(scale * image @ texts.T, target)
-            + F.cross_entropy(scale * text @ images.T, target)) / 2
+    target = same / same.sum(1, keepdim=True)  # [n, N]
+    return (
+        F.cross_entropy(scale * image @ texts.T, target) + F.cross_entropy(scale * text @ images.T, target)
+    ) / 2
 
 
 def alike(facts: Tensor, every: Tensor, share: float) -> Tensor:
@@ -54,7 +61,7 @@ def alike(facts: Tensor, every: Tensor, share: float) -> Tensor:
 
     facts: int64 [n, 2], of each sample its caption and its name as numbers; every: [N, 2], of all.
     """
-    caption, name = (facts[:, None] == every).unbind(-1)                 # [n, N] each
+    caption, name = (facts[:, None] == every).unbind(-1)  # [n, N] each
     return torch.where(caption, 1.0, share * name)
 
 
@@ -102,8 +109,9 @@ class Contrast(nn.Module):
         """Of this process's embeddings [n, D], of any length. scale: a logarithm. facts: as in `alike`."""
         image, text = (F.normalize(x.float(), dim=-1) for x in (image, text))
         same = alike(facts, self.gather(facts), self.share)
-        return contrastive(image, text, scale.exp().clamp(max=100), same, self.gather(image),
-                           self.gather(text))
+        return contrastive(
+            image, text, scale.exp().clamp(max=100), same, self.gather(image), self.gather(text)
+        )
 
 
 class ClipContrast(Contrast):
@@ -144,7 +152,7 @@ class Distil(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor, goal: Tensor) -> Tensor:
         """1 - cosine, and a little of finding one's own goal among the batch's, of all processes."""
         said = F.normalize(self.towers.text(ids, mask)[0].float(), dim=-1)
-        goals = gather(goal)                                             # [N, D]
+        goals = gather(goal)  # [N, D]
         rank = dist.get_rank() if len(goals) > len(goal) else 0
         own = rank * len(goal) + torch.arange(len(goal), device=goal.device)
         return (1 - (said * goal).sum(1)).mean() + 0.1 * F.cross_entropy(20 * said @ goals.T, own)

@@ -37,16 +37,29 @@ class PhaseRun(Learner):
     saved: called on the main process after each save.
     """
 
-    def __init__(self, name: str, phase: Phase, module: nn.Module, recipe: Config, identity: dict,
-                 accelerator: Accelerator, save_every: int, saved: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        phase: Phase,
+        module: nn.Module,
+        recipe: Config,
+        identity: dict,
+        accelerator: Accelerator,
+        save_every: int,
+        saved: Callable[[], None],
+    ) -> None:
         super().__init__(Path(recipe.out) / name, phase.batch_size, phase.samples, accelerator)
         self.name, self.phase, self.module = name, phase, module
-        self.facts = {"identity": {**identity, "batch_size": phase.batch_size},
-                      "recipe": recipe.model_dump(mode="json")}
+        self.facts = {
+            "identity": {**identity, "batch_size": phase.batch_size},
+            "recipe": recipe.model_dump(mode="json"),
+        }
         self.seed, self.save_every, self.on_save = recipe.seed, save_every, saved
         if phase.batch_size % accelerator.num_processes:
-            raise ConfigError(f"{name}.batch_size {phase.batch_size} does not divide by "
-                              f"{accelerator.num_processes} processes")
+            raise ConfigError(
+                f"{name}.batch_size {phase.batch_size} does not divide by "
+                f"{accelerator.num_processes} processes"
+            )
         self.optimizer = _adam(phase, module)
 
     def rate(self, step: int) -> float:
@@ -61,8 +74,14 @@ class PhaseRun(Learner):
             return
         wrapped, self.optimizer = accelerator.prepare(self.module, self.optimizer)
         wrapped.train()
-        bar = tqdm(total=self.total_steps * self.batch_size, initial=self.seen, desc=self.name,
-                   unit="sample", unit_scale=True, disable=not accelerator.is_main_process)
+        bar = tqdm(
+            total=self.total_steps * self.batch_size,
+            initial=self.seen,
+            desc=self.name,
+            unit="sample",
+            unit_scale=True,
+            disable=not accelerator.is_main_process,
+        )
         endless = batches(self.batch_size // accelerator.num_processes, self.step)
         with self.signals, bar:
             while self.step < self.total_steps and not self.told:
@@ -94,13 +113,23 @@ class PhaseRun(Learner):
         """A point of the curves: the last step's loss over all processes."""
         mean = (self.accelerator.reduce(loss) / self.accelerator.num_processes).item()
         bar.set_postfix(loss=f"{mean:.3f}")
-        self.accelerator.log({f"{self.name}/loss": mean, f"{self.name}/rate": self.phase.rate(self.step - 1)},
-                             step=self.seen)
+        self.accelerator.log(
+            {f"{self.name}/loss": mean, f"{self.name}/rate": self.phase.rate(self.step - 1)}, step=self.seen
+        )
 
     def _save(self) -> None:
         if self.accelerator.is_main_process:
-            saves.write(self.out, {STATE: {"module": self.module.state_dict(), "step": self.step,
-                                           "optimizer": self.optimizer.state_dict()}}, **self.facts)
+            saves.write(
+                self.out,
+                {
+                    STATE: {
+                        "module": self.module.state_dict(),
+                        "step": self.step,
+                        "optimizer": self.optimizer.state_dict(),
+                    }
+                },
+                **self.facts,
+            )
             self.on_save()
         self.accelerator.wait_for_everyone()
 
@@ -121,8 +150,9 @@ class PhaseRun(Learner):
     def _compare(self, before: dict) -> None:
         """Refuse what cannot go on, and say what else has changed."""
         if changed := differences(before["identity"], self.facts["identity"]):
-            raise ConfigError(f"{self.out} holds another run ({told(changed)}); choose another out=, or "
-                              "restore the recipe")
+            raise ConfigError(
+                f"{self.out} holds another run ({told(changed)}); choose another out=, or restore the recipe"
+            )
         if changed := differences(before["recipe"], self.facts["recipe"]):
             self.accelerator.print(f"changed since the last run: {told(changed)}")
 
@@ -132,6 +162,11 @@ def _adam(phase: Phase, module: nn.Module) -> torch.optim.AdamW:
     matrices = [p for p in module.parameters() if p.dim() > 1]
     rest = [p for p in module.parameters() if p.dim() <= 1]
     groups = [{"params": matrices}, {"params": rest, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=phase.learning_rate, betas=(0.9, phase.beta2), eps=phase.eps,
-                             weight_decay=phase.weight_decay,
-                             fused=matrices[0].device.type in ("cpu", "cuda"))
+    return torch.optim.AdamW(
+        groups,
+        lr=phase.learning_rate,
+        betas=(0.9, phase.beta2),
+        eps=phase.eps,
+        weight_decay=phase.weight_decay,
+        fused=matrices[0].device.type in ("cpu", "cuda"),
+    )

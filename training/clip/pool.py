@@ -65,10 +65,16 @@ def build_pool(recipe: ClipRecipe, cache: Path, batch: int = 256) -> Pool:
 def augment(images: Tensor, source: Random) -> Tensor:
     """Small turns, shifts, sizes, brightness and contrast. images: [N, 3, S, S] in [-1, 1]."""
     n = len(images)
-    r = rand((n, 6), images.device, source) * 2 - 1                     # [N, 6] in [-1, 1]
+    r = rand((n, 6), images.device, source) * 2 - 1  # [N, 6] in [-1, 1]
     angle, scale = 0.15 * r[:, 0], 1 + 0.1 * r[:, 1]
-    rows = [scale * angle.cos(), -scale * angle.sin(), 0.08 * r[:, 2],
-            scale * angle.sin(), scale * angle.cos(), 0.08 * r[:, 3]]
+    rows = [
+        scale * angle.cos(),
+        -scale * angle.sin(),
+        0.08 * r[:, 2],
+        scale * angle.sin(),
+        scale * angle.cos(),
+        0.08 * r[:, 3],
+    ]
     grid = F.affine_grid(torch.stack(rows, 1).view(n, 2, 3), list(images.shape), align_corners=False)
     moved = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
     return moved * (1 + 0.1 * r[:, 4]).view(n, 1, 1, 1) + 0.1 * r[:, 5].view(n, 1, 1, 1)

@@ -17,32 +17,32 @@ class TeacherConfig(Config):
     """What is asked of the sentence encoder."""
 
     vocabulary: int = Field(75_000, ge=0)  # everyday words and phrases, besides the captions
-    noise: float = Field(0.3, ge=0)        # length of the noise on its unit vectors, for the images
-    hidden: int = Field(0, ge=0)           # width of the map's bent part; 0 = a linear map
+    noise: float = Field(0.3, ge=0)  # length of the noise on its unit vectors, for the images
+    hidden: int = Field(0, ge=0)  # width of the map's bent part; 0 = a linear map
 
 
 class ClipRecipe(Config):
     """Everything that `training.clip` needs."""
 
-    out: str                                # folder of the run; on a disk that all machines share
-    model: dict | str | None = None         # an OpenCLIP model_cfg, or the name of one
+    out: str  # folder of the run; on a disk that all machines share
+    model: dict | str | None = None  # an OpenCLIP model_cfg, or the name of one
     noised: NoisedClipStageConfig | None = None  # a CLIP of noised pictures in its place
-    start: str | None = None                # weights: as `load_clip` takes them; of `noised`, a file of one
+    start: str | None = None  # weights: as `load_clip` takes them; of `noised`, a file of one
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of pictures in [0, 1]; `start` has its own
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     data: DataConfig
-    augment: bool = True                    # turn, shift and brighten the pictures a little
+    augment: bool = True  # turn, shift and brighten the pictures a little
     distinct: int | None = Field(None, gt=0)  # pictures drawn once and kept in memory; None: new ones
-    cache: str | None = None                # folder for what is computed once; None: that of the run
+    cache: str | None = None  # folder for what is computed once; None: that of the run
     images: Phase
-    teacher: TeacherConfig | None = None    # needs `distinct`
-    texts: Phase | None = None              # the text tower's own phase; needs a teacher
-    same: float = Field(0.5, ge=0)          # share of a picture's probability for another of its name
-    unseen: dict[str, list[str]] = {}       # word -> names that should be among its first five
+    teacher: TeacherConfig | None = None  # needs `distinct`
+    texts: Phase | None = None  # the text tower's own phase; needs a teacher
+    same: float = Field(0.5, ge=0)  # share of a picture's probability for another of its name
+    unseen: dict[str, list[str]] = {}  # word -> names that should be among its first five
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the hardware has it
-    checkpointing: bool = False             # less memory: the backward pass computes a third more
+    checkpointing: bool = False  # less memory: the backward pass computes a third more
     seed: int = 0
-    save_every: int = Field(50_000, gt=0)   # samples
+    save_every: int = Field(50_000, gt=0)  # samples
 
     @model_validator(mode="after")
     def _fits(self) -> ClipRecipe:
@@ -61,13 +61,13 @@ class Phase(Config):
     """One optimisation: AdamW, linear warm-up, half a cosine to zero. Counts are in samples."""
 
     samples: int = Field(gt=0)
-    batch_size: int = Field(256, gt=0)          # of a step, over all processes
+    batch_size: int = Field(256, gt=0)  # of a step, over all processes
     learning_rate: float = Field(1e-3, gt=0)
     warmup: int = Field(10_000, ge=0)
     weight_decay: float = Field(0.1, ge=0)
     beta2: float = Field(0.98, gt=0, lt=1)
     eps: float = Field(1e-8, gt=0)
-    max_skipped: int = Field(10, gt=0)          # steps in a row with a loss that is no number, then it stops
+    max_skipped: int = Field(10, gt=0)  # steps in a row with a loss that is no number, then it stops
 
     @property
     def steps(self) -> int:

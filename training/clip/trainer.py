@@ -66,15 +66,20 @@ class Trainer:
         if self.table is None:
             return ClipContrast(self.clip, None, self.recipe.same)
         known = self.table[self.row.unique()].float()
-        return ClipContrast(self.clip, Head(known, self.clip.embed_dim, self.recipe.teacher.hidden),
-                            self.recipe.same)
+        return ClipContrast(
+            self.clip, Head(known, self.clip.embed_dim, self.recipe.teacher.hidden), self.recipe.same
+        )
 
     def train(self) -> dict[str, object]:
         """Both phases; returns the metrics, which also lie in `metrics.json`. `Stopped` if a signal came."""
         recipe = self.recipe
         vectors = None if self.table is None else self.table[self.row]
-        self._optimise("images", recipe.images, self.contrast, ContrastBatches(
-            recipe, self.clip.tokenize, self.source, self.accelerator, self.pool, vectors))
+        self._optimise(
+            "images",
+            recipe.images,
+            self.contrast,
+            ContrastBatches(recipe, self.clip.tokenize, self.source, self.accelerator, self.pool, vectors),
+        )
         if recipe.texts is not None:
             self._learn_texts()
         metrics = {}
@@ -92,15 +97,23 @@ class Trainer:
             goal = self.contrast.head(self.table.float().to(self.device)).cpu()
         ids, mask = self.clip.tokenize(self.texts)
         _start_tokens(self.clip, ids, mask.sum(1), goal)
-        self._optimise("texts", self.recipe.texts, Distil(self.clip).to(self.device),
-                       DistilBatches(ids, mask, goal, self.recipe.seed, self.accelerator))
+        self._optimise(
+            "texts",
+            self.recipe.texts,
+            Distil(self.clip).to(self.device),
+            DistilBatches(ids, mask, goal, self.recipe.seed, self.accelerator),
+        )
 
     def _optimise(self, name: str, phase: Phase, module: nn.Module, batches: Batches) -> None:
         recipe = self.recipe
-        identity = {"model": recipe.model, "noised": recipe.noised and recipe.noised.model_dump(mode="json"),
-                    "hidden": recipe.teacher and recipe.teacher.hidden}
-        PhaseRun(name, phase, module, recipe, identity, self.accelerator, recipe.save_every,
-                 self._write).run(batches)
+        identity = {
+            "model": recipe.model,
+            "noised": recipe.noised and recipe.noised.model_dump(mode="json"),
+            "hidden": recipe.teacher and recipe.teacher.hidden,
+        }
+        PhaseRun(name, phase, module, recipe, identity, self.accelerator, recipe.save_every, self._write).run(
+            batches
+        )
 
     def _write(self) -> None:
         """The model as it is now, ready for use."""
@@ -141,8 +154,10 @@ def model_of(recipe: ClipRecipe) -> Clip | NoisedClip:
     if clip.image_size is None:
         raise ConfigError(f"{recipe.start} has no image tower; training.clip needs both")
     if isinstance(clip.towers, OpenClipTowers) and not _can_be_rebuilt(clip):
-        raise ConfigError(f"{recipe.start} has towers that cannot be saved as a folder here; start from a "
-                          "CLIP with OpenCLIP's plain towers, or from one of transformers")
+        raise ConfigError(
+            f"{recipe.start} has towers that cannot be saved as a folder here; start from a "
+            "CLIP with OpenCLIP's plain towers, or from one of transformers"
+        )
     return clip
 
 
@@ -160,6 +175,7 @@ def _checkpoint(clip: Clip | NoisedClip) -> None:
 
 def _can_be_rebuilt(clip: Clip) -> bool:
     """Whether `load_clip` will build from its config what `save_clip` writes."""
+
     def shapes(model: nn.Module) -> dict:
         return {name: value.shape for name, value in model.state_dict().items()}
 
@@ -175,8 +191,10 @@ def _noised(recipe: ClipRecipe) -> NoisedClip:
     if recipe.start is None:
         return NoisedClip(recipe.noised)
     clip = load_noised_clip(recipe.start)
-    wanted, found = (config.model_dump(exclude={"net": {"logit_scale", "attention"}})
-                     for config in (recipe.noised, clip.config))
+    wanted, found = (
+        config.model_dump(exclude={"net": {"logit_scale", "attention"}})
+        for config in (recipe.noised, clip.config)
+    )
     if wanted != found:
         raise ConfigError(f"{recipe.start} is another noised CLIP than the recipe's: {found}")
     return clip

@@ -37,8 +37,9 @@ def batch_of(recipe: StageRecipe, stage: Stage | Classifier, n: int) -> Examples
     keys = [f"blank-{i}" for i in range(n)]
     if isinstance(recipe, PriorRecipe):
         net = recipe.stage.net
-        told = stage.conditions(torch.zeros(n, net.embed_dim, device=device),
-                                *_text(n, net.text_length, net.text_dim, device))
+        told = stage.conditions(
+            torch.zeros(n, net.embed_dim, device=device), *_text(n, net.text_length, net.text_dim, device)
+        )
         return Examples(torch.zeros(n, net.embed_dim, device=device), told, keys)
     picture = torch.zeros(n, 3, side_of(recipe), side_of(recipe), device=device)
     if isinstance(recipe, ClassifierRecipe):
@@ -66,8 +67,10 @@ def _told(recipe: PictureRecipe, stage: Decoder, picture: torch.Tensor) -> Condi
 
 
 def _text(n: int, length: int, width: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    return (torch.zeros(n, length, width, device=device),
-            torch.ones(n, length, dtype=torch.bool, device=device))
+    return (
+        torch.zeros(n, length, width, device=device),
+        torch.ones(n, length, dtype=torch.bool, device=device),
+    )
 
 
 def clip_of(source: str) -> Clip | None:

@@ -38,8 +38,9 @@ def blank_of(recipe: ClipRecipe) -> Clip | NoisedClip:
         return NoisedClip(recipe.noised)
     clip = build_clip(recipe.model) if recipe.start is None else clip_of(recipe.start)
     if clip is None:
-        raise ConfigError(f"nothing here tells the shape of {recipe.start}; plan one like it: model=NAME "
-                          "start=null")
+        raise ConfigError(
+            f"nothing here tells the shape of {recipe.start}; plan one like it: model=NAME start=null"
+        )
     return clip.requires_grad_(True)
 
 
@@ -100,7 +101,19 @@ def _cost(name: str, phase: Phase, recipe: ClipRecipe, gpus: int, work: tuple[nn
     sizes = sizes_of(nn.ModuleList(used), bf16)
     kept, again = (step_bytes(module, lambda: loss(micro, gpus), bf16, how) for how in (False, True))
     return Cost(
-        name=f"{recipe.out} ({name})", pictures=phase.samples, batch_size=phase.batch_size, accumulate=1,
-        micro_batch=micro, ema=0, forward=forward, backward=backward, frozen=0, frozen_weights=0,
-        activations=kept - sizes["copies"], activations_checkpointed=again,
-        checkpointing=recipe.checkpointing, can_shard=False, **sizes)
+        name=f"{recipe.out} ({name})",
+        pictures=phase.samples,
+        batch_size=phase.batch_size,
+        accumulate=1,
+        micro_batch=micro,
+        ema=0,
+        forward=forward,
+        backward=backward,
+        frozen=0,
+        frozen_weights=0,
+        activations=kept - sizes["copies"],
+        activations_checkpointed=again,
+        checkpointing=recipe.checkpointing,
+        can_shard=False,
+        **sizes,
+    )

@@ -22,25 +22,25 @@ class Cost:
     """Of one optimisation on one of some GPUs: FLOPs are of one picture, sizes in bytes."""
 
     name: str
-    pictures: int                     # that the recipe sees
-    batch_size: int                   # of a step, over all GPUs
+    pictures: int  # that the recipe sees
+    batch_size: int  # of a step, over all GPUs
     accumulate: int
-    micro_batch: int                  # of a forward pass on one GPU
-    parameters: int                   # that are trained
+    micro_batch: int  # of a forward pass on one GPU
+    parameters: int  # that are trained
     weights: int
-    ema: int                          # of the moving average, if there is one
-    copies: int                       # of the weights in bfloat16, which autocast makes and keeps in a step
-    block: int                        # of the largest unit that FSDP gathers, in the precision of arithmetic
-    outside: int                      # of what is in no unit
-    activations: int                  # most that is alive at once besides, in a forward and backward pass
+    ema: int  # of the moving average, if there is one
+    copies: int  # of the weights in bfloat16, which autocast makes and keeps in a step
+    block: int  # of the largest unit that FSDP gathers, in the precision of arithmetic
+    outside: int  # of what is in no unit
+    activations: int  # most that is alive at once besides, in a forward and backward pass
     activations_checkpointed: int
-    can_shard: bool                   # whether the program offers FSDP
+    can_shard: bool  # whether the program offers FSDP
     forward: int
     backward: int
-    frozen: int                       # FLOPs of what is not trained: CLIP's encoders
+    frozen: int  # FLOPs of what is not trained: CLIP's encoders
     frozen_weights: int
-    checkpointing: bool = False       # what the recipe says
-    shard: bool = False               # likewise
+    checkpointing: bool = False  # what the recipe says
+    shard: bool = False  # likewise
     notes: list[str] = field(default_factory=list)
 
 
@@ -102,8 +102,13 @@ def sizes_of(module: nn.Module, bf16: bool) -> dict[str, int]:
     """What is to be known of a module's weights for ``Cost``."""
     blocks = [parameters(part) for part in module.modules() if isinstance(part, Unit)] or [0]
     count = parameters(module)
-    return {"parameters": count, "weights": 4 * count, "copies": copied_bytes(module, bf16),
-            "block": (2 if bf16 else 4) * max(blocks), "outside": 4 * (count - sum(blocks))}
+    return {
+        "parameters": count,
+        "weights": 4 * count,
+        "copies": copied_bytes(module, bf16),
+        "block": (2 if bf16 else 4) * max(blocks),
+        "outside": 4 * (count - sum(blocks)),
+    }
 
 
 @torch.no_grad()

@@ -27,11 +27,24 @@ def stage_cost(recipe: Config, gpus: int, clips: Mapping[str, dict | str]) -> Co
     sizes = sizes_of(stage, bf16)
     kept, again = (step_bytes(stage, lambda: loss_of(stage, whole), bf16, how) for how in (False, True))
     return Cost(
-        name=settings.out, pictures=settings.pictures, batch_size=settings.batch_size,
-        accumulate=settings.accumulate, micro_batch=micro, ema=sizes["weights"], forward=forward,
-        backward=backward, frozen=frozen, frozen_weights=frozen_weights, notes=notes,
-        checkpointing=settings.checkpointing, shard=settings.shard, can_shard=True,
-        activations=kept - sizes["copies"], activations_checkpointed=again, **sizes)
+        name=settings.out,
+        pictures=settings.pictures,
+        batch_size=settings.batch_size,
+        accumulate=settings.accumulate,
+        micro_batch=micro,
+        ema=sizes["weights"],
+        forward=forward,
+        backward=backward,
+        frozen=frozen,
+        frozen_weights=frozen_weights,
+        notes=notes,
+        checkpointing=settings.checkpointing,
+        shard=settings.shard,
+        can_shard=True,
+        activations=kept - sizes["copies"],
+        activations_checkpointed=again,
+        **sizes,
+    )
 
 
 def _frozen(recipe: Config, stage: nn.Module, clips: Mapping[str, dict | str]) -> tuple[int, int, list[str]]:
@@ -44,8 +57,14 @@ def _frozen(recipe: Config, stage: nn.Module, clips: Mapping[str, dict | str]) -
     else:
         clip = clip_of(recipe.clip)
     if clip is None:
-        return 0, 0, [f"nothing here tells the shape of {recipe.clip}, so that its memory and FLOPs are not "
-                      "counted (clip=open_clip:NAME counts one like it)"]
+        return (
+            0,
+            0,
+            [
+                f"nothing here tells the shape of {recipe.clip}, so that its memory and FLOPs are not "
+                "counted (clip=open_clip:NAME counts one like it)"
+            ],
+        )
     if isinstance(recipe, PriorRecipe):
         once = image_flops(clip, recipe.data.size) * recipe.embeddings
         note = f"embedding {recipe.embeddings:,} pictures at the start takes {once:.3g} FLOPs besides"

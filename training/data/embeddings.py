@@ -57,14 +57,18 @@ class Rows:
 
     def states(self, caption: int) -> Tensor:
         """The hidden states [L,W] of a caption."""
-        return self.tokens[self.ends[caption]:self.ends[caption + 1]]
+        return self.tokens[self.ends[caption] : self.ends[caption + 1]]
 
 
 def save_rows(path: Path, rows: Rows, **facts: object) -> None:
     """Write a shard's embeddings; ``facts``: "clip" (its identity) and what else is worth knowing."""
     text = json.dumps({"keys": rows.keys, "captions": rows.captions}).encode()
-    tensors = {"image": rows.image, "text": rows.text, "picture": rows.picture,
-               "samples": torch.frombuffer(bytearray(text), dtype=torch.uint8)}
+    tensors = {
+        "image": rows.image,
+        "text": rows.text,
+        "picture": rows.picture,
+        "samples": torch.frombuffer(bytearray(text), dtype=torch.uint8),
+    }
     if rows.tokens is not None:
         tensors |= {"tokens": rows.tokens, "ends": rows.ends}
     save_checkpoint(path, tensors, kind=KIND, config={}, tokens=rows.tokens is not None, **facts)
@@ -97,8 +101,9 @@ class Embeddings:
             self.tokens, self.files = found["tokens"], found["files"]
             self.mean, self.std = torch.tensor(found["mean"]), torch.tensor(found["std"])
         except OSError:
-            raise ConfigError(f"{folder} holds no embeddings: it has no {MANIFEST}, which training.embed "
-                              "writes at its end") from None
+            raise ConfigError(
+                f"{folder} holds no embeddings: it has no {MANIFEST}, which training.embed writes at its end"
+            ) from None
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{self.folder / MANIFEST} is damaged: {error!r}") from None
         self.kept = 8  # files in memory
@@ -128,8 +133,9 @@ class Embeddings:
                 raise ConfigError(f"{self.folder} holds no embeddings of {item}")
             found |= dict.fromkeys(some)
         if missing := [name for name in found if name not in self.files]:
-            raise ConfigError(f"{self.folder} holds no embeddings of {', '.join(missing[:5])}; run "
-                              "training.embed again")
+            raise ConfigError(
+                f"{self.folder} holds no embeddings of {', '.join(missing[:5])}; run training.embed again"
+            )
         return list(found)
 
     def check_clip(self, source: str | None) -> None:
@@ -143,8 +149,10 @@ class Embeddings:
     def check(self, known: str, source: str) -> None:
         """The same, of a CLIP whose identity is ``known``."""
         if known != (self.clip if "#" in known else self.clip.rpartition("#")[0]):
-            raise ConfigError(f"{self.folder} holds embeddings of the CLIP {self.clip}, but the recipe's "
-                              f"{source} is {known}; run training.embed with it, or name the other")
+            raise ConfigError(
+                f"{self.folder} holds embeddings of the CLIP {self.clip}, but the recipe's "
+                f"{source} is {known}; run training.embed with it, or name the other"
+            )
 
 
 def name_of(shard: str | Path) -> str:

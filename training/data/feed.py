@@ -25,8 +25,14 @@ def fed(make: Callable[[int, int], Iterator[B]], start: int, workers: int) -> It
         yield from make(start, 1)
         return
     # Its own generator: a loader draws its seed from the run's, which would then differ when it goes on.
-    loader = DataLoader(_Every(make, start), batch_size=None, num_workers=workers, collate_fn=_as_it_is,
-                        worker_init_fn=_outlive, generator=torch.Generator())
+    loader = DataLoader(
+        _Every(make, start),
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=_outlive,
+        generator=torch.Generator(),
+    )
     for batch in loader:
         if isinstance(batch, Exception):
             raise batch

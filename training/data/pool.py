@@ -32,7 +32,7 @@ Drawn = tuple[Tensor, list[str], list[str]]  # uint8 [n,3,S,S], captions, keys
 class PoolConfig(Config):
     """Where a pool is kept, and how large it is."""
 
-    folder: str                       # made at the first start; on a disk that all machines share
+    folder: str  # made at the first start; on a disk that all machines share
     scenes: int = Field(50_000, gt=0)
 
 
@@ -67,18 +67,21 @@ class Pool:
             known = torch.cat(parts)
             save_checkpoint(path, {"image": known}, kind="pool", config={}, dtype=torch.float16, clip=clip)
             known = known.half().float()  # as it will be read
-        return known[:len(self)]
+        return known[: len(self)]
 
     def _known(self, path: Path, clip: str) -> Tensor:
         try:
             tensors, header = load_checkpoint(path, "pool")
             found, by = tensors["image"], header["clip"]
         except (CheckpointError, KeyError) as error:
-            raise ConfigError(f"the pool's {path} cannot be read ({error}); delete it, and it is made again"
-                              ) from None
+            raise ConfigError(
+                f"the pool's {path} cannot be read ({error}); delete it, and it is made again"
+            ) from None
         if by != clip:
-            raise ConfigError(f"the pool {self.folder} was embedded by the CLIP {by}, not by {clip}; name "
-                              f"another folder in data.pool, or delete {path}, and it is made again")
+            raise ConfigError(
+                f"the pool {self.folder} was embedded by the CLIP {by}, not by {clip}; name "
+                f"another folder in data.pool, or delete {path}, and it is made again"
+            )
         return found
 
 
@@ -110,26 +113,43 @@ def _kept(folder: Path, facts: dict) -> int:
         with open(folder / SAMPLES, "rb") as lines:
             told = sum(1 for _ in lines)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"the pool {folder} is damaged ({error!r}); delete it, and it is made again"
-                          ) from None
-    other = [f"{name} {found.get(name)!r}, not {facts.get(name)!r}"
-             for name in sorted({*found, *facts}) if found.get(name) != facts.get(name)]
+        raise ConfigError(
+            f"the pool {folder} is damaged ({error!r}); delete it, and it is made again"
+        ) from None
+    other = [
+        f"{name} {found.get(name)!r}, not {facts.get(name)!r}"
+        for name in sorted({*found, *facts})
+        if found.get(name) != facts.get(name)
+    ]
     if other:
-        raise ConfigError(f"the pool {folder} was made with {'; '.join(other)}: name another folder in "
-                          "data.pool, or delete this one, and it is made again")
+        raise ConfigError(
+            f"the pool {folder} was made with {'; '.join(other)}: name another folder in "
+            "data.pool, or delete this one, and it is made again"
+        )
     if there < kept * 3 * facts["size"] ** 2 or told < kept:
-        raise ConfigError(f"the pool {folder} is cut short: {PICTURES} has {there:,} bytes and {SAMPLES} "
-                          f"{told:,} samples for {kept:,} scenes; delete it, and it is made again")
+        raise ConfigError(
+            f"the pool {folder} is cut short: {PICTURES} has {there:,} bytes and {SAMPLES} "
+            f"{told:,} samples for {kept:,} scenes; delete it, and it is made again"
+        )
     return kept
 
 
-def _draw(folder: Path, facts: dict, scenes: int, kept: int, draw: Callable[[int], Iterator[Drawn]],
-          every: int = 10_000) -> None:
+def _draw(
+    folder: Path,
+    facts: dict,
+    scenes: int,
+    kept: int,
+    draw: Callable[[int], Iterator[Drawn]],
+    every: int = 10_000,
+) -> None:
     """Draw scenes number ``kept`` and on. From time to time they are counted, so that little is ever lost."""
     folder.mkdir(parents=True, exist_ok=True)
     batches = draw(kept)
-    with (open(folder / PICTURES, "ab") as file, open(folder / SAMPLES, "ab+") as lines,
-          tqdm(total=scenes, initial=kept, desc="drawing", unit="scene") as bar):
+    with (
+        open(folder / PICTURES, "ab") as file,
+        open(folder / SAMPLES, "ab+") as lines,
+        tqdm(total=scenes, initial=kept, desc="drawing", unit="scene") as bar,
+    ):
         file.truncate(kept * 3 * facts["size"] ** 2)  # what was drawn, but not counted yet
         lines.seek(0)
         lines.truncate(sum(len(line) for line in islice(lines, kept)))

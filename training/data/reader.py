@@ -87,11 +87,13 @@ class Reader:
         return gathered([self._look_up(one["shard"], one["key"], 0, one["caption"]) for one in samples])
 
 
-def columns(
-    examples: Sequence[Example],
-) -> tuple[Tensor, list[str], list[str], Tensor, Embedded | None]:
+def columns(examples: Sequence[Example]) -> tuple[Tensor, list[str], list[str], Tensor, Embedded | None]:
     """Pictures uint8 [N,3,S,S], captions, keys, classes int64 [N], and what was embedded."""
     embedded = [one.embedded for one in examples if one.embedded is not None]
-    return (torch.stack([one.image for one in examples]), [one.caption for one in examples],
-            [one.key for one in examples], torch.tensor([one.label for one in examples]),
-            gathered(embedded) if embedded else None)
+    return (
+        torch.stack([one.image for one in examples]),
+        [one.caption for one in examples],
+        [one.key for one in examples],
+        torch.tensor([one.label for one in examples]),
+        gathered(embedded) if embedded else None,
+    )

@@ -48,8 +48,9 @@ class Source:
         self.order: dict[str, int] = {}
         self.seen, self.corrupt = 0, {}
         if config.kind == "icons" and config.embeddings is not None:
-            raise ConfigError("icons are composed anew, and have no embeddings; data.embeddings needs "
-                              "data.kind: shards")
+            raise ConfigError(
+                "icons are composed anew, and have no embeddings; data.embeddings needs data.kind: shards"
+            )
         if config.kind != "icons" and config.pool is not None:
             raise ConfigError("data.pool keeps composed scenes, which data.kind: icons alone has")
         if config.pool is not None:
@@ -82,8 +83,10 @@ class Source:
     def _opened(self) -> Pool:
         """The pool, which is drawn first if it is not there."""
         config = self.config
-        facts = {"seed": self.seed, **config.model_dump(
-            mode="json", include={"shards", "only", "crop", "flip", "rotate", "scenes"})}
+        facts = {
+            "seed": self.seed,
+            **config.model_dump(mode="json", include={"shards", "only", "crop", "flip", "rotate", "scenes"}),
+        }
         alone = config.model_copy(update={"pool": None, "heldout": []})
         return open_pool(config.pool, config.crop or config.size, facts, partial(drawn, alone, self.seed))
 
@@ -133,19 +136,25 @@ class Source:
 
     def _composed(self, n: int, number: int) -> Batch:
         mine = numbers(number, n, self.rank, self.world)
-        made = self.scenes.each([seed_of(self.seed, Purpose.SAMPLE, picture) for picture in mine],
-                                crop=self.config.crop)
+        made = self.scenes.each(
+            [seed_of(self.seed, Purpose.SAMPLE, picture) for picture in mine], crop=self.config.crop
+        )
         rngs = [Random(seed_of(self.seed, Purpose.AUGMENT, picture)) for picture in mine]
         flip, rotate = self.config.flip, self.config.rotate
-        image = torch.stack([turned(image, flip, rotate, rng)
-                             for image, rng in zip(made.image, rngs, strict=True)])
+        image = torch.stack(
+            [turned(image, flip, rotate, rng) for image, rng in zip(made.image, rngs, strict=True)]
+        )
         return Batch(image, made.caption, made.key)
 
     def _pooled(self, n: int, number: int) -> Batch:
         rows = [self.places[picture][1] for picture in numbers(number, n, self.rank, self.world)]
         embedded = None if self.embeds is None else Embedded(self.embeds[rows])
-        return Batch(self.pool.pictures(rows), [self.pool.caption[row] for row in rows],
-                     [self.pool.key[row] for row in rows], embedded=embedded)
+        return Batch(
+            self.pool.pictures(rows),
+            [self.pool.caption[row] for row in rows],
+            [self.pool.key[row] for row in rows],
+            embedded=embedded,
+        )
 
     def _numbered(self, n: int, number: int) -> Batch:
         """A batch of samples that can be had by number; the next that can be read stands in for one that
@@ -171,8 +180,13 @@ class Source:
     def _dealt(self, n: int, first: int) -> Iterator[Batch]:
         """This worker's batches, from number ``first`` on, of samples that are read from front to back."""
         workers = max(1, self.config.workers)
-        lane = Lane(self.paths, self.rank * workers + first % workers, self.world * workers,
-                    self.config.shuffle, fold(self.seed))
+        lane = Lane(
+            self.paths,
+            self.rank * workers + first % workers,
+            self.world * workers,
+            self.config.shuffle,
+            fold(self.seed),
+        )
         done = first // workers  # batches of this lane that lie before
         offset = lane.lane << 40  # far from the numbers of other lanes
         examples, corrupt, waiting = [], [], 0
@@ -201,8 +215,10 @@ class Source:
             return
         lost, of = sum(self.corrupt.values()), max(self.seen, min(1_000, len(self.places or range(1_000))))
         if lost > self.config.max_corrupt * of:
-            raise ShardError(f"{lost} of {of} samples cannot be read ({key}: {reason}), more than data."
-                             f"max_corrupt {self.config.max_corrupt}; look with python -m training.doctor")
+            raise ShardError(
+                f"{lost} of {of} samples cannot be read ({key}: {reason}), more than data."
+                f"max_corrupt {self.config.max_corrupt}; look with python -m training.doctor"
+            )
 
     def once(self, n: int) -> Iterator[tuple[list[str], Batch]]:
         """Every training picture once, as it is: names (else captions) and batches of ``n``."""
@@ -217,9 +233,14 @@ class Source:
             rows = range(start, min(start + n, len(self.scenes)))
             records = [self.scenes.records[row] for row in rows]
             rng = Random(fold(self.seed, start))
-            yield [record["name"] for record in records], Batch(
-                self.scenes.pictures(rows), [caption(record, rng) for record in records],
-                [record["key"] for record in records])
+            yield (
+                [record["name"] for record in records],
+                Batch(
+                    self.scenes.pictures(rows),
+                    [caption(record, rng) for record in records],
+                    [record["key"] for record in records],
+                ),
+            )
 
     def _wants(self, sample: dict) -> bool:
         return not self.config.only or _name(sample) in self.config.only

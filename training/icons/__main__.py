@@ -71,9 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.names:
             icons = choose(icons, options.names)
         versions = {package.name: package.version for package in packages}
-        manifest = build(
-            options.out, icons, options.sizes, versions, options.workers, options.per_shard
-        )
+        manifest = build(options.out, icons, options.sizes, versions, options.workers, options.per_shard)
     except (FetchError, BuildError) as error:
         print(f"training.icons: {error}", file=sys.stderr)
         return 1

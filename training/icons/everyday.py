@@ -48,10 +48,14 @@ def meanings(records: Sequence[Mapping], traits: Traits) -> list[Meaning]:
         rows.setdefault(record["name"], []).append(row)
     paintable, found = frozenset(traits.paintable), []
     for word in words():
-        shown = [(row, None if traits.colour[row] == word.colour else word.colour)
-                 for name in word.names for row in rows.get(name, ())]
-        shown = [(row, colour) for row, colour in shown
-                 if colour is None or row in paintable and colour in OBJECTS]
+        shown = [
+            (row, None if traits.colour[row] == word.colour else word.colour)
+            for name in word.names
+            for row in rows.get(name, ())
+        ]
+        shown = [
+            (row, colour) for row, colour in shown if colour is None or row in paintable and colour in OBJECTS
+        ]
         if shown:
             found.append(Meaning(word.noun, tuple(shown)))
     return found

@@ -27,8 +27,10 @@ def check(out: object, old: dict, recipe: Config, order: dict, new_data: bool) -
     order: what the order of the data depends on besides; under "order" in ``old``.
     """
     new = {**recipe.model_dump(mode="json"), "order": order}
-    old = {**_reread({key: value for key, value in old.items() if key != "order"}, recipe),
-           "order": old.get("order", order)}
+    old = {
+        **_reread({key: value for key, value in old.items() if key != "order"}, recipe),
+        "order": old.get("order", order),
+    }
     changed = differences(old, {key: new[key] for key in old if key in new})
     refused = {key: how for key, how in changed.items() if not _under(key, FREE)}
     data = {key for key in refused if _under(key, DATA)}
@@ -59,8 +61,11 @@ def _reread(old: dict, recipe: Config) -> dict:
     for key, value in old.items():
         config = getattr(recipe, key, None)
         try:
-            parts[key] = type(config).model_validate(value).model_dump(mode="json") \
-                if isinstance(config, Config) and isinstance(value, dict) else value
+            parts[key] = (
+                type(config).model_validate(value).model_dump(mode="json")
+                if isinstance(config, Config) and isinstance(value, dict)
+                else value
+            )
         except ValueError:
             parts[key] = value
     return parts

@@ -28,8 +28,13 @@ class Means:
         """Terms [N] by name, the same names every time, at t int64 [N] in 1..T."""
         self.names = list(terms)
         exact = torch.float32 if t.device.type == "mps" else torch.float64
-        values = torch.stack([*(term.detach().to(exact) for term in terms.values()),
-                              torch.ones(len(t), device=t.device, dtype=exact)], dim=1)
+        values = torch.stack(
+            [
+                *(term.detach().to(exact) for term in terms.values()),
+                torch.ones(len(t), device=t.device, dtype=exact),
+            ],
+            dim=1,
+        )
         quartile = (t - 1) * QUARTILES // self.timesteps
         of = quartile == torch.arange(QUARTILES, device=t.device)[:, None]  # [4, N]
         sums = of.to(exact) @ values
@@ -72,13 +77,18 @@ class Curves:
         if main and "wandb" in self._trackers():
             run["id"] = self._run_id()
         try:
-            self.accelerator.init_trackers("unclip", config=None, init_kwargs={
-                "tensorboard": {"purge_step": seen + 1}, "wandb": {**run, "config": recipe}})
+            self.accelerator.init_trackers(
+                "unclip",
+                config=None,
+                init_kwargs={"tensorboard": {"purge_step": seen + 1}, "wandb": {**run, "config": recipe}},
+            )
         except Exception as error:
             if "wandb" not in self._trackers():
                 raise
-            raise ConfigError(f"wandb does not start: {error}. Log in (wandb login), set WANDB_MODE=offline, "
-                              "or leave it out of train.trackers") from error
+            raise ConfigError(
+                f"wandb does not start: {error}. Log in (wandb login), set WANDB_MODE=offline, "
+                "or leave it out of train.trackers"
+            ) from error
 
     def _trackers(self) -> list[str]:
         return [getattr(name, "value", name) for name in self.accelerator.log_with]
@@ -99,8 +109,10 @@ class Curves:
 
     def validated(self, seen: int) -> bool:
         """Whether there is a point of validation after ``seen`` pictures."""
-        return any(point["pictures"] == seen and any(name.startswith("validation/") for name in point)
-                   for point in read(self.path))
+        return any(
+            point["pictures"] == seen and any(name.startswith("validation/") for name in point)
+            for point in read(self.path)
+        )
 
     def flush(self) -> None:
         """Force the points to the disk."""

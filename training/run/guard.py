@@ -62,17 +62,22 @@ class Guard:
         named = [_named(row) for row in bad or rows]
         named = ", ".join(named[:8]) + (f" and {len(named) - 8} more" if len(named) > 8 else "")
         what = "a loss" if bad else f"the gradient (its norm is {norm.item()}), though no loss,"
-        tqdm.write(f"left out the step to {seen:,} pictures, {self.in_a_row} in a row: {what} is not finite: "
-                   + named, file=sys.stderr)
+        tqdm.write(
+            f"left out the step to {seen:,} pictures, {self.in_a_row} in a row: {what} is not finite: "
+            + named,
+            file=sys.stderr,
+        )
 
     def give_up(self, rate: str = "learning_rate") -> None:
         """End the run; its last save has the weights of the last sound step.
 
         rate: the learning rate's name in the recipe.
         """
-        raise NotFinite(f"in {self.in_a_row} steps in a row the loss was not finite; {self.path} says where. "
-                        "What was saved has the weights of the last sound step; the same command tries the "
-                        f"pictures after these. A lower {rate}, or precision=fp32, may help")
+        raise NotFinite(
+            f"in {self.in_a_row} steps in a row the loss was not finite; {self.path} says where. "
+            "What was saved has the weights of the last sound step; the same command tries the "
+            f"pictures after these. A lower {rate}, or precision=fp32, may help"
+        )
 
 
 def _rows(part: Part) -> list[dict]:

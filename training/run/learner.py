@@ -76,8 +76,9 @@ class Learner(ABC):
 
     def _agreed(self, sound: bool) -> bool:
         """Whether the step is sound in all processes; they also hear whether any was told to stop."""
-        flags = torch.tensor([not sound, self.signals.came], dtype=torch.float32,
-                             device=self.accelerator.device)
+        flags = torch.tensor(
+            [not sound, self.signals.came], dtype=torch.float32, device=self.accelerator.device
+        )
         bad, told = self.accelerator.reduce(flags).tolist()
         self.told = told > 0
         return not bad
@@ -89,16 +90,26 @@ class StageLearner(Learner):
     order: what the order of its batches depends on besides the recipe; for who goes on.
     """
 
-    def __init__(self, stage: Stage, settings: Training, recipe: Config, accelerator: Accelerator,
-                 order: dict | None = None) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        settings: Training,
+        recipe: Config,
+        accelerator: Accelerator,
+        order: dict | None = None,
+    ) -> None:
         super().__init__(Path(settings.out), settings.batch_size, settings.pictures, accelerator)
         self.settings, self.recipe, self.order = settings, recipe, order or {}
         self._prepare(stage.to(accelerator.device))
         self.weights = list(self.raw.parameters())
         self.optimizer = torch.optim.AdamW(
-            self.weights, lr=settings.learning_rate, betas=(settings.beta1, settings.beta2),
-            eps=settings.eps, weight_decay=settings.weight_decay,
-            fused=accelerator.device.type in ("cpu", "cuda"))
+            self.weights,
+            lr=settings.learning_rate,
+            betas=(settings.beta1, settings.beta2),
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+            fused=accelerator.device.type in ("cpu", "cuda"),
+        )
         self.importance = None
         if settings.timestep_sampler == "loss_second_moment":
             self.importance = LossSecondMoment(self.raw.schedule.timesteps)
@@ -157,8 +168,11 @@ class StageLearner(Learner):
         A picture's t, noise and drops depend on the seed and its number alone, and its t also on what
         importance sampling has seen. Dropout depends on (seed, rank, index).
         """
-        rank, world, seed = (self.accelerator.process_index, self.accelerator.num_processes,
-                             self.settings.seed)
+        rank, world, seed = (
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+            self.settings.seed,
+        )
         x0, n = examples.x0, len(examples)
         source = streams(seed, Purpose.LOSS, numbers(index, n, rank, world), x0.device)
         if self.importance is None:

@@ -35,17 +35,23 @@ def train(stage: Stage, task: Task, settings: Training, recipe: Config, accelera
 class Run(StageLearner):
     """One run: a stage that learns its task, and what is done between its steps."""
 
-    def __init__(self, stage: Stage, task: Task, settings: Training, recipe: Config,
-                 accelerator: Accelerator) -> None:
+    def __init__(
+        self, stage: Stage, task: Task, settings: Training, recipe: Config, accelerator: Accelerator
+    ) -> None:
         super().__init__(stage, settings, recipe, accelerator, getattr(task, "order", {}))
         self.task = task
 
     def train(self) -> Path:
         resume(self)
         self._start()
-        bar = tqdm(total=self.settings.pictures, initial=min(self.seen, self.settings.pictures),
-                   unit="pic", smoothing=0.05, desc=self.out.name,
-                   disable=not self.accelerator.is_main_process)
+        bar = tqdm(
+            total=self.settings.pictures,
+            initial=min(self.seen, self.settings.pictures),
+            unit="pic",
+            smoothing=0.05,
+            desc=self.out.name,
+            disable=not self.accelerator.is_main_process,
+        )
         with self.signals, bar:
             self._steps(bar)
             self._finish()
@@ -94,8 +100,13 @@ class Run(StageLearner):
             self._validate()
 
     def _validate(self) -> None:
-        means = validate(self.ema.module, self.task.validation(), self.raw.schedule.timesteps,
-                         self.accelerator, self.sharded)
+        means = validate(
+            self.ema.module,
+            self.task.validation(),
+            self.raw.schedule.timesteps,
+            self.accelerator,
+            self.sharded,
+        )
         if means:
             self.curves.record(self.seen, {f"validation/{name}": value for name, value in means.items()})
 

@@ -21,12 +21,22 @@ def save(run: StageLearner) -> None:
     """The training state for going on, then the averaged weights for use; each all or nothing."""
     main = run.accelerator.is_main_process
     means = gather_object([run.means.state_dict()])
-    weights, averages, optimizer = (whole(kept.state_dict(), keep=main)
-                                    for kept in (run.raw, run.ema.module, run.optimizer))
+    weights, averages, optimizer = (
+        whole(kept.state_dict(), keep=main) for kept in (run.raw, run.ema.module, run.optimizer)
+    )
     if main:
         run.curves.flush()
-        saves.write(run.out, {WEIGHTS: weights, AVERAGES: averages, OPTIMIZER: optimizer,
-                              saves.PROGRESS: _progress(run, means)}, step=run.step, pictures=run.seen)
+        saves.write(
+            run.out,
+            {
+                WEIGHTS: weights,
+                AVERAGES: averages,
+                OPTIMIZER: optimizer,
+                saves.PROGRESS: _progress(run, means),
+            },
+            step=run.step,
+            pictures=run.seen,
+        )
         _export(run, averages)
     run.saved = run.step
     run.accelerator.wait_for_everyone()
@@ -49,8 +59,13 @@ def _progress(run: StageLearner, means: list[dict]) -> dict:
 
 def _export(run: StageLearner, averages: dict) -> None:
     config = run.raw.config
-    save_checkpoint(_checkpoint(run), averages, kind=config.kind, config=config.model_dump(mode="json"),
-                    **{**run.raw.facts, "pictures_seen": run.seen})
+    save_checkpoint(
+        _checkpoint(run),
+        averages,
+        kind=config.kind,
+        config=config.model_dump(mode="json"),
+        **{**run.raw.facts, "pictures_seen": run.seen},
+    )
 
 
 def _checkpoint(run: StageLearner) -> Path:
@@ -76,12 +91,13 @@ def resume(run: StageLearner) -> None:
     folder, complaints = saves.agreed(run.out, run.accelerator)
     if folder is None:
         if _checkpoint(run).is_file():
-            raise ConfigError(f"{_checkpoint(run)} was trained, but there is no save to go on from; "
-                              "choose another out=, or move it away to begin anew")
+            raise ConfigError(
+                f"{_checkpoint(run)} was trained, but there is no save to go on from; "
+                "choose another out=, or move it away to begin anew"
+            )
         return
     progress = saves.load(folder / saves.PROGRESS)
-    changed = changes.check(run.out, _old_recipe(run, progress), run.recipe, run.order,
-                            run.settings.new_data)
+    changed = changes.check(run.out, _old_recipe(run, progress), run.recipe, run.order, run.settings.new_data)
     clip, now = progress.get("clip"), run.raw.facts.get("clip")
     if clip and now and clip != now:
         raise ConfigError(f"{run.out} holds a run with the CLIP {clip}; the recipe's is {now}")

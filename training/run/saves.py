@@ -68,8 +68,10 @@ def newest(out: str | Path) -> tuple[Path | None, list[str]]:
             return out / name, complaints
         complaints.append(f"{out / name} is damaged ({wrong})")
     if complaints:
-        raise CheckpointError(f"{'; '.join(complaints)}: no save is left to go on from. Choose another out=, "
-                              "or remove these folders to begin anew")
+        raise CheckpointError(
+            f"{'; '.join(complaints)}: no save is left to go on from. Choose another out=, "
+            "or remove these folders to begin anew"
+        )
     return None, complaints
 
 
@@ -132,8 +134,10 @@ def _check_own(out: Path) -> None:
         names = {path.name for path in folder.iterdir()} if plain else {"."}
         names = {name for name in names if not name.startswith(f".{MANIFEST}.")}  # that a crash left aside
         if names - NAMES:
-            raise CheckpointError(f"{folder} is no save of a run, and would be removed by one; choose "
-                                  "another out=, or move it away")
+            raise CheckpointError(
+                f"{folder} is no save of a run, and would be removed by one; choose "
+                "another out=, or move it away"
+            )
 
 
 def _fault_of_old(folder: Path) -> str | None:

@@ -26,8 +26,10 @@ def shard(stage: nn.Module, device: torch.device, bf16: bool = False) -> None:
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     if getattr(stage.config, "last_network", False):
-        raise ConfigError("a stage with last_network cannot be shared out, since not every step calls both "
-                          "of its networks; train it without shard")
+        raise ConfigError(
+            "a stage with last_network cannot be shared out, since not every step calls both "
+            "of its networks; train it without shard"
+        )
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     # On a CPU norms want weights of their input's precision, which is not always the same.
     lent = torch.bfloat16 if bf16 and device.type == "cuda" else None
@@ -70,15 +72,24 @@ def parted(value: Tensor, like: Tensor) -> Tensor:
 def load_whole(module: nn.Module, state: dict[str, Tensor]) -> None:
     """``module.load_state_dict`` from a whole state."""
     ours = module.state_dict()
-    module.load_state_dict({key: parted(value, ours[key]) if isinstance(ours.get(key), DTensor) else value
-                            for key, value in state.items()})
+    module.load_state_dict(
+        {
+            key: parted(value, ours[key]) if isinstance(ours.get(key), DTensor) else value
+            for key, value in state.items()
+        }
+    )
 
 
 def load_whole_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
     """``optimizer.load_state_dict`` from a whole state, which is copied."""
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    parts = {number: {key: parted(value, weights[number]) if isinstance(value, Tensor) else value
-                      for key, value in kept.items()} for number, kept in state["state"].items()}
+    parts = {
+        number: {
+            key: parted(value, weights[number]) if isinstance(value, Tensor) else value
+            for key, value in kept.items()
+        }
+        for number, kept in state["state"].items()
+    }
     optimizer.load_state_dict({**state, "state": parts})
 
 

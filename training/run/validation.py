@@ -16,8 +16,13 @@ from .examples import Examples
 
 
 @torch.no_grad()
-def validate(module: Stage, batches: Sequence[Examples], timesteps: int, accelerator: Accelerator,
-             sharded: bool = False) -> dict[str, float]:
+def validate(
+    module: Stage,
+    batches: Sequence[Examples],
+    timesteps: int,
+    accelerator: Accelerator,
+    sharded: bool = False,
+) -> dict[str, float]:
     """Means by name, over all t and by quartile; {} if there is nothing to validate on.
 
     The batches are shared out among the processes; with shared-out weights all compute all, since they

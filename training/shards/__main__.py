@@ -28,8 +28,11 @@ from .sources import Columns, SourceError
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="python -m training.shards", description=__doc__,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = argparse.ArgumentParser(
+        prog="python -m training.shards",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = made.add_argument
     add("source", help="a folder, a table, or shards (a path, a glob, a brace range, a URL)")
     add("out", type=Path, help="the folder to be made")
@@ -37,8 +40,12 @@ def parser() -> argparse.ArgumentParser:
     add("--min-size", type=int, default=1, help="leave out pictures with a shorter side (default 1)")
     add("--max-aspect", type=float, help="leave out pictures that are longer than this times their width")
     add("--background", default="white", help="colour behind what is transparent (default white)")
-    add("--format", choices=("keep", "jpg", "png", "webp"), default="keep",
-        help="how pictures are stored (default keep: as they are, where that can be)")
+    add(
+        "--format",
+        choices=("keep", "jpg", "png", "webp"),
+        default="keep",
+        help="how pictures are stored (default keep: as they are, where that can be)",
+    )
     add("--quality", type=int, default=95, help="of jpg and webp that are written anew (default 95)")
     add("--uncaptioned", action="store_true", help="take pictures without a caption, too")
     add("--picture", help="the table's column of paths or bytes")
@@ -56,11 +63,19 @@ def main(argv: list[str] | None = None) -> None:
     for name in ("size", "min_size", "quality", "workers"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise SourceError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
-    options = Options(args.size, args.min_size, args.max_aspect, args.background, args.format,
-                      min(args.quality, 100), args.uncaptioned)
+    options = Options(
+        args.size,
+        args.min_size,
+        args.max_aspect,
+        args.background,
+        args.format,
+        min(args.quality, 100),
+        args.uncaptioned,
+    )
     columns = Columns(args.picture, tuple(args.caption), args.root)
-    result = build(args.source, args.out, options, columns, args.heldout, args.per_shard, args.workers,
-                   args.overwrite)
+    result = build(
+        args.source, args.out, options, columns, args.heldout, args.per_shard, args.workers, args.overwrite
+    )
     print(summary(result, args.out), file=sys.stderr)
 
 

@@ -97,14 +97,17 @@ def _put(made: Path, out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write(folder: Path, items, total: int | None, options: Options, heldout: float, per_shard: int,
-           workers: int) -> Result:
+def _write(
+    folder: Path, items, total: int | None, options: Options, heldout: float, per_shard: int, workers: int
+) -> Result:
     from unclip.data.writing import ShardWriter  # late: the workers need no PyTorch
 
     result, keys, sizes, captions, renamed = Result(), set(), Counter(), 0, 0
     with ExitStack() as stack:
-        writers = {split: stack.enter_context(ShardWriter(folder, split, per_shard))
-                   for split in ("train", "heldout")}
+        writers = {
+            split: stack.enter_context(ShardWriter(folder, split, per_shard))
+            for split in ("train", "heldout")
+        }
         done = ordered(partial(prepare, options=options), items, workers, died=lambda _: DIED)
         bar = stack.enter_context(tqdm(done, "making shards", total, unit=" samples", smoothing=0.05))
         for item, made in bar:
@@ -124,12 +127,14 @@ def _write(folder: Path, items, total: int | None, options: Options, heldout: fl
         "captions": captions,
         "left_out": len(result.left),
         "renamed": renamed,  # samples whose key another had before
-        "shorter_side": {f"{2 ** (bits - 1)}-{2 ** bits - 1}": sizes[bits] for bits in sorted(sizes)},
+        "shorter_side": {f"{2 ** (bits - 1)}-{2**bits - 1}": sizes[bits] for bits in sorted(sizes)},
         "options": {**asdict(options), "heldout": heldout, "per_shard": per_shard},
         "encoder": f"Pillow {pillow}",
-        "files": {path.name: {"samples": count, "bytes": path.stat().st_size, "sha256": _digest(path)}
-                  for split in writers for path, count in zip(writers[split].paths, writers[split].counts,
-                                                              strict=True)},
+        "files": {
+            path.name: {"samples": count, "bytes": path.stat().st_size, "sha256": _digest(path)}
+            for split in writers
+            for path, count in zip(writers[split].paths, writers[split].counts, strict=True)
+        },
     }
     lines = [json.dumps({"name": name, "reason": reason}) + "\n" for name, reason in result.left]
     (folder / LEFT_OUT).write_text("".join(lines), encoding="utf-8")
@@ -160,14 +165,17 @@ def _digest(path: Path) -> str:
 def summary(result: Result, out: Path) -> str:
     """What a user wants to know at the end."""
     counts = ", ".join(f"{count:,} {split}" for split, count in sorted(result.counts.items(), reverse=True))
-    lines = [f"{out}: {counts} samples, {result.manifest['captions']:,} captions, "
-             f"{len(result.manifest['files'])} shards"]
+    lines = [
+        f"{out}: {counts} samples, {result.manifest['captions']:,} captions, "
+        f"{len(result.manifest['files'])} shards"
+    ]
     if result.left:
         lines.append(f"left out: {len(result.left):,} (all are named in {out / LEFT_OUT})")
         reasons = Counter(reason for _, reason in result.left)
         first = {reason: name for name, reason in reversed(result.left)}
-        lines += [f"  {count:>6,}  {reason}, such as {first[reason]}" for reason, count in
-                  reasons.most_common(12)]
+        lines += [
+            f"  {count:>6,}  {reason}, such as {first[reason]}" for reason, count in reasons.most_common(12)
+        ]
     if result.manifest["renamed"]:
         lines.append(f"renamed: {result.manifest['renamed']:,} whose key another sample had before")
     return "\n".join(lines)

@@ -22,14 +22,14 @@ KINDS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # PIL's nam
 class Options:
     """What is made of the pictures."""
 
-    size: int | None = None        # larger pictures are shrunk to this shorter side; None: left as they are
-    min_size: int = 1              # pictures with a shorter side are left out
+    size: int | None = None  # larger pictures are shrunk to this shorter side; None: left as they are
+    min_size: int = 1  # pictures with a shorter side are left out
     max_aspect: float | None = None  # pictures with a longer side of more than this times the shorter, too
-    background: str = "white"      # what is put behind transparency
-    format: str = "keep"           # "jpg", "png", "webp"; "keep": as they are, where a shard can hold that
-    quality: int = 95              # of jpg and webp that are written anew
-    uncaptioned: bool = False      # take pictures without a caption, too
-    pixels: int = PIXELS           # larger pictures are not decoded
+    background: str = "white"  # what is put behind transparency
+    format: str = "keep"  # "jpg", "png", "webp"; "keep": as they are, where a shard can hold that
+    quality: int = 95  # of jpg and webp that are written anew
+    uncaptioned: bool = False  # take pictures without a caption, too
+    pixels: int = PIXELS  # larger pictures are not decoded
 
 
 @dataclass(frozen=True)

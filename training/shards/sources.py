@@ -114,8 +114,9 @@ def table(path: Path, columns: Columns) -> Iterator[Item]:
     reader = {".parquet": _parquet, ".jsonl": _jsonl, ".ndjson": _jsonl}.get(path.suffix.lower(), _csv)
     names, rows = reader(path)
     picture = _column(path, names, columns.picture, PICTURE_COLUMNS, "--picture")
-    captions = [_column(path, names, name, CAPTION_COLUMNS, "--caption")
-                for name in columns.captions or (None,)]
+    captions = [
+        _column(path, names, name, CAPTION_COLUMNS, "--caption") for name in columns.captions or (None,)
+    ]
     root = (columns.root or path.parent).resolve()
     return (_row(path, number, row, picture, captions, root) for number, row in enumerate(rows, 1))
 
@@ -124,8 +125,9 @@ def _column(path: Path, names: Sequence[str], wanted: str | None, usual: Sequenc
     found = [wanted] if wanted in names else [name for name in usual if name in names and wanted is None]
     if not found:
         missing = f"no column {wanted!r}" if wanted else f"none of the columns {', '.join(usual)}"
-        raise SourceError(f"{path} has {missing}, but {', '.join(names) or 'none at all'}; "
-                          f"name it with {option}")
+        raise SourceError(
+            f"{path} has {missing}, but {', '.join(names) or 'none at all'}; name it with {option}"
+        )
     return found[0]
 
 
@@ -240,6 +242,7 @@ def _parquet(path: Path) -> tuple[list[str], Iterator[dict]]:
 
 def shards(urls: Iterable[str]) -> tuple[Iterator[Item], int | None]:
     """The samples of shards in img2dataset's layout: those on disk by their place, others as they come."""
+
     def every() -> Iterator[Item]:
         for url in urls:
             if not on_disk(url):

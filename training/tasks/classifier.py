@@ -24,8 +24,10 @@ class ClassifierTask:
         self.recipe, self.accelerator = recipe, accelerator
         self.net, data = recipe.stage.net, recipe.data
         if (data.crop or data.size) < self.net.image_size:
-            raise ConfigError(f"pictures of {data.crop or data.size} pixels are smaller than the "
-                              f"classifier's {self.net.image_size}")
+            raise ConfigError(
+                f"pictures of {data.crop or data.size} pixels are smaller than the "
+                f"classifier's {self.net.image_size}"
+            )
         self.source = Source(data, recipe.train.seed, accelerator.process_index, accelerator.num_processes)
         self.order = self.source.order
 

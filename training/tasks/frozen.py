@@ -33,8 +33,10 @@ def frozen_clip(
         _check_widths(stage, embeddings.dim, embeddings.text_dim, str(embeddings.folder))
         return None, embeddings.clip
     if recipe.clip is None:
-        raise ConfigError("this stage takes CLIP embeddings or text; the recipe must name a clip"
-                          + ("" if embeddings is None else ", or embeddings made with --tokens"))
+        raise ConfigError(
+            "this stage takes CLIP embeddings or text; the recipe must name a clip"
+            + ("" if embeddings is None else ", or embeddings made with --tokens")
+        )
     clip = load_clip(recipe.clip).to(device)
     _check_widths(stage, clip.embed_dim, clip.text_dim, recipe.clip)
     if embeddings is not None:
@@ -44,9 +46,10 @@ def frozen_clip(
 
 def _check_widths(stage: Decoder, embed_dim: int, text_dim: int | None, source: str) -> None:
     net = stage.config.net
-    for name, wanted, given in (("image_embed_dim", net.image_embed_dim, embed_dim),
-                                ("text_dim", stage.takes_text and net.text_dim, text_dim),
-                                ("text_embed_dim", stage.takes_text_embed and net.text_embed_dim,
-                                 embed_dim)):
+    for name, wanted, given in (
+        ("image_embed_dim", net.image_embed_dim, embed_dim),
+        ("text_dim", stage.takes_text and net.text_dim, text_dim),
+        ("text_embed_dim", stage.takes_text_embed and net.text_embed_dim, embed_dim),
+    ):
         if wanted and wanted != given:
             raise ConfigError(f"stage.net.{name} is {wanted}, but {source} has {given}")

@@ -42,8 +42,9 @@ class PictureTask:
         _check_size(recipe.data, stage)
         self.clip, identity = frozen_clip(recipe, stage, self.device)
         with accelerator.main_process_first():  # one process makes a pool
-            self.source = Source(recipe.data, recipe.train.seed, accelerator.process_index,
-                                 accelerator.num_processes)
+            self.source = Source(
+                recipe.data, recipe.train.seed, accelerator.process_index, accelerator.num_processes
+            )
             if self.source.pool is not None and stage.takes_image:
                 self.source.embed(identity, self._encoded)
         self.order = self.source.order
@@ -108,7 +109,7 @@ class PictureTask:
         batch = self.source.heldout(256)
         if batch is None:
             return []
-        return [self.examples(batch[i:i + 64]) for i in range(0, len(batch.image), 64)]
+        return [self.examples(batch[i : i + 64]) for i in range(0, len(batch.image), 64)]
 
     def validation(self) -> list[Examples]:
         return self._heldout
@@ -127,7 +128,7 @@ class PictureTask:
         rows = [stage.to_picture(x0, conditions), stage.to_picture(last.x, conditions)]
         if "base" in conditions:
             rows.insert(1, conditions["base"])
-        rows = [row[i:i + columns] for i in range(0, count, columns) for row in rows]
+        rows = [row[i : i + columns] for i in range(0, count, columns) for row in rows]
         picture = grid(torch.cat(rows).float().cpu(), columns=columns)
         scale = max(1, 64 // rows[0].shape[-1])
         return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)

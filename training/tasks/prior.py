@@ -49,8 +49,10 @@ class PriorTask:
             raise ConfigError("a prior learns CLIP's embeddings; name a clip, or data.embeddings")
         self.clip = load_clip(recipe.clip).to(self.device)
         net = stage.config.net
-        for name, wanted, given in (("embed_dim", net.embed_dim, self.clip.embed_dim),
-                                    ("text_dim", net.text_dim, self.clip.text_dim)):
+        for name, wanted, given in (
+            ("embed_dim", net.embed_dim, self.clip.embed_dim),
+            ("text_dim", net.text_dim, self.clip.text_dim),
+        ):
             if wanted != given:
                 raise ConfigError(f"stage.net.{name} is {wanted}, but {recipe.clip} has {given}")
         with accelerator.main_process_first():  # one process makes a pool
@@ -82,19 +84,32 @@ class PriorTask:
         self.order, batches = source.order, source.batches(n)
         total = n * -(-self.recipe.embeddings // n)  # whole batches
         parts = []
-        for number in tqdm(range(-(-total // (n * world))), unit_scale=n * world, unit="pic",
-                           desc="embedding", disable=not self.accelerator.is_main_process):
+        for number in tqdm(
+            range(-(-total // (n * world))),
+            unit_scale=n * world,
+            unit="pic",
+            desc="embedding",
+            disable=not self.accelerator.is_main_process,
+        ):
             batch = next(batches)
             small = batch.image[: max(0, -(-thumbnails // world) - number * n)]
-            parts.append((self._embed(batch.image).cpu(), batch.caption, batch.key,
-                          ((small + 1) * 127.5).round().to(torch.uint8)))
+            parts.append(
+                (
+                    self._embed(batch.image).cpu(),
+                    batch.caption,
+                    batch.key,
+                    ((small + 1) * 127.5).round().to(torch.uint8),
+                )
+            )
         embeds, captions, keys, small = zip(*parts, strict=True)
         mine = torch.cat(embeds), [*chain(*captions)], [*chain(*keys)], torch.cat(small)
         embed, caption, key, small = zip(*gather_object([mine]), strict=True)
-        return Bank(torch.stack(embed, 1).flatten(0, 1)[:total].to(self.device),
-                    [text for row in zip(*caption, strict=True) for text in row][:total],
-                    [text for row in zip(*key, strict=True) for text in row][:total],
-                    torch.stack(small, 1).flatten(0, 1)[:total])
+        return Bank(
+            torch.stack(embed, 1).flatten(0, 1)[:total].to(self.device),
+            [text for row in zip(*caption, strict=True) for text in row][:total],
+            [text for row in zip(*key, strict=True) for text in row][:total],
+            torch.stack(small, 1).flatten(0, 1)[:total],
+        )
 
     def _pooled(self, source: Source) -> Bank:
         """The whole pool as the training set."""
@@ -109,8 +124,9 @@ class PriorTask:
         """
         bank = self.bank
         slots = min(slots, len(bank.key) // 2)
-        parts = [self.conditions(bank.caption[i:min(i + 256, slots)])["text_embed"]
-                 for i in range(0, slots, 256)]
+        parts = [
+            self.conditions(bank.caption[i : min(i + 256, slots)])["text_embed"] for i in range(0, slots, 256)
+        ]
         texts = torch.cat([bank.embed[:0], *parts])
         rest = Bank(bank.embed[slots:], bank.caption[slots:], bank.key[slots:], bank.thumbnail[slots:])
         return (texts, bank.embed[:slots]), rest
@@ -120,17 +136,24 @@ class PriorTask:
         """Mean embeddings [K,D] of the texts and of the pictures of each name, for at most ``slots``."""
         number: dict[str, int] = {}
         rows, texts, images = [], [], []
-        for names, batch in tqdm(source.once(256), desc="remembering", unit_scale=256, unit="pic",
-                                 disable=not self.accelerator.is_main_process):
+        for names, batch in tqdm(
+            source.once(256),
+            desc="remembering",
+            unit_scale=256,
+            unit="pic",
+            disable=not self.accelerator.is_main_process,
+        ):
             rows += [number.setdefault(name, len(number)) for name in names]
             texts.append(self.conditions(batch.caption)["text_embed"])
             images.append(self._embed(batch.image))
         row = torch.tensor(list(rows), device=self.device)
         count = torch.bincount(row)[:, None]
         kept = torch.randperm(len(number), generator=torch.Generator().manual_seed(0))[:slots].sort().values
+
         def mean(parts: list[Tensor]) -> Tensor:
             embed = torch.cat(parts)
             return (embed.new_zeros(len(number), embed.shape[1]).index_add(0, row, embed) / count)[kept]
+
         return mean(texts), mean(images)
 
     def _embed_heldout(self, source: Source) -> Bank | None:
@@ -157,8 +180,11 @@ class PriorTask:
 
     def _examples(self, bank: Bank, rows: Sequence[int]) -> Examples:
         embed = bank.embed[torch.tensor(list(rows), device=self.device)]
-        return Examples(self.stage.whiten(embed), self.conditions([bank.caption[row] for row in rows]),
-                        [bank.key[row] for row in rows])
+        return Examples(
+            self.stage.whiten(embed),
+            self.conditions([bank.caption[row] for row in rows]),
+            [bank.key[row] for row in rows],
+        )
 
     def validation(self) -> list[Examples]:
         return [] if self.heldout is None else [self._examples(self.heldout, range(len(self.heldout.embed)))]

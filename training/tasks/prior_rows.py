@@ -58,14 +58,18 @@ class RowsTask:
         if rows.tokens:
             rows.check_clip(source)
         elif source is None:
-            raise ConfigError(f"{rows.folder} holds no states of the text encoder: make it with "
-                              "training.embed --tokens, or name the clip, to be loaded for the captions")
+            raise ConfigError(
+                f"{rows.folder} holds no states of the text encoder: make it with "
+                "training.embed --tokens, or name the clip, to be loaded for the captions"
+            )
         else:
             self.clip = load_clip(source).to(self.device)
             rows.check(self.clip.identity, source)
         text_dim = rows.text_dim if self.clip is None else self.clip.text_dim
-        for name, wanted, given in (("embed_dim", net.embed_dim, rows.dim),
-                                    ("text_dim", net.text_dim, text_dim)):
+        for name, wanted, given in (
+            ("embed_dim", net.embed_dim, rows.dim),
+            ("text_dim", net.text_dim, text_dim),
+        ):
             if wanted != given:
                 raise ConfigError(f"stage.net.{name} is {wanted}, but {rows.folder} has {given}")
 
@@ -83,8 +87,10 @@ class RowsTask:
         order = torch.randperm(len(sums), generator=torch.Generator().manual_seed(0))[:slots].sort().values
         known = list(sums.values())
         kept = [known[place] for place in order.tolist()]
-        return (torch.stack([text for text, _, _ in kept]).to(self.device),
-                torch.stack([image / of for _, image, of in kept]).to(self.device))
+        return (
+            torch.stack([text for text, _, _ in kept]).to(self.device),
+            torch.stack([image / of for _, image, of in kept]).to(self.device),
+        )
 
     @torch.no_grad()
     def conditions(self, pairs: Sequence[Pair]) -> Conditions:
@@ -100,8 +106,11 @@ class RowsTask:
     def _examples(self, pairs: Sequence[Pair]) -> Examples:
         owners = [int(rows.picture[row]) for rows, row in pairs]
         embed = torch.stack([rows.image[owner] for (rows, _), owner in zip(pairs, owners, strict=True)])
-        return Examples(self.stage.whiten(embed.to(self.device)), self.conditions(pairs),
-                        [rows.keys[owner] for (rows, _), owner in zip(pairs, owners, strict=True)])
+        return Examples(
+            self.stage.whiten(embed.to(self.device)),
+            self.conditions(pairs),
+            [rows.keys[owner] for (rows, _), owner in zip(pairs, owners, strict=True)],
+        )
 
     def batches(self, start: int) -> Iterator[Examples]:
         """This process's batches from number ``start`` on; those before are skipped by arithmetic."""
@@ -114,8 +123,11 @@ class RowsTask:
     def validation(self) -> list[Examples]:
         """Up to 512 held-out captions, from all held-out shards alike."""
         share = -(-512 // max(1, len(self.heldout)))
-        pairs = [(self.rows[name], row) for name in self.heldout
-                 for row in range(min(share, self.rows.files[name]["captions"]))]
+        pairs = [
+            (self.rows[name], row)
+            for name in self.heldout
+            for row in range(min(share, self.rows.files[name]["captions"]))
+        ]
         return [self._examples(pairs)] if pairs else []
 
     def draw(self, stage: Prior) -> Image.Image | None:

@@ -26,7 +26,7 @@ TOKENIZER = "tokenizer"  # folder of a run, beside the checkpoint
 class PictureRecipe(Config):
     """A decoder or an upsampler: its data, its frozen CLIP (None if it needs none), its training."""
 
-    clip: str | None = None   # as ``unclip.clip.load_clip`` takes it
+    clip: str | None = None  # as ``unclip.clip.load_clip`` takes it
     tokenizer: str | None = None  # of a stage with a text transformer: ``glide``, or a folder
     data: DataConfig
     start: str | None = None  # a checkpoint whose weights a new run begins with; None = chance
@@ -37,11 +37,11 @@ class PictureRecipe(Config):
 class PriorRecipe(Config):
     """The prior: its data, its frozen CLIP, its training."""
 
-    clip: str | None = None                    # as ``unclip.clip.load_clip`` takes it; with data.embeddings
-                                               # it need not be named
+    clip: str | None = None  # as ``unclip.clip.load_clip`` takes it; with data.embeddings
+    # it need not be named
     data: DataConfig
-    embeddings: int = Field(50_000, gt=0)      # pictures embedded at the start, unless data.embeddings or
-                                               # data.pool brings them
+    embeddings: int = Field(50_000, gt=0)  # pictures embedded at the start, unless data.embeddings or
+    # data.pool brings them
     start: str | None = None  # a checkpoint whose weights a new run begins with; None = chance
     stage: PriorStageConfig
     train: Training

@@ -19,9 +19,15 @@ def begin(stage: Stage, path: str | None) -> None:
     kinds = [one.config.kind for one in (stage, found)]
     if kinds[0] != kinds[1]:
         raise ConfigError(f"start: {path} holds a {kinds[1]}, not a {kinds[0]}")
-    told = differences(*(one.config.model_dump(mode="json", include={"net", "text", "last_network"})
-                         for one in (found, stage)))
+    told = differences(
+        *(
+            one.config.model_dump(mode="json", include={"net", "text", "last_network"})
+            for one in (found, stage)
+        )
+    )
     if told:
-        raise ConfigError(f"start: {path} holds another network than the recipe's: "
-                          + "; ".join(f"{key} {change}" for key, change in told.items()))
+        raise ConfigError(
+            f"start: {path} holds another network than the recipe's: "
+            + "; ".join(f"{key} {change}" for key, change in told.items())
+        )
     load_strictly(stage, found.state_dict(), path)

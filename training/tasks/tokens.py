@@ -13,15 +13,19 @@ def tokenizer_of(name: str | None, text: TextConfig) -> GlideTokenizer:
     Raises ``ConfigError`` without a name, or for a tokenizer with more tokens than ``text`` knows.
     """
     if name is None:
-        raise ConfigError("this stage has a text transformer of its own; the recipe must name a tokenizer: "
-                          "glide, or a folder")
+        raise ConfigError(
+            "this stage has a text transformer of its own; the recipe must name a tokenizer: "
+            "glide, or a folder"
+        )
     if name == "glide":
         made = GlideTokenizer.from_files(*_published(), text.length)
     else:
         made = GlideTokenizer.load(name, text.length)
     if made.vocab_size > text.vocab_size:
-        raise ConfigError(f"stage.text.vocab_size is {text.vocab_size}, but the tokenizer {name} has "
-                          f"{made.vocab_size} tokens")
+        raise ConfigError(
+            f"stage.text.vocab_size is {text.vocab_size}, but the tokenizer {name} has "
+            f"{made.vocab_size} tokens"
+        )
     return made
 
 
@@ -31,5 +35,7 @@ def _published() -> list:
     from unclip.convert.catalogue import MODELS
 
     glide = MODELS["glide"]
-    return [fetch.fetch(glide.files[role], fetch.place_of(glide, glide.files[role]))
-            for role in ("encoder", "vocab")]
+    return [
+        fetch.fetch(glide.files[role], fetch.place_of(glide, glide.files[role]))
+        for role in ("encoder", "vocab")
+    ]

@@ -23,8 +23,9 @@ from . import cli
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="unclip batch", description=__doc__,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = argparse.ArgumentParser(
+        prog="unclip batch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = made.add_argument
     add("prompts", type=Path, help="text file (UTF-8), a prompt a line")
     add("output", type=Path, help="folder for the pictures")
@@ -44,10 +45,20 @@ def main(argv: list[str] | None = None) -> int:
         start = time.perf_counter()
         prompts = read_prompts(args.prompts)
         pipeline = cli.loaded(args)
-        made = draw(pipeline, prompts, args.output, n=args.n, seed=args.seed, batch_size=args.batch_size,
-                    overwrite=args.overwrite, **cli.options_from(args))
-        print(f"{args.output}: {made} pictures made of {len(prompts) * args.n}  (model {args.model}, "
-              f"seed {args.seed}, {time.perf_counter() - start:.1f} s)")
+        made = draw(
+            pipeline,
+            prompts,
+            args.output,
+            n=args.n,
+            seed=args.seed,
+            batch_size=args.batch_size,
+            overwrite=args.overwrite,
+            **cli.options_from(args),
+        )
+        print(
+            f"{args.output}: {made} pictures made of {len(prompts) * args.n}  (model {args.model}, "
+            f"seed {args.seed}, {time.perf_counter() - start:.1f} s)"
+        )
 
     return cli.run("unclip batch", work)
 

@@ -16,8 +16,18 @@ if TYPE_CHECKING:
     from ..pipeline.pipeline import Pipeline
 
 
-SAMPLING = ("steps", "prior_steps", "upsampler_steps", "guidance_scale", "prior_guidance_scale",
-            "clip_guidance_scale", "sampler", "negative_prompt", "class_", "classifier_scale")
+SAMPLING = (
+    "steps",
+    "prior_steps",
+    "upsampler_steps",
+    "guidance_scale",
+    "prior_guidance_scale",
+    "clip_guidance_scale",
+    "sampler",
+    "negative_prompt",
+    "class_",
+    "classifier_scale",
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -40,10 +50,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_memory(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
-                        help="of the weights: bfloat16 takes half the memory (default float32)")
-    parser.add_argument("--offload", action="store_true", help="keep stages in the computer's memory, and on "
-                        "the device only while they work")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of the weights: bfloat16 takes half the memory (default float32)",
+    )
+    parser.add_argument(
+        "--offload",
+        action="store_true",
+        help="keep stages in the computer's memory, and on the device only while they work",
+    )
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -63,9 +80,13 @@ def _device(name: str) -> str:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default=DEFAULT_MODEL, help=f"{', '.join(shipped_models())}; glide, karlo "
-                        "or another public model (unclip --models lists them); a folder; or a decoder's "
-                        "checkpoint")
+    parser.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        help=f"{', '.join(shipped_models())}; glide, karlo "
+        "or another public model (unclip --models lists them); a folder; or a decoder's "
+        "checkpoint",
+    )
 
 
 def loaded(args: argparse.Namespace) -> Pipeline:

@@ -16,22 +16,32 @@ from . import cli
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="unclip", description="Draw pictures of a text.",
-                                   epilog="unclip batch LINES FOLDER draws a picture for every line of a "
-                                          "file; see unclip batch --help")
+    made = argparse.ArgumentParser(
+        prog="unclip",
+        description="Draw pictures of a text.",
+        epilog="unclip batch LINES FOLDER draws a picture for every line of a file; see unclip batch --help",
+    )
     add = made.add_argument
     add("prompt", nargs="?", help='what to draw, such as "a goldfish"')
     add("-o", "--output", type=Path, help="file to write (default: the prompt's words, .png)")
     add("-n", type=int, default=1, metavar="N", help="number of pictures, as one grid (default 1)")
-    add("--strip", type=Path, metavar="FILE", help="write there how it came out of the noise: a film strip "
-        "of the decoder's steps, x_t above and the predicted picture below")
+    add(
+        "--strip",
+        type=Path,
+        metavar="FILE",
+        help="write there how it came out of the noise: a film strip "
+        "of the decoder's steps, x_t above and the predicted picture below",
+    )
     add("--columns", type=int, default=8, metavar="N", help="steps that the strip shows (default 8)")
     add("--image", type=Path, metavar="FILE", help="a picture, of which a model that inpaints paints a part")
     add("--mask", type=Path, metavar="FILE", help="which part: a picture of its size, white = painted anew")
     cli.add_model(made)
     cli.add_options(made)
-    add("--plan", action="store_true", help="print what the model takes of memory, a stage, and end; nothing "
-        "is fetched")
+    add(
+        "--plan",
+        action="store_true",
+        help="print what the model takes of memory, a stage, and end; nothing is fetched",
+    )
     add("--models", action="store_true", help="list the models that are known by name, and end")
     add("--version", action="version", version=f"unclip {__version__}")
     return made
@@ -52,8 +62,15 @@ def draw(args: argparse.Namespace) -> Path:
     pipeline, frames, watching = cli.loaded(args), [], {}
     if args.strip:
         watching = {"watch": frames.append, "batch_size": args.n}  # one batch: a strip of every picture
-    made = pipeline.generate(args.prompt, n=args.n, seed=args.seed, **cli.options_from(args), **watching,
-                             **given, progress=_progress if sys.stderr.isatty() else None)
+    made = pipeline.generate(
+        args.prompt,
+        n=args.n,
+        seed=args.seed,
+        **cli.options_from(args),
+        **watching,
+        **given,
+        progress=_progress if sys.stderr.isatty() else None,
+    )
     if isinstance(made, list):
         import torch
 

@@ -1,8 +1,8 @@
 """Film strips: pictures on their way out of the noise.
 
-    frames = []
-    pipeline.generate("a fish", watch=frames.append)
-    film_strip(frames, columns=8).save("strip.png")
+frames = []
+pipeline.generate("a fish", watch=frames.append)
+film_strip(frames, columns=8).save("strip.png")
 """
 
 from __future__ import annotations

@@ -53,8 +53,9 @@ class Album:
         self._stream = open(self.folder / INDEX, "a", encoding="utf-8", buffering=1)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stream.close()
         self._write()
 
@@ -89,8 +90,10 @@ class Album:
                 if not isinstance(row, dict) or not {"file", "line", "prompt", "k"} <= row.keys():
                     raise ValueError(f"{path} is no index of pictures; name another folder")
                 if not _is_own(row["file"]):  # such a file may be overwritten, and removed
-                    raise ValueError(f"{path} names {row['file']!r}, which this program does not write; name "
-                                     "another folder")
+                    raise ValueError(
+                        f"{path} names {row['file']!r}, which this program does not write; name "
+                        "another folder"
+                    )
                 if (self.folder / row["file"]).is_file():
                     rows[row["file"]] = row
         return rows
@@ -102,15 +105,23 @@ class Album:
             old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         except ValueError as error:
             raise ValueError(f"{path} is damaged: {error}") from None
-        changed = {key: (old.get(key), options.get(key)) for key in sorted({*old, *options})
-                   if old.get(key) != options.get(key)}
+        changed = {
+            key: (old.get(key), options.get(key))
+            for key in sorted({*old, *options})
+            if old.get(key) != options.get(key)
+        }
         moved = [row for row in self.rows.values() if lines.get(row["line"]) != row["prompt"]]
         misfits = list(self.rows) if changed else [row["file"] for row in moved]
         if misfits and not overwrite:
-            said = (f"drawn with {_differences(changed)}" if changed else
-                    f"of other prompts: {_moved(moved[0], lines)}")
-            raise ValueError(f"{self.folder} holds {len(misfits)} pictures {said}. Name another folder, "
-                             "or give --overwrite to have them replaced")
+            said = (
+                f"drawn with {_differences(changed)}"
+                if changed
+                else f"of other prompts: {_moved(moved[0], lines)}"
+            )
+            raise ValueError(
+                f"{self.folder} holds {len(misfits)} pictures {said}. Name another folder, "
+                "or give --overwrite to have them replaced"
+            )
         return misfits
 
     def _write(self) -> None:
@@ -131,6 +142,7 @@ def _line(row: Mapping[str, object]) -> str:
 def _differences(changed: Mapping[str, tuple[object, object]]) -> str:
     def said(value: object) -> str:
         return "the model's default" if value is None else str(value)
+
     return "; ".join(f"{key} {said(old)}, not {said(new)}" for key, (old, new) in changed.items())
 
 

@@ -58,20 +58,33 @@ def draw(
             raise ValueError(f"{name} must be at least 1, not {value}")
     model = identity(pipeline)
     album = Album(folder, prompts, {"model": model, "seed": seed, **settings}, overwrite)
-    rows = {line: [{"file": file_name(line, prompt, k), "line": line, "prompt": prompt, "k": k,
-                    "seed": seed, "model": model} for k in range(n)] for line, prompt in prompts.items()}
+    rows = {
+        line: [
+            {
+                "file": file_name(line, prompt, k),
+                "line": line,
+                "prompt": prompt,
+                "k": k,
+                "seed": seed,
+                "model": model,
+            }
+            for k in range(n)
+        ]
+        for line, prompt in prompts.items()
+    }
     todo = [line for line, wanted in rows.items() if any(row["file"] not in album for row in wanted)]
     missing = sum(row["file"] not in album for line in todo for row in rows[line])
     _warn_of_cuts(pipeline, [("the negative prompt", settings["negative_prompt"] or "")])
     total, size = len(prompts) * n, max(1, batch_size // n)
     with album, tqdm(total=total, initial=total - missing, unit="pic", smoothing=0.05) as bar:
         for start in range(0, len(todo), size):
-            lines = todo[start:start + size]
+            lines = todo[start : start + size]
             _warn_of_cuts(pipeline, [(f"line {line}", prompts[line]) for line in lines])
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="the prompt is longer")  # said with its line
-                pictures = pipeline.generate([prompts[line] for line in lines], n=n, seed=seed,
-                                             batch_size=batch_size, **settings)
+                pictures = pipeline.generate(
+                    [prompts[line] for line in lines], n=n, seed=seed, batch_size=batch_size, **settings
+                )
             wanted = [row for line in lines for row in rows[line]]
             for row, picture in zip(wanted, pictures, strict=True):
                 if row["file"] not in album:
@@ -87,5 +100,6 @@ def _warn_of_cuts(pipeline: Pipeline, texts: Iterable[tuple[str, str]]) -> None:
         for encoder, length in encoders:
             cut = encoder.truncated(text)
             if cut:
-                warnings.warn(f"{where} is longer than {length} tokens; this was cut off: '{cut}'",
-                              stacklevel=3)
+                warnings.warn(
+                    f"{where} is longer than {length} tokens; this was cut off: '{cut}'", stacklevel=3
+                )

@@ -60,8 +60,14 @@ class Clip(nn.Module):
     exact: saved without a loss; otherwise at half precision.
     """
 
-    def __init__(self, towers: PlainTowers | OpenClipTowers | TransformersTowers, mean: Sequence[float],
-                 std: Sequence[float], source: str, exact: bool = False) -> None:
+    def __init__(
+        self,
+        towers: PlainTowers | OpenClipTowers | TransformersTowers,
+        mean: Sequence[float],
+        std: Sequence[float],
+        source: str,
+        exact: bool = False,
+    ) -> None:
         super().__init__()
         self.towers, self.source, self.exact = towers, source, exact
         self.image_size: int | None = towers.image_size  # pixels a side; None = it takes no pictures
@@ -130,5 +136,6 @@ class Clip(nn.Module):
 
     def _check_pictures(self, purpose: str) -> None:
         if self.image_size is None:
-            raise ValueError(f"the CLIP {self.source} knows texts alone and cannot {purpose}; "
-                             "a CLIP with both towers can")
+            raise ValueError(
+                f"the CLIP {self.source} knows texts alone and cannot {purpose}; a CLIP with both towers can"
+            )

@@ -71,8 +71,9 @@ def _load_folder(folder: Path) -> Clip:
         clip.source = folder.resolve().name
         return clip
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
-        raise CheckpointError(f"{folder} holds no CLIP: it needs {CONFIG} and {WEIGHTS}, or what "
-                              "transformers writes")
+        raise CheckpointError(
+            f"{folder} holds no CLIP: it needs {CONFIG} and {WEIGHTS}, or what transformers writes"
+        )
     described = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     statistics = described["preprocess_cfg"]
     clip = build_clip(described["model_cfg"], statistics["mean"], statistics["std"])
@@ -142,5 +143,9 @@ def _image_processor(clip: Clip):
 
     mean, std = clip.mean.flatten().tolist(), clip.std.flatten().tolist()
     side = clip.image_size
-    return CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side},
-                              image_mean=mean, image_std=std)
+    return CLIPImageProcessor(
+        size={"shortest_edge": side},
+        crop_size={"height": side, "width": side},
+        image_mean=mean,
+        image_std=std,
+    )

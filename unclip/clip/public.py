@@ -74,8 +74,10 @@ def load_transformers(model: str | Path, tokenizer: str | Path | None = None) ->
     how = {"output_loading_info": True, named: torch.float32, **local}
     try:
         config = transformers.AutoConfig.from_pretrained(model, **local)
-        classes = {"clip": transformers.CLIPModel,
-                   "clip_text_model": transformers.CLIPTextModelWithProjection}
+        classes = {
+            "clip": transformers.CLIPModel,
+            "clip_text_model": transformers.CLIPTextModelWithProjection,
+        }
         if config.model_type not in classes:
             raise CheckpointError(f"{model} holds a model of type {config.model_type!r}, not a CLIP")
         with quiet():
@@ -116,13 +118,18 @@ def _statistics(model: str | Path, local: dict) -> tuple[list[float], list[float
 
 def _check_complete(info: dict, source: str) -> None:
     """transformers fills what a file lacks with random numbers; here that is an error."""
-    wrong = {kind: sorted(str(name) for name in info.get(f"{kind}_keys", ())
-                          if "position_ids" not in str(name))  # a table of 0, 1, 2, ...: old files hold it
-             for kind in ("missing", "unexpected", "mismatched")}
+    wrong = {
+        kind: sorted(
+            str(name) for name in info.get(f"{kind}_keys", ()) if "position_ids" not in str(name)
+        )  # a table of 0, 1, 2, ...: old files hold it
+        for kind in ("missing", "unexpected", "mismatched")
+    }
     if any(wrong.values()):
-        raise CheckpointError(f"{source} does not fit its config.json:\n"
-                              f"  missing: {wrong['missing']}\n  unexpected: {wrong['unexpected']}\n"
-                              f"  of another shape: {wrong['mismatched']}")
+        raise CheckpointError(
+            f"{source} does not fit its config.json:\n"
+            f"  missing: {wrong['missing']}\n  unexpected: {wrong['unexpected']}\n"
+            f"  of another shape: {wrong['mismatched']}"
+        )
 
 
 def load_openai(tensors: Mapping[str, Tensor], source: str, head_width: int = 64) -> Clip:
@@ -142,20 +149,39 @@ def load_openai(tensors: Mapping[str, Tensor], source: str, head_width: int = 64
 
 def _sizes(tensors: Mapping[str, Tensor], source: str, head_width: int) -> dict:
     """OpenCLIP's `model_cfg`, from the shapes."""
+
     def layers(prefix: str) -> int:
         inside = (name.removeprefix(prefix) for name in tensors if name.startswith(prefix))
         return len({name.partition(".")[0] for name in inside})
 
-    needed = ("visual.conv1.weight", "visual.positional_embedding", "text_projection", "positional_embedding",
-              "token_embedding.weight")
+    needed = (
+        "visual.conv1.weight",
+        "visual.positional_embedding",
+        "text_projection",
+        "positional_embedding",
+        "token_embedding.weight",
+    )
     if missing := [name for name in needed if name not in tensors]:
         raise CheckpointError(f"{source} is no vision-transformer CLIP of OpenAI: it lacks {missing}")
     patch, width = tensors["visual.conv1.weight"].shape[-1], tensors["text_projection"].shape[0]
     side = round((len(tensors["visual.positional_embedding"]) - 1) ** 0.5)
-    vision = {"image_size": side * patch, "patch_size": patch, "head_width": head_width,
-              "width": len(tensors["visual.conv1.weight"]), "layers": layers("visual.transformer.resblocks.")}
-    text = {"context_length": len(tensors["positional_embedding"]), "width": width,
-            "vocab_size": len(tensors["token_embedding.weight"]), "layers": layers("transformer.resblocks."),
-            "heads": width // head_width}
-    return {"embed_dim": tensors["text_projection"].shape[1], "vision_cfg": vision, "text_cfg": text,
-            "quick_gelu": True}
+    vision = {
+        "image_size": side * patch,
+        "patch_size": patch,
+        "head_width": head_width,
+        "width": len(tensors["visual.conv1.weight"]),
+        "layers": layers("visual.transformer.resblocks."),
+    }
+    text = {
+        "context_length": len(tensors["positional_embedding"]),
+        "width": width,
+        "vocab_size": len(tensors["token_embedding.weight"]),
+        "layers": layers("transformer.resblocks."),
+        "heads": width // head_width,
+    }
+    return {
+        "embed_dim": tensors["text_projection"].shape[1],
+        "vision_cfg": vision,
+        "text_cfg": text,
+        "quick_gelu": True,
+    }

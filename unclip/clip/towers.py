@@ -94,7 +94,7 @@ class OpenClipTowers(nn.Module):
             embed, tokens = m.text(ids)
             return embed, F.pad(tokens, (0, 0, ids.shape[1] - tokens.shape[1], 0))
         hidden = m.transformer(m.token_embedding(ids) + m.positional_embedding, attn_mask=m.attn_mask)
-        hidden = m.ln_final(hidden)                                      # [N, L, W]
+        hidden = m.ln_final(hidden)  # [N, L, W]
         projection = m.text_projection
         end = read_at(hidden, mask)
         return projection(end) if isinstance(projection, nn.Module) else end @ projection, hidden
@@ -115,8 +115,9 @@ class TransformersTowers(nn.Module):
         self.context_length = min(text.max_position_embeddings, tokenizer.model_max_length)
 
     def tokenize(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        made = self.tokenizer(texts, padding="max_length", truncation=True, max_length=self.context_length,
-                              return_tensors="pt")
+        made = self.tokenizer(
+            texts, padding="max_length", truncation=True, max_length=self.context_length, return_tensors="pt"
+        )
         return made["input_ids"], made["attention_mask"].bool()
 
     def encode(self, text: str) -> list[int]:

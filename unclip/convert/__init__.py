@@ -80,8 +80,12 @@ def _builder(name_or_path: str | Path) -> Callable[[], Pipeline] | None:
     folder = path.parent if path.is_file() else path
     for name in ("glide", "glide-inpaint"):
         weights = {MODELS[name].files[role].name for role in ("base", "upsample")}
-        if path.name in weights and path.is_file() or path.is_dir() and any(
-                (path / file).is_file() for file in weights):
+        if (
+            path.name in weights
+            and path.is_file()
+            or path.is_dir()
+            and any((path / file).is_file() for file in weights)
+        ):
             return partial(_glide, MODELS[name], folder)
     if path.is_dir() and (path / "model_index.json").is_file():
         return partial(_karlo, path, "from_diffusers")

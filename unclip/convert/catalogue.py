@@ -12,8 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 _OPENAI = "https://openaipublic.blob.core.windows.net/diffusion"
-_GLIDE_CODE = ("https://raw.githubusercontent.com/openai/glide-text2im/"
-               "69b530740eb6cef69442d6180579ef5ba9ef063e/glide_text2im/tokenizer")
+_GLIDE_CODE = (
+    "https://raw.githubusercontent.com/openai/glide-text2im/"
+    "69b530740eb6cef69442d6180579ef5ba9ef063e/glide_text2im/tokenizer"
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class PublicFile:
 
     address: str
     sha256: str | None = None  # None = no public source gives it
-    size: int | None = None    # in bytes; None = what the server says
+    size: int | None = None  # in bytes; None = what the server says
 
     @property
     def name(self) -> str:
@@ -65,6 +67,8 @@ class PublicModel:
     patterns: tuple[str, ...] = ()
 
 
+# Tables from here on, laid out by hand.
+# fmt: off
 GLIDE = Licence(
     "MIT", "https://github.com/openai/glide-text2im/blob/main/LICENSE",
     "https://github.com/openai/glide-text2im/blob/main/model-card.md",
@@ -253,4 +257,4 @@ _KARLO = PublicModel(
 MODELS: dict[str, PublicModel] = {model.name: model for model in (
     _glide("glide", "text to image, 256 px", inpaint=False),
     _glide("glide-inpaint", "text into a picture's masked place, 256 px", inpaint=True),
-    _KARLO, *_guided_diffusion(), *_improved_diffusion())}  # fmt: skip
+    _KARLO, *_guided_diffusion(), *_improved_diffusion())}

@@ -17,9 +17,9 @@ from ..checkpoint import CheckpointError
 from ..files import written_aside
 from .catalogue import PublicFile, PublicModel
 
-TRIES = 3           # attempts in a row that bring nothing
+TRIES = 3  # attempts in a row that bring nothing
 TIMEOUT = (10, 60)  # seconds to connect, and between two pieces
-PIECE = 1 << 16     # bytes; of a cut connection, less than that is lost
+PIECE = 1 << 16  # bytes; of a cut connection, less than that is lost
 
 
 class _CutError(Exception):
@@ -73,8 +73,10 @@ def local_files(
 
 def _by_hand(model: PublicModel, missing: Mapping[str, PublicFile]) -> str:
     lines = [f"  {file.address}\n    -> {place_of(model, file)}" for file in missing.values()]
-    return (f"{model.name} needs {len(lines)} more file{'s' * (len(lines) > 1)}; with a network, run the "
-            "same command again, or put them there by hand:\n" + "\n".join(lines))
+    return (
+        f"{model.name} needs {len(lines)} more file{'s' * (len(lines) > 1)}; with a network, run the "
+        "same command again, or put them there by hand:\n" + "\n".join(lines)
+    )
 
 
 def fetch(file: PublicFile, path: Path) -> Path:
@@ -122,22 +124,27 @@ def _complete(file: PublicFile, part: Path, size: int | None) -> None:
         except _CutError as error:
             vain = vain + 1 if part.is_file() and part.stat().st_size <= before else 0
             cut = error
-    raise CheckpointError(f"{file.address} was cut short again and again ({cut}); what came is kept, "
-                          "and the same command goes on from there")
+    raise CheckpointError(
+        f"{file.address} was cut short again and again ({cut}); what came is kept, "
+        "and the same command goes on from there"
+    )
 
 
 def _described(file: PublicFile) -> tuple[int | None, str]:
     """Length in bytes, and a name for this version of the file's content."""
     import requests
 
-    answer = requests.head(file.address, timeout=TIMEOUT, allow_redirects=True,
-                           headers={"Accept-Encoding": "identity"})
+    answer = requests.head(
+        file.address, timeout=TIMEOUT, allow_redirects=True, headers={"Accept-Encoding": "identity"}
+    )
     answer.raise_for_status()
     length = answer.headers.get("Content-Length")
     size = int(length) if length else file.size
     if None not in (size, file.size) and size != file.size:
-        raise CheckpointError(f"{file.address} is of {size} bytes there, but the published file is of "
-                              f"{file.size}: it is another file")
+        raise CheckpointError(
+            f"{file.address} is of {size} bytes there, but the published file is of "
+            f"{file.size}: it is another file"
+        )
     version = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
     return size, hashlib.sha256(f"{version} {size}".encode()).hexdigest()[:8]
 
@@ -158,8 +165,10 @@ def _continue(file: PublicFile, part: Path, size: int | None) -> None:
         answer.raise_for_status()
         if answer.status_code != requests.codes.partial_content:
             have = 0  # the server sends it from its beginning
-        with (open(part, "ab" if have else "wb") as out,
-              tqdm(total=size, initial=have, unit="B", unit_scale=True, desc=file.name, disable=None) as bar):
+        with (
+            open(part, "ab" if have else "wb") as out,
+            tqdm(total=size, initial=have, unit="B", unit_scale=True, desc=file.name, disable=None) as bar,
+        ):
             try:
                 for piece in answer.iter_content(PIECE):
                     out.write(piece)
@@ -183,8 +192,10 @@ def _reason(error: Exception) -> str:
 def _check_room(path: Path, size: int | None) -> None:
     free = shutil.disk_usage(path.parent).free
     if size is not None and free < size:
-        raise CheckpointError(f"{path} takes {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there; "
-                              "UNCLIP_CACHE names another folder")
+        raise CheckpointError(
+            f"{path} takes {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there; "
+            "UNCLIP_CACHE names another folder"
+        )
 
 
 def _check_length(path: Path, size: int | None, remove: bool = False) -> None:
@@ -193,8 +204,10 @@ def _check_length(path: Path, size: int | None, remove: bool = False) -> None:
         return
     if remove:
         path.unlink()
-    raise CheckpointError(f"{path} is of {actual} bytes and should be of {size}: it is cut short or another "
-                          "file; remove it, and it is fetched again")
+    raise CheckpointError(
+        f"{path} is of {actual} bytes and should be of {size}: it is cut short or another "
+        "file; remove it, and it is fetched again"
+    )
 
 
 def _check_hash(part: Path, file: PublicFile) -> None:
@@ -204,8 +217,10 @@ def _check_hash(part: Path, file: PublicFile) -> None:
         actual = hashlib.file_digest(done, "sha256").hexdigest()
     if actual != file.sha256:
         part.unlink()
-        raise CheckpointError(f"what came from {file.address} is damaged or another file: its sha256 is "
-                              f"{actual}, not {file.sha256}; it was removed")
+        raise CheckpointError(
+            f"what came from {file.address} is damaged or another file: its sha256 is "
+            f"{actual}, not {file.sha256}; it was removed"
+        )
 
 
 def fetch_snapshot(model: PublicModel) -> Path:
@@ -228,7 +243,8 @@ def fetch_snapshot(model: PublicModel) -> Path:
             f"{model.name} cannot be fetched ({lines[0][:200]}). With a network, run the same command again: "
             f"it goes on where it ended, in {constants.HF_HUB_CACHE}; or put these files there by hand:\n"
             f"  {', '.join(model.patterns)} of https://huggingface.co/{model.hub}/tree/{model.revision}\n"
-            f"    -> {by_hand}") from None
+            f"    -> {by_hand}"
+        ) from None
 
 
 def notice(model: PublicModel) -> None:
@@ -246,5 +262,7 @@ def notice(model: PublicModel) -> None:
 
 def licence_line(model: PublicModel) -> str:
     licence = model.licence
-    return (f"{model.name} is published under {licence.name} ({licence.address}). {licence.note} "
-            f"Model card: {licence.card}")
+    return (
+        f"{model.name} is published under {licence.name} ({licence.address}). {licence.note} "
+        f"Model card: {licence.card}"
+    )

@@ -60,10 +60,11 @@ def _unpickled(path: Path) -> object:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         code = [line.strip() for line in lines if re.search("GLOBAL|Unsupported", line)]
         if isinstance(error, UnpicklingError) and code and (zipped or pickled):
-            raise CheckpointError(f"{path} is refused: it holds more than tensors, and opening such a file "
-                                  f"can run code ({code[0]})") from None
-        raise CheckpointError(
-            f"{path} cannot be read: it is damaged or cut short ({lines[0]})") from None
+            raise CheckpointError(
+                f"{path} is refused: it holds more than tensors, and opening such a file "
+                f"can run code ({code[0]})"
+            ) from None
+        raise CheckpointError(f"{path} cannot be read: it is damaged or cut short ({lines[0]})") from None
 
 
 def renamed(tensors: Mapping[str, Tensor], rules: Rules, source: str) -> tuple[dict[str, Tensor], list[str]]:
@@ -109,13 +110,19 @@ def fill(
     target = module.state_dict()
     unused = sorted({*unused, *(set(tensors) - set(target))})
     unfilled = sorted(set(target) - set(tensors))
-    misshapen = [f"{key} {tuple(tensors[key].shape)} for {tuple(target[key].shape)}"
-                 for key in sorted(set(target) & set(tensors)) if tensors[key].shape != target[key].shape]
+    misshapen = [
+        f"{key} {tuple(tensors[key].shape)} for {tuple(target[key].shape)}"
+        for key in sorted(set(target) & set(tensors))
+        if tensors[key].shape != target[key].shape
+    ]
     if unused or unfilled or misshapen:
-        raise CheckpointError(f"{source} does not fit the network:\n  not used: {unused}\n"
-                              f"  not filled: {unfilled}\n  of another shape: {misshapen}")
+        raise CheckpointError(
+            f"{source} does not fit the network:\n  not used: {unused}\n"
+            f"  not filled: {unfilled}\n  of another shape: {misshapen}"
+        )
     if dtype is not None:
-        tensors = {key: value.to(dtype) if value.is_floating_point() else value
-                   for key, value in tensors.items()}
+        tensors = {
+            key: value.to(dtype) if value.is_floating_point() else value for key, value in tensors.items()
+        }
     module.load_state_dict(tensors, strict=True, assign=True)
     align(module)

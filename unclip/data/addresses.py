@@ -25,8 +25,10 @@ def checked(address: str) -> str:
     """
     odd = sorted(set(re.findall(r"[\s'\"`\\;|<>$(){}]", address)))
     if odd and not address.startswith(PROGRAM):
-        raise ValueError(f"the address {address!r} holds {' '.join(map(repr, odd))}, which no address does; "
-                         "write such characters as % and their number in hexadecimal")
+        raise ValueError(
+            f"the address {address!r} holds {' '.join(map(repr, odd))}, which no address does; "
+            "write such characters as % and their number in hexadecimal"
+        )
     return address
 
 

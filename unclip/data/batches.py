@@ -32,17 +32,16 @@ class Batch:
     corrupt: tuple[tuple[str, str], ...] = ()
 
     def __getitem__(self, part: slice) -> Batch:
-        return Batch(self.image[part], self.caption[part], self.key[part],
-                     None if self.classes is None else self.classes[part],
-                     None if self.embedded is None else self.embedded[part])
+        return Batch(
+            self.image[part],
+            self.caption[part],
+            self.key[part],
+            None if self.classes is None else self.classes[part],
+            None if self.embedded is None else self.embedded[part],
+        )
 
 
-def stack(
-    samples: Sequence[dict],
-    size: int,
-    crop: int | None = None,
-    background: str = "white",
-) -> Batch:
+def stack(samples: Sequence[dict], size: int, crop: int | None = None, background: str = "white") -> Batch:
     """The square in the middle of each picture, resized to ``size``; random windows of ``crop`` if asked.
 
     samples: as ``read_shards`` yields them; the integer "class" of a record is the picture's class. The
@@ -50,8 +49,12 @@ def stack(
     """
     rng = Random(0)
     images = [window(pixels(square(s["image"], size, background=background)), crop, rng) for s in samples]
-    return Batch(floats(torch.stack(images)), [s["caption"] for s in samples], [s["key"] for s in samples],
-                 torch.tensor([class_of(s["record"], s["key"]) for s in samples]))
+    return Batch(
+        floats(torch.stack(images)),
+        [s["caption"] for s in samples],
+        [s["key"] for s in samples],
+        torch.tensor([class_of(s["record"], s["key"]) for s in samples]),
+    )
 
 
 def padded(states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -85,8 +88,10 @@ def classes_of(batch: Batch, known: int) -> Tensor:
         raise ConfigError("this stage takes classes, which composed icons have not; use data.kind: shards")
     for key, number in zip(batch.key, batch.classes.tolist(), strict=True):
         if not 0 <= number < known:
-            raise ConfigError(f"this stage takes classes 0 to {known - 1}; the record of {key} has "
-                              + ("none" if number < 0 else f"{number}"))
+            raise ConfigError(
+                f"this stage takes classes 0 to {known - 1}; the record of {key} has "
+                + ("none" if number < 0 else f"{number}")
+            )
     return batch.classes
 
 
@@ -112,8 +117,9 @@ class Embedded:
     mask: Tensor | None = None
 
     def __getitem__(self, part: slice) -> Embedded:
-        return Embedded(*(None if x is None else x[part] for x in
-                          (self.image, self.text, self.tokens, self.mask)))
+        return Embedded(
+            *(None if x is None else x[part] for x in (self.image, self.text, self.tokens, self.mask))
+        )
 
 
 def gathered(embedded: Sequence[Looked]) -> Embedded:
@@ -130,4 +136,4 @@ def window(image: Tensor, side: int | None, rng: Random) -> Tensor:
     if room <= 0:
         return image
     y, x = rng.randint(0, room), rng.randint(0, room)
-    return image[:, y:y + side, x:x + side]
+    return image[:, y : y + side, x : x + side]

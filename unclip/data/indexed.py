@@ -56,8 +56,11 @@ class Indexed:
         try:
             return read(path, self.index(path).entries[number])
         except (OSError, IndexError) as error:
-            return {"__key__": f"{path}#{number}", "__url__": path,
-                    "__error__": f"the shard has changed or cannot be read ({error})"}
+            return {
+                "__key__": f"{path}#{number}",
+                "__url__": path,
+                "__error__": f"the shard has changed or cannot be read ({error})",
+            }
 
 
 def stated_count(path: str) -> int | None:

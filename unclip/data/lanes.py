@@ -35,7 +35,7 @@ class Lane:
         if self.window:
             Random(f"{self.seed} {epoch}").shuffle(urls)
         whole = len(urls) // self.lanes * self.lanes
-        mine = [(url, 0, 1) for url in urls[self.lane:whole:self.lanes]]
+        mine = [(url, 0, 1) for url in urls[self.lane : whole : self.lanes]]
         if rest := urls[whole:]:
             which = self.lane % len(rest)
             readers = range(which, self.lanes, len(rest))

@@ -191,7 +191,7 @@ class _Raw(io.RawIOBase):
 
     def readinto(self, buffer: memoryview) -> int:
         data = self.stream.read(len(buffer))
-        buffer[:len(data)] = data
+        buffer[: len(data)] = data
         return len(data)
 
 
@@ -205,5 +205,11 @@ def decode(sample: dict[str, Any]) -> dict[str, Any]:
     """A raw sample's bytes as picture, captions and record; ``ValueError`` for what is missing."""
     image = open_picture(picture_of(sample))
     captions, record = texts_of(sample)
-    return {"key": sample["__key__"], "image": image, "caption": captions[0], "captions": captions,
-            "record": record, "shard": sample["__url__"]}
+    return {
+        "key": sample["__key__"],
+        "image": image,
+        "caption": captions[0],
+        "captions": captions,
+        "record": record,
+        "shard": sample["__url__"],
+    }

@@ -69,8 +69,11 @@ def members(file: BinaryIO | Forward, end: int) -> Iterator[Member]:
     while True:
         header = _read(file, at, BLOCK)
         if len(header) < BLOCK:
-            raise TarError("an empty file" if not at else
-                           f"the tar ends at byte {end:,} without its end mark: it may be cut short")
+            raise TarError(
+                "an empty file"
+                if not at
+                else f"the tar ends at byte {end:,} without its end mark: it may be cut short"
+            )
         if not header.strip(b"\0"):
             return
         length, kind = _checked(header, at), header[156:157]
@@ -141,7 +144,7 @@ def _facts(data: bytes) -> dict[str, str]:
         length = int(match[1])
         if length <= match.end() - at:
             break
-        found[_text(match[2])] = _text(data[match.end():at + length - 1])
+        found[_text(match[2])] = _text(data[match.end() : at + length - 1])
         at += length
     return found
 
@@ -185,8 +188,11 @@ def _add(found: Index, member: Member) -> None:
 def read(path: str | Path, entry: Entry) -> dict:
     """A sample as webdataset yields it: "__key__", "__url__", and its files' bytes by kind."""
     with open(path, "rb") as file:
-        return {"__key__": entry.key, "__url__": str(path),
-                **{kind: _read(file, *where) for kind, where in entry.files.items()}}
+        return {
+            "__key__": entry.key,
+            "__url__": str(path),
+            **{kind: _read(file, *where) for kind, where in entry.files.items()},
+        }
 
 
 class Forward:

@@ -36,9 +36,7 @@ class ShardWriter:
         if self._tar is None:
             # Fixed owner and time: a tar depends on its samples and on nothing else.
             self._stream = open(self._partial, "wb")
-            self._tar = wds.TarWriter(
-                self._stream, encoder=False, mtime=0, user="unclip", group="unclip"
-            )
+            self._tar = wds.TarWriter(self._stream, encoder=False, mtime=0, user="unclip", group="unclip")
         self._tar.write({"__key__": key, **files})
         self.count += 1
         if self.count % self.per_shard == 0:

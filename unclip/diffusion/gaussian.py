@@ -55,10 +55,7 @@ def optimal_variance(x0_variance: Tensor | float, level_t: Level, level_s: Level
 
 
 def log_variance(
-    frac: Tensor | float,
-    level_t: Level,
-    level_s: Level,
-    level_before: Level | None = None,
+    frac: Tensor | float, level_t: Level, level_s: Level, level_before: Level | None = None
 ) -> Tensor:
     """log variance of p(x_s | x_t) between the posterior's (frac 0) and beta (frac 1).
 
@@ -93,10 +90,7 @@ def tanh_normal_cdf(x: Tensor) -> Tensor:
 
 
 def discretized_log_likelihood(
-    x: Tensor,
-    mean: Tensor,
-    log_std: Tensor,
-    cdf: Callable[[Tensor], Tensor] = tanh_normal_cdf,
+    x: Tensor, mean: Tensor, log_std: Tensor, cdf: Callable[[Tensor], Tensor] = tanh_normal_cdf
 ) -> Tensor:
     """log probability, elementwise in nats, of 8-bit data under a Gaussian.
 

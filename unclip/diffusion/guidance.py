@@ -53,11 +53,7 @@ def classifier_free(
         out = denoiser(torch.cat([x, x]), torch.cat([t, t]), **both)
         (x0, null_x0), (eps, null_eps) = out.x0.chunk(2), out.eps.chunk(2)
         frac = out.frac.chunk(2)[0] if isinstance(out.frac, Tensor) else out.frac
-        guided = Prediction(
-            null_x0 + scale * (x0 - null_x0),
-            null_eps + scale * (eps - null_eps),
-            frac,
-        )
+        guided = Prediction(null_x0 + scale * (x0 - null_x0), null_eps + scale * (eps - null_eps), frac)
         if rescale:
             return rescaled(guided, Prediction(x0, eps), x, schedule.at(t), rescale)
         return guided
@@ -65,9 +61,7 @@ def classifier_free(
     return denoise
 
 
-def rescaled(
-    guided: Prediction, cond: Prediction, x: Tensor, level: Level, share: float
-) -> Prediction:
+def rescaled(guided: Prediction, cond: Prediction, x: Tensor, level: Level, share: float) -> Prediction:
     """guided, with its v scaled by `share` of the way to the standard deviation of cond's.
 
     Lin et al. 2023, eqs. 15 and 16, for a strong guidance that would overexpose. The paper's
@@ -102,9 +96,7 @@ THRESHOLDS = {"static": static_threshold, "dynamic": dynamic_threshold}
 
 
 def clamp_x0(
-    denoise: Denoise,
-    schedule: Schedule,
-    limit: float | Callable[[Tensor], Tensor] = 1.0,
+    denoise: Denoise, schedule: Schedule, limit: float | Callable[[Tensor], Tensor] = 1.0
 ) -> Denoise:
     """x0 within [-limit, limit], or limit(x0), such as `dynamic_threshold`; eps follows.
 
@@ -153,10 +145,7 @@ def together(*grad_fns: GradFn | None) -> GradFn | None:
 
 
 def gradient_on_x0(
-    denoise: Denoise,
-    schedule: Schedule,
-    objective: Callable[[Tensor], Tensor],
-    through_network: bool = False,
+    denoise: Denoise, schedule: Schedule, objective: Callable[[Tensor], Tensor], through_network: bool = False
 ) -> GradFn:
     """The gradient, with respect to x, of an objective on the predicted x0, for `gradient`.
 

@@ -22,12 +22,7 @@ def mean_flat(x: Tensor) -> Tensor:
 
 
 def vlb_terms(
-    prediction: Prediction,
-    x0: Tensor,
-    x: Tensor,
-    level_t: Level,
-    level_s: Level,
-    level_before: Level,
+    prediction: Prediction, x0: Tensor, x: Tensor, level_t: Level, level_s: Level, level_before: Level
 ) -> Tensor:
     """The term of the variational bound for the step from t to s, [N], in bits per dimension.
 
@@ -81,11 +76,7 @@ def over_x0_error(level: Level, predicts: str) -> Tensor:
     SNR for eps, and for v 1 + SNR where variance is preserved (Salimans & Ho 2022, section 4).
     """
     total = level.alpha**2 + level.sigma**2
-    return {
-        "eps": level.snr,
-        "x0": torch.ones_like(level.snr),
-        "v": (total / level.sigma) ** 2,
-    }[predicts]
+    return {"eps": level.snr, "x0": torch.ones_like(level.snr), "v": (total / level.sigma) ** 2}[predicts]
 
 
 def check_loss(kind: str, weighting: str, variance: str) -> None:

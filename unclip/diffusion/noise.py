@@ -27,10 +27,7 @@ class Noise:
     """
 
     def __init__(
-        self,
-        seeds: Sequence[int],
-        device: str | torch.device = "cpu",
-        drawn_on: str | torch.device = "cpu",
+        self, seeds: Sequence[int], device: str | torch.device = "cpu", drawn_on: str | torch.device = "cpu"
     ):
         self.device = device
         self.generators = [torch.Generator(drawn_on).manual_seed(fold(seed)) for seed in seeds]

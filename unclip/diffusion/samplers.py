@@ -122,12 +122,7 @@ def ddim(
 
 
 @torch.no_grad()
-def invert(
-    denoise: Denoise,
-    schedule: Schedule,
-    x: Tensor,
-    steps: Sequence[int],
-) -> Iterator[Step]:
+def invert(denoise: Denoise, schedule: Schedule, x: Tensor, steps: Sequence[int]) -> Iterator[Step]:
     """DDIM backwards, from a picture to its noise (Song et al. 2021, section 4.3).
 
     x: [N, ...] at level steps[0], a picture if that is 0. A network knows no level 0, where the
@@ -147,11 +142,7 @@ def invert(
 
 @torch.no_grad()
 def heun(
-    denoise: Denoise,
-    schedule: Schedule,
-    x: Tensor,
-    steps: Sequence[int],
-    noise: Noise | None = None,
+    denoise: Denoise, schedule: Schedule, x: Tensor, steps: Sequence[int], noise: Noise | None = None
 ) -> Iterator[Step]:
     """Heun's second order on dx = x0 d(alpha) + eps d(sigma), deterministic.
 
@@ -174,11 +165,7 @@ def heun(
 
 @torch.no_grad()
 def dpm_solver_2m(
-    denoise: Denoise,
-    schedule: Schedule,
-    x: Tensor,
-    steps: Sequence[int],
-    noise: Noise | None = None,
+    denoise: Denoise, schedule: Schedule, x: Tensor, steps: Sequence[int], noise: Noise | None = None
 ) -> Iterator[Step]:
     """DPM-Solver++ 2M (Lu et al. 2022, algorithm 2), second order, deterministic.
 

@@ -106,9 +106,7 @@ def cosine_betas(timesteps: int) -> np.ndarray:
     def alpha_bar(fraction: float) -> float:
         return math.cos((fraction + 0.008) / 1.008 * math.pi / 2) ** 2
 
-    return np.array(
-        [1 - alpha_bar((i + 1) / timesteps) / alpha_bar(i / timesteps) for i in range(timesteps)]
-    )
+    return np.array([1 - alpha_bar((i + 1) / timesteps) / alpha_bar(i / timesteps) for i in range(timesteps)])
 
 
 def variance_preserving(betas: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -194,8 +192,7 @@ def parse_steps(spec: int | str) -> int | str:
     elif hasattr(spec, "__index__") and not isinstance(spec, bool) and spec > 0:
         return operator.index(spec)
     raise ValueError(
-        "steps must be a positive number, sections such as '10,10,3,2,2', 'ddimN' or 'fast27', "
-        f"got {spec!r}"
+        f"steps must be a positive number, sections such as '10,10,3,2,2', 'ddimN' or 'fast27', got {spec!r}"
     )
 
 

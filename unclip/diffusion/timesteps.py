@@ -87,6 +87,7 @@ class LossSecondMoment:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on from a saved state; ValueError if it is of another T or history."""
         if state["losses"].shape != self.losses.shape:
-            raise ValueError(f"the saved losses are {tuple(state['losses'].shape)}, "
-                             f"not {tuple(self.losses.shape)}")
+            raise ValueError(
+                f"the saved losses are {tuple(state['losses'].shape)}, not {tuple(self.losses.shape)}"
+            )
         self.losses, self.counts = state["losses"].clone(), state["counts"].clone()

@@ -72,20 +72,29 @@ class Classifier(nn.Module):
 
         classes: int64 [N]. scale: above 1 follows p^scale, sharper than p (section 4.3).
         """
+
         def gradient(x: Tensor, t: Tensor, x0: Tensor) -> Tensor:
             x = x.detach().requires_grad_()
             log_p = self.logits(x, t).log_softmax(1).gather(1, classes[:, None])
             return scale * torch.autograd.grad(log_p.sum(), x)[0]
+
         return gradient
 
     def save(self, path: str | Path, dtype: torch.dtype | None = None, **facts: object) -> None:
         """Write the classifier as one checkpoint."""
-        save_checkpoint(path, self.state_dict(), kind=self.config.kind, dtype=dtype,
-                        config=self.config.model_dump(mode="json"), **{**self.facts, **facts})
+        save_checkpoint(
+            path,
+            self.state_dict(),
+            kind=self.config.kind,
+            dtype=dtype,
+            config=self.config.model_dump(mode="json"),
+            **{**self.facts, **facts},
+        )
 
 
-def load_classifier(path: str | Path, device: str | torch.device = "cpu",
-                    dtype: torch.dtype = torch.float32) -> Classifier:
+def load_classifier(
+    path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> Classifier:
     """Rebuild a classifier from its checkpoint, or from the folder of its run; eval mode, no gradients.
 
     dtype: of its weights, as in ``load_stage``.

@@ -50,7 +50,7 @@ class NoisedClip(nn.Module):
         Returns ids int64 [N,L] and the texts' lengths, int64 [N].
         """
         pairs, length = self._byte_pairs, self.config.net.length
-        rows = [[pairs.sot_token_id, *pairs.encode(text)[:length - 2], pairs.eot_token_id] for text in texts]
+        rows = [[pairs.sot_token_id, *pairs.encode(text)[: length - 2], pairs.eot_token_id] for text in texts]
         ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
         return ids, torch.tensor([len(row) for row in rows])
 
@@ -76,12 +76,19 @@ class NoisedClip(nn.Module):
             x = x.detach().requires_grad_()
             logits = self.config.net.logit_scale * (self.encode_image(x, t) * wanted).sum()
             return scale * torch.autograd.grad(logits, x)[0]
+
         return gradient
 
     def save(self, path: str | Path, dtype: torch.dtype | None = None, **facts: object) -> None:
         """Write it as one checkpoint."""
-        save_checkpoint(path, self.state_dict(), kind=self.config.kind, dtype=dtype,
-                        config=self.config.model_dump(mode="json"), **{**self.facts, **facts})
+        save_checkpoint(
+            path,
+            self.state_dict(),
+            kind=self.config.kind,
+            dtype=dtype,
+            config=self.config.model_dump(mode="json"),
+            **{**self.facts, **facts},
+        )
 
 
 def load_noised_clip(

@@ -13,6 +13,8 @@ def similarity(clip: Clip, text: Tensor, scale: float) -> Objective:
 
     text: CLIP's vectors [N,D] of length 1.
     """
+
     def objective(picture: Tensor) -> Tensor:
         return scale * clip.logit_scale * (clip.encode_image(picture) * text).sum(-1)
+
     return objective

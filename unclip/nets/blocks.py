@@ -44,7 +44,7 @@ def timestep_embedding(t: Tensor, dim: int, max_period: float = 1e4) -> Tensor:
     powers = torch.arange(half, dtype=torch.float32, device=t.device) / half
     angles = t.float()[:, None] * torch.exp(-math.log(max_period) * powers)  # [N, dim // 2]
     embedding = torch.cat([angles.cos(), angles.sin()], dim=1)
-    return F.pad(embedding, (0, dim % 2))                                    # [N, dim]
+    return F.pad(embedding, (0, dim % 2))  # [N, dim]
 
 
 def time_mlp(channels: int, width: int) -> nn.Sequential:
@@ -137,17 +137,17 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """x: [N, C, H, W]; emb: [N, E], already activated (SiLU). Returns [N, C', H', W']."""
-        h = F.silu(self.norm1(x))                                # [N, C, H, W]
-        h, x = self.resample(h), self.resample(x)                # [N, C, H', W']
-        h = self.conv1(h)                                        # [N, C', H', W']
-        emb = self.emb(emb)[:, :, None, None].to(h.dtype)        # [N, C' or 2C', 1, 1]
+        h = F.silu(self.norm1(x))  # [N, C, H, W]
+        h, x = self.resample(h), self.resample(x)  # [N, C, H', W']
+        h = self.conv1(h)  # [N, C', H', W']
+        emb = self.emb(emb)[:, :, None, None].to(h.dtype)  # [N, C' or 2C', 1, 1]
         if self.scale_shift:
-            scale, shift = emb.chunk(2, dim=1)                   # [N, C', 1, 1] each
-            h = torch.addcmul(shift, self.norm2(h), 1 + scale)   # [N, C', H', W']
+            scale, shift = emb.chunk(2, dim=1)  # [N, C', 1, 1] each
+            h = torch.addcmul(shift, self.norm2(h), 1 + scale)  # [N, C', H', W']
         else:
-            h = self.norm2(h + emb)                              # [N, C', H', W']
-        h = self.conv2(self.dropout(F.silu(h)))                  # [N, C', H', W']
-        return self.skip(x) + h                                  # [N, C', H', W']
+            h = self.norm2(h + emb)  # [N, C', H', W']
+        h = self.conv2(self.dropout(F.silu(h)))  # [N, C', H', W']
+        return self.skip(x) + h  # [N, C', H', W']
 
 
 class SpatialAttention(nn.Module):
@@ -181,21 +181,19 @@ class SpatialAttention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None):
         """x: [N, C, H, W]; context: [N, L, K]; mask: bool [N, L], True = attend."""
-        pixels = rearrange(self.norm(x), "n c h w -> n (h w) c")           # [N, HW, C]
-        q, k, v = self._split(self.qkv(pixels), 3)                         # [N, HW, heads, D]
+        pixels = rearrange(self.norm(x), "n c h w -> n (h w) c")  # [N, HW, C]
+        q, k, v = self._split(self.qkv(pixels), 3)  # [N, HW, heads, D]
         if context is not None:
             context_k, context_v = self._split(self.context_kv(context), 2)  # [N, L, heads, D]
-            k = torch.cat([context_k, k], dim=1)                           # [N, L + HW, heads, D]
-            v = torch.cat([context_v, v], dim=1)                           # [N, L + HW, heads, D]
+            k = torch.cat([context_k, k], dim=1)  # [N, L + HW, heads, D]
+            v = torch.cat([context_v, v], dim=1)  # [N, L + HW, heads, D]
             if mask is not None:
-                mask = F.pad(mask, (0, pixels.shape[1]), value=True)       # [N, L + HW]
-        h = self.out(attend(q, k, v, mask, self.backend))                  # [N, HW, C]
-        return x + rearrange(h, "n (h w) c -> n c h w", h=x.shape[2])      # [N, C, H, W]
+                mask = F.pad(mask, (0, pixels.shape[1]), value=True)  # [N, L + HW]
+        h = self.out(attend(q, k, v, mask, self.backend))  # [N, HW, C]
+        return x + rearrange(h, "n (h w) c -> n c h w", h=x.shape[2])  # [N, C, H, W]
 
     def _split(self, x: Tensor, parts: int) -> Tensor:
-        return rearrange(
-            x, "n l (heads parts d) -> parts n l heads d", heads=self.heads, parts=parts
-        )
+        return rearrange(x, "n l (heads parts d) -> parts n l heads d", heads=self.heads, parts=parts)
 
 
 class Refine(nn.Module):
@@ -211,7 +209,7 @@ class Refine(nn.Module):
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
         """h: [N, C, H, W], the patches; x: [N, Cin, H, W]. Returns [N, Cout, H, W]."""
-        return self.out(F.silu(h + self.mix(torch.cat([h, x], dim=1))))      # [N, Cout, H, W]
+        return self.out(F.silu(h + self.mix(torch.cat([h, x], dim=1))))  # [N, Cout, H, W]
 
 
 class TransformerBlock(Unit):
@@ -230,17 +228,15 @@ class TransformerBlock(Unit):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = zero(nn.Linear(width, width))
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, 4 * width), nn.GELU(), zero(nn.Linear(4 * width, width))
-        )
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), zero(nn.Linear(4 * width, width)))
         self.dropout = nn.Dropout(dropout)
 
     def compute(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x: [N, L, W]; mask as in `attend`. Returns [N, L, W]."""
-        qkv = self.qkv(self.norm1(x))                                     # [N, L, 3W]
+        qkv = self.qkv(self.norm1(x))  # [N, L, 3W]
         q, k, v = rearrange(
             qkv, "n l (heads three d) -> three n l heads d", heads=self.heads, three=3
-        )                                                                 # [N, L, heads, D]
-        h = self.out(attend(q, k, v, mask, self.backend))                 # [N, L, W]
-        x = x + self.dropout(h)                                           # [N, L, W]
-        return x + self.dropout(self.mlp(self.norm2(x)))                  # [N, L, W]
+        )  # [N, L, heads, D]
+        h = self.out(attend(q, k, v, mask, self.backend))  # [N, L, W]
+        x = x + self.dropout(h)  # [N, L, W]
+        return x + self.dropout(self.mlp(self.norm2(x)))  # [N, L, W]

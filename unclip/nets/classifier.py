@@ -17,7 +17,7 @@ from .encoder import EncoderConfig, encoder, middle
 
 
 class ClassifierConfig(EncoderConfig):
-    classes: int = Field(gt=1)                   # number of classes
+    classes: int = Field(gt=1)  # number of classes
     # How the classes are read: from the last grid by attention or as its mean, or from the means of
     # all grids by two layers (with a group norm between them in v2). Named as in the public code.
     pool: Literal["attention", "adaptive", "spatial", "spatial_v2"] = "attention"
@@ -30,9 +30,7 @@ class AttentionPool(nn.Module):
     Raises ValueError when the heads do not divide the channels.
     """
 
-    def __init__(
-        self, side: int, channels: int, heads: int, out_channels: int, backend: Backend = "sdpa"
-    ):
+    def __init__(self, side: int, channels: int, heads: int, out_channels: int, backend: Backend = "sdpa"):
         super().__init__()
         if channels % heads:
             raise ValueError(f"{heads} attention heads do not divide {channels} channels")
@@ -43,12 +41,12 @@ class AttentionPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [N, C, side, side]. Returns [N, out_channels]."""
-        x = rearrange(x, "n c h w -> n (h w) c")                             # [N, HW, C]
-        x = torch.cat([x.mean(1, keepdim=True), x], dim=1)                   # [N, 1 + HW, C]
-        x = x + self.position.T                                              # [N, 1 + HW, C]
+        x = rearrange(x, "n c h w -> n (h w) c")  # [N, HW, C]
+        x = torch.cat([x.mean(1, keepdim=True), x], dim=1)  # [N, 1 + HW, C]
+        x = x + self.position.T  # [N, 1 + HW, C]
         q, k, v = rearrange(
             self.qkv(x), "n l (three heads d) -> three n l heads d", three=3, heads=self.heads
-        )                                                                    # [N, 1 + HW, heads, D]
+        )  # [N, 1 + HW, heads, D]
         return self.out(attend(q[:, :1], k, v, backend=self.backend))[:, 0]  # [N, out_channels]
 
 
@@ -68,27 +66,27 @@ class NoisedClassifier(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """x: [N, Cin, image_size, image_size]; t: float [N]. Returns [N, classes]."""
         if self.config.pool == "attention":
-            return self.pool(self._normed(self._grids(x, t)[-1]))             # [N, classes]
-        return self.pool(self.features(x, t))                                 # [N, classes]
+            return self.pool(self._normed(self._grids(x, t)[-1]))  # [N, classes]
+        return self.pool(self.features(x, t))  # [N, classes]
 
     def features(self, x: Tensor, t: Tensor) -> Tensor:
         """What the classes are read from, averaged over places: [N, C], C of the last level (in a
         spatial pool, of all grids)."""
         grids = self._grids(x, t)
         if self.config.pool.startswith("spatial"):
-            return torch.cat([grid.mean((2, 3)) for grid in grids], dim=1)    # [N, sum of C]
-        return self._normed(grids[-1]).mean((2, 3))                           # [N, C]
+            return torch.cat([grid.mean((2, 3)) for grid in grids], dim=1)  # [N, sum of C]
+        return self._normed(grids[-1]).mean((2, 3))  # [N, C]
 
     def _normed(self, x: Tensor) -> Tensor:
-        return F.silu(self.norm(x))                                           # [N, C, H', W']
+        return F.silu(self.norm(x))  # [N, C, H', W']
 
     def _grids(self, x: Tensor, t: Tensor) -> list[Tensor]:
         emb = F.silu(self.time(timestep_embedding(t, self.config.channels)))  # [N, E]
         k = self.config.pixel_unshuffle
-        h = F.pixel_unshuffle(x, k) if k > 1 else x                           # [N, kkCin, H/k, W/k]
+        h = F.pixel_unshuffle(x, k) if k > 1 else x  # [N, kkCin, H/k, W/k]
         grids = []
         for block in [*self.encoder, self.middle]:
-            h = block(h, emb, None, None)                                     # [N, C, H', W']
+            h = block(h, emb, None, None)  # [N, C, H', W']
             grids.append(h)
         return grids
 

@@ -57,9 +57,9 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)        # [N, L, 3W]
+        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)  # [N, L, 3W]
         q, k, v = rearrange(qkv, "n l (three h d) -> three n l h d", three=3, h=self.heads)
-        return self.out_proj(attend(q, k, v, mask))                      # [N, L, W]
+        return self.out_proj(attend(q, k, v, mask))  # [N, L, W]
 
 
 class QuickGELU(nn.Module):
@@ -87,9 +87,7 @@ class Block(Unit):
 class Transformer(nn.Module):
     def __init__(self, width: int, layers: int, heads: int, mlp_ratio: float, quick_gelu: bool) -> None:
         super().__init__()
-        self.resblocks = nn.ModuleList(
-            Block(width, heads, mlp_ratio, quick_gelu) for _ in range(layers)
-        )
+        self.resblocks = nn.ModuleList(Block(width, heads, mlp_ratio, quick_gelu) for _ in range(layers))
         for block in self.resblocks:
             for out in (block.attn.out_proj, block.mlp.c_proj):
                 nn.init.normal_(out.weight, std=(2 * layers * width) ** -0.5)
@@ -122,16 +120,16 @@ class VisionTransformer(nn.Module):
         self.proj = nn.Parameter(torch.randn(width, embed_dim) * width**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv1(x).flatten(2).transpose(1, 2)                     # [N, P, W]
-        x = x + self.positional_embedding[1:]                            # [N, P, W]
+        x = self.conv1(x).flatten(2).transpose(1, 2)  # [N, P, W]
+        x = x + self.positional_embedding[1:]  # [N, P, W]
         if self.training and self.patch_dropout > 0:  # Li et al. 2022, arXiv:2212.00794
             kept = max(1, round(x.shape[1] * (1 - self.patch_dropout)))
             order = torch.rand(x.shape[:2], device=x.device).argsort(1)[:, :kept, None]
-            x = x.gather(1, order.expand(-1, -1, x.shape[2]))            # [N, P', W]
-        start = self.class_embedding + self.positional_embedding[0]      # [W]
+            x = x.gather(1, order.expand(-1, -1, x.shape[2]))  # [N, P', W]
+        start = self.class_embedding + self.positional_embedding[0]  # [W]
         x = torch.cat([start.to(x.dtype).expand(len(x), 1, -1), x], dim=1)  # [N, 1+P', W]
-        x = self.transformer(self.ln_pre(x))                             # [N, 1+P, W]
-        return self.ln_post(x[:, 0]) @ self.proj                         # [N, D]
+        x = self.transformer(self.ln_pre(x))  # [N, 1+P, W]
+        return self.ln_post(x[:, 0]) @ self.proj  # [N, D]
 
 
 class Bottleneck(nn.Module):
@@ -153,11 +151,11 @@ class Bottleneck(nn.Module):
             self.downsample = nn.Sequential(nn.Conv2d(inside, out, 1, bias=False), nn.BatchNorm2d(out))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))                              # [N, P, S, S]
-        y = self.shrink(F.relu(self.bn2(self.conv2(y))))                 # [N, P, S', S']
-        y = self.bn3(self.conv3(y))                                      # [N, 4P, S', S']
+        y = F.relu(self.bn1(self.conv1(x)))  # [N, P, S, S]
+        y = self.shrink(F.relu(self.bn2(self.conv2(y))))  # [N, P, S', S']
+        y = self.bn3(self.conv3(y))  # [N, 4P, S', S']
         x = x if self.downsample is None else self.downsample(self.shrink(x))
-        return F.relu(x + y)                                             # [N, 4P, S', S']
+        return F.relu(x + y)  # [N, 4P, S', S']
 
 
 class AttentionPool(nn.Module):
@@ -174,12 +172,12 @@ class AttentionPool(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.flatten(2).transpose(1, 2)                                 # [N, P, C]
-        x = torch.cat([x.mean(1, keepdim=True), x], dim=1)               # [N, 1+P, C]
+        x = x.flatten(2).transpose(1, 2)  # [N, P, C]
+        x = torch.cat([x.mean(1, keepdim=True), x], dim=1)  # [N, 1+P, C]
         x = x + self.positional_embedding.to(x.dtype)
         q, k, v = self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x)
         q, k, v = (rearrange(y, "n l (h d) -> n l h d", h=self.heads) for y in (q, k, v))
-        return self.c_proj(attend(q, k, v)[:, 0])                        # [N, D]
+        return self.c_proj(attend(q, k, v)[:, 0])  # [N, D]
 
 
 class ModifiedResNet(nn.Module):
@@ -205,11 +203,11 @@ class ModifiedResNet(nn.Module):
         self.attnpool = AttentionPool(places, inside, inside // config.head_width, embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(x)))                              # [N, W/2, S/2, S/2]
+        x = F.relu(self.bn1(self.conv1(x)))  # [N, W/2, S/2, S/2]
         x = F.relu(self.bn2(self.conv2(x)))
-        x = F.avg_pool2d(F.relu(self.bn3(self.conv3(x))), 2)             # [N, W, S/4, S/4]
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))        # [N, 32W, S/32, S/32]
-        return self.attnpool(x)                                          # [N, D]
+        x = F.avg_pool2d(F.relu(self.bn3(self.conv3(x))), 2)  # [N, W, S/4, S/4]
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))  # [N, 32W, S/32, S/32]
+        return self.attnpool(x)  # [N, D]
 
 
 class PlainClip(nn.Module):
@@ -224,9 +222,7 @@ class PlainClip(nn.Module):
             self.visual = VisionTransformer(vision, config.embed_dim, config.quick_gelu)
         else:
             self.visual = ModifiedResNet(vision, config.embed_dim)
-        self.transformer = Transformer(
-            text.width, text.layers, text.heads, text.mlp_ratio, config.quick_gelu
-        )
+        self.transformer = Transformer(text.width, text.layers, text.heads, text.mlp_ratio, config.quick_gelu)
         self.token_embedding = nn.Embedding(text.vocab_size, text.width)
         self.positional_embedding = nn.Parameter(torch.randn(text.context_length, text.width) * 0.01)
         self.ln_final = nn.LayerNorm(text.width)
@@ -246,4 +242,4 @@ class PlainClip(nn.Module):
         length = ids.shape[1]
         x = self.token_embedding(ids) + self.positional_embedding[:length]  # [N, L, W]
         causal = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()
-        return self.ln_final(self.transformer(x, causal[None, None]))    # [N, L, W]
+        return self.ln_final(self.transformer(x, causal[None, None]))  # [N, L, W]

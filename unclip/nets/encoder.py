@@ -5,32 +5,27 @@ from torch import Tensor, nn
 
 from ..config import Config
 from .attention import Backend
-from .blocks import (
-    Downsample,
-    ResBlock,
-    SpatialAttention,
-    Unit,
-)
+from .blocks import Downsample, ResBlock, SpatialAttention, Unit
 
 
 class EncoderConfig(Config):
     """The way down, which a U-Net and a classifier have in common."""
 
-    image_size: int                              # pixels a side of the picture
-    in_channels: int = 3                         # with those of a low-resolution picture or a mask
-    channels: int                                # of the first level; the others are multiples
-    channel_mult: tuple[float, ...]              # one for each level; each level halves the grid
-    num_res_blocks: int                          # a level, going down; one more going up
+    image_size: int  # pixels a side of the picture
+    in_channels: int = 3  # with those of a low-resolution picture or a mask
+    channels: int  # of the first level; the others are multiples
+    channel_mult: tuple[float, ...]  # one for each level; each level halves the grid
+    num_res_blocks: int  # a level, going down; one more going up
     attention_resolutions: tuple[int, ...] = ()  # grid sizes: image_size / pixel_unshuffle / 2^i
-    middle_attention: bool = True                # attention at the smallest grid, in the middle
-    head_channels: int = 64                      # channels of an attention head
-    num_heads: int | None = None                 # a fixed number of heads instead
-    dropout: float = 0.0                         # chance, in the residual blocks
-    norm_groups: int = 32                        # of the group norms; see `group_norm` for speed
-    scale_shift: bool = True                     # how the time embedding acts; False: it is added
-    updown_in_blocks: bool = True                # False: plain convolutions, as in improved DDPM
-    conv_resample: bool = True                   # False: none at all, where they would be plain
-    pixel_unshuffle: int = 1                     # k x k pixels become channels inside the network
+    middle_attention: bool = True  # attention at the smallest grid, in the middle
+    head_channels: int = 64  # channels of an attention head
+    num_heads: int | None = None  # a fixed number of heads instead
+    dropout: float = 0.0  # chance, in the residual blocks
+    norm_groups: int = 32  # of the group norms; see `group_norm` for speed
+    scale_shift: bool = True  # how the time embedding acts; False: it is added
+    updown_in_blocks: bool = True  # False: plain convolutions, as in improved DDPM
+    conv_resample: bool = True  # False: none at all, where they would be plain
+    pixel_unshuffle: int = 1  # k x k pixels become channels inside the network
     attention: Backend = "sdpa"
 
     @model_validator(mode="after")
@@ -40,9 +35,7 @@ class EncoderConfig(Config):
             raise ValueError(f"image_size {self.image_size} is no multiple of {multiple}")
         missing = set(self.attention_resolutions) - set(self.grid_sizes)
         if missing:
-            raise ValueError(
-                f"attention_resolutions {sorted(missing)} do not occur: {self.grid_sizes} do"
-            )
+            raise ValueError(f"attention_resolutions {sorted(missing)} do not occur: {self.grid_sizes} do")
         return self
 
     @property
@@ -69,9 +62,7 @@ class EncoderConfig(Config):
 class Block(Unit, nn.ModuleList):
     """Layers in a row; each takes what it needs of the embedding and the context."""
 
-    def compute(
-        self, x: Tensor, emb: Tensor, context: Tensor | None, mask: Tensor | None
-    ) -> Tensor:
+    def compute(self, x: Tensor, emb: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
         for layer in self:
             if isinstance(layer, ResBlock):
                 x = layer(x, emb)

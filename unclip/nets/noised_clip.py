@@ -19,21 +19,21 @@ STD = (68.50053285, 66.63215831, 70.32316309)
 
 
 class TowerConfig(Config):
-    width: int                     # channels
+    width: int  # channels
     layers: int
     heads: int
 
 
 class NoisedClipConfig(Config):
-    embed_dim: int                 # of the embedding that both make
+    embed_dim: int  # of the embedding that both make
     image: TowerConfig
-    image_size: int                # pixels a side
-    patch_size: int                # pixels a side of what becomes one token
-    timesteps: int = 1000          # noise levels that the picture may have
+    image_size: int  # pixels a side
+    patch_size: int  # pixels a side of what becomes one token
+    timesteps: int = 1000  # noise levels that the picture may have
     text: TowerConfig
-    vocab_size: int                # rows of the token embedding; may be more than there are tokens
-    length: int = 77               # tokens a text is padded to
-    logit_scale: float = 100.0     # on the cosine of two embeddings; learned, then fixed
+    vocab_size: int  # rows of the token embedding; may be more than there are tokens
+    length: int = 77  # tokens a text is padded to
+    logit_scale: float = 100.0  # on the cosine of two embeddings; learned, then fixed
     attention: Backend = "sdpa"
 
     @model_validator(mode="after")
@@ -62,11 +62,13 @@ class Block(Unit):
 
     def compute(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """x: [N, L, W]; mask as in `attend`. Returns [N, L, W]."""
-        h = self.norm1(x)                                                 # [N, L, W]
-        q, k, v = (rearrange(part(h), "n l (heads d) -> n l heads d", heads=self.heads)
-                   for part in (self.q, self.k, self.v))                  # [N, L, heads, D]
-        x = x + self.out(attend(q, k, v, mask, self.backend))             # [N, L, W]
-        return x + self.mlp(self.norm2(x))                                # [N, L, W]
+        h = self.norm1(x)  # [N, L, W]
+        q, k, v = (
+            rearrange(part(h), "n l (heads d) -> n l heads d", heads=self.heads)
+            for part in (self.q, self.k, self.v)
+        )  # [N, L, heads, D]
+        x = x + self.out(attend(q, k, v, mask, self.backend))  # [N, L, W]
+        return x + self.mlp(self.norm2(x))  # [N, L, W]
 
 
 class Tower(nn.Module):
@@ -75,9 +77,7 @@ class Tower(nn.Module):
     def __init__(self, config: TowerConfig, length: int, embed_dim: int, backend: Backend):
         super().__init__()
         self.position = normal(length, config.width, std=0.01)
-        self.blocks = nn.ModuleList(
-            Block(config.width, config.heads, backend) for _ in range(config.layers)
-        )
+        self.blocks = nn.ModuleList(Block(config.width, config.heads, backend) for _ in range(config.layers))
         for block in self.blocks:
             for layer in (block.out, block.mlp[2]):
                 nn.init.normal_(layer.weight, std=config.width**-0.5 / (2 * config.layers))
@@ -100,12 +100,12 @@ class TextTower(Tower):
         """
         if tokens.shape[1] != len(self.position):
             raise ValueError(f"{tokens.shape[1]} tokens a text, not {len(self.position)}")
-        x = self.token(tokens) + self.position                            # [N, L, W]
+        x = self.token(tokens) + self.position  # [N, L, W]
         causal = torch.ones(len(x[0]), len(x[0]), dtype=torch.bool, device=x.device).tril()
         for block in self.blocks:
-            x = block(x, causal[None, None])                              # [N, L, W]
-        last = x[torch.arange(len(x), device=x.device), lengths - 1]      # [N, W]
-        return self.out(self.norm(last))                                  # [N, D]
+            x = block(x, causal[None, None])  # [N, L, W]
+        last = x[torch.arange(len(x), device=x.device), lengths - 1]  # [N, W]
+        return self.out(self.norm(last))  # [N, D]
 
 
 class ImageTower(Tower):
@@ -129,13 +129,13 @@ class ImageTower(Tower):
         if x.shape[-2:] != (self.image_size, self.image_size):
             raise ValueError(f"a picture of {tuple(x.shape[-2:])} pixels; this CLIP takes {self.image_size}")
         mean, std = (torch.tensor(c, device=x.device).view(3, 1, 1) for c in (MEAN, STD))
-        x = self.patches(((x + 1) * 127.5 - mean) / std)                  # [N, W, S/P, S/P]
-        x = rearrange(x, "n w y x -> n (y x) w")                          # [N, L - 1, W]
-        x = torch.cat([self.time(t)[:, None].to(x.dtype), x], dim=1)      # [N, L, W]
-        x = self.norm_in(x + self.position)                               # [N, L, W]
+        x = self.patches(((x + 1) * 127.5 - mean) / std)  # [N, W, S/P, S/P]
+        x = rearrange(x, "n w y x -> n (y x) w")  # [N, L - 1, W]
+        x = torch.cat([self.time(t)[:, None].to(x.dtype), x], dim=1)  # [N, L, W]
+        x = self.norm_in(x + self.position)  # [N, L, W]
         for block in self.blocks:
-            x = block(x, None)                                            # [N, L, W]
-        return self.out(self.norm(x[:, 0]))                               # [N, D]
+            x = block(x, None)  # [N, L, W]
+        return self.out(self.norm(x[:, 0]))  # [N, D]
 
 
 class NoisedClipNet(nn.Module):

@@ -10,16 +10,16 @@ from .blocks import TransformerBlock, normal, time_mlp, timestep_embedding, zero
 
 
 class PriorConfig(Config):
-    embed_dim: int                 # of the image embedding and of the text embedding
-    text_dim: int                  # width of the text tokens that come in
-    text_length: int               # text tokens, padding included
-    width: int                     # channels
+    embed_dim: int  # of the image embedding and of the text embedding
+    text_dim: int  # width of the text tokens that come in
+    text_length: int  # text tokens, padding included
+    width: int  # channels
     layers: int
     heads: int
-    dropout: float = 0.0           # chance, on every residual branch
-    null_text: bool = True         # a learned embedding of no text; False: encode "" instead
-    memory: int = 0                # slots that recall the image embeddings of known texts; 0 = none
-    memory_scale: float = 25.0     # how sharply: what a cosine of texts is multiplied by
+    dropout: float = 0.0  # chance, on every residual branch
+    null_text: bool = True  # a learned embedding of no text; False: encode "" instead
+    memory: int = 0  # slots that recall the image embeddings of known texts; 0 = none
+    memory_scale: float = 25.0  # how sharply: what a cosine of texts is multiplied by
     attention: Backend = "sdpa"
 
 
@@ -39,16 +39,18 @@ class Memory(nn.Module):
     def fill(self, keys: Tensor, values: Tensor) -> None:
         """Take K <= slots texts and what to recall, both [K, E]; spare slots repeat them."""
         if keys.shape != values.shape or not 0 < len(keys) <= len(self.keys):
-            raise ValueError(f"a memory of {len(self.keys)} slots cannot hold texts {tuple(keys.shape)} "
-                             f"with embeddings {tuple(values.shape)}")
+            raise ValueError(
+                f"a memory of {len(self.keys)} slots cannot hold texts {tuple(keys.shape)} "
+                f"with embeddings {tuple(values.shape)}"
+            )
         rows = torch.arange(len(self.keys), device=keys.device) % len(keys)
         self.keys.copy_(F.normalize(keys, dim=-1)[rows])
         self.values.copy_(values[rows])
 
     def forward(self, text_embed: Tensor) -> Tensor:
         """[N, E] -> [N, E]"""
-        likeness = F.normalize(text_embed, dim=-1) @ self.keys.T                     # [N, K]
-        return (self.scale * likeness).softmax(-1) @ self.values                     # [N, E]
+        likeness = F.normalize(text_embed, dim=-1) @ self.keys.T  # [N, K]
+        return (self.scale * likeness).softmax(-1) @ self.values  # [N, E]
 
 
 class PriorTransformer(nn.Module):
@@ -105,33 +107,33 @@ class PriorTransformer(nn.Module):
         config, length = self.config, text.shape[1]
         if length > config.text_length:
             raise ValueError(f"{length} text tokens; this prior takes {config.text_length}")
-        recalled = None if self.memory is None else self.memory(text_embed)          # [N, E]
+        recalled = None if self.memory is None else self.memory(text_embed)  # [N, E]
         if has_text is not None:
             if not config.null_text:
                 raise ValueError("has_text needs a network that was built with null_text")
             text_embed = torch.where(has_text[:, None], text_embed, self.null_text)  # [N, E]
-            text_mask = text_mask & has_text[:, None]                                # [N, L]
-            recalled = None if recalled is None else recalled * has_text[:, None]    # [N, E]
+            text_mask = text_mask & has_text[:, None]  # [N, L]
+            recalled = None if recalled is None else recalled * has_text[:, None]  # [N, E]
         tail = [
-            self.text_embed(text_embed),                                             # [N, W]
-            self.time(timestep_embedding(t, config.width)),                          # [N, W]
-            *([] if recalled is None else [self.recalled(recalled)]),                # [N, W]
-            self.image_embed(x),                                                     # [N, W]
-            self.query.expand(len(x), -1),                                           # [N, W]
+            self.text_embed(text_embed),  # [N, W]
+            self.time(timestep_embedding(t, config.width)),  # [N, W]
+            *([] if recalled is None else [self.recalled(recalled)]),  # [N, W]
+            self.image_embed(x),  # [N, W]
+            self.query.expand(len(x), -1),  # [N, W]
         ]
-        h = torch.cat([self.text(text), torch.stack(tail, dim=1)], dim=1)            # [N, L+T, W]
-        h = h + torch.cat([self.position[:length], self.position[-self.tail:]])      # [N, L+T, W]
-        mask = self._mask(text_mask)                                                 # [N,1,L+T,L+T]
+        h = torch.cat([self.text(text), torch.stack(tail, dim=1)], dim=1)  # [N, L+T, W]
+        h = h + torch.cat([self.position[:length], self.position[-self.tail :]])  # [N, L+T, W]
+        mask = self._mask(text_mask)  # [N,1,L+T,L+T]
         for block in self.blocks:
-            h = block(h, mask)                                                       # [N, L+T, W]
-        out = self.out(self.norm(h[:, -1]))                                          # [N, E]
-        return out if recalled is None else out + recalled                           # [N, E]
+            h = block(h, mask)  # [N, L+T, W]
+        out = self.out(self.norm(h[:, -1]))  # [N, E]
+        return out if recalled is None else out + recalled  # [N, E]
 
     def _mask(self, text_mask: Tensor) -> Tensor:
         """Who attends to whom: [N, L] -> [N, 1, L + T, L + T]."""
         n, length = text_mask.shape
         size = length + self.tail
-        keys = torch.cat([text_mask, text_mask.new_ones(n, self.tail)], dim=1)       # [N, L + T]
+        keys = torch.cat([text_mask, text_mask.new_ones(n, self.tail)], dim=1)  # [N, L + T]
         causal = keys.new_ones(size, size).tril()
         # Padding attends to itself, since a softmax over no key at all is not a number.
         itself = torch.eye(size, dtype=torch.bool, device=keys.device)

@@ -9,14 +9,14 @@ from .blocks import TransformerBlock, normal
 
 
 class TextConfig(Config):
-    vocab_size: int                # number of token ids
-    length: int                    # tokens a text is padded to
-    width: int                     # channels
+    vocab_size: int  # number of token ids
+    length: int  # tokens a text is padded to
+    width: int  # channels
     layers: int
     heads: int
-    dropout: float = 0.0           # chance, on every residual branch
-    padding: bool = True           # False: a text is padded with its tokens, whatever the mask says
-    final_norm: bool = True        # a layer norm at the end
+    dropout: float = 0.0  # chance, on every residual branch
+    padding: bool = True  # False: a text is padded with its tokens, whatever the mask says
+    final_norm: bool = True  # a layer norm at the end
     attention: Backend = "sdpa"
 
 
@@ -50,10 +50,10 @@ class TextTransformer(nn.Module):
         """
         if tokens.shape[1] != self.config.length:
             raise ValueError(f"{tokens.shape[1]} tokens a text, not {self.config.length}")
-        x = self.token(tokens) + self.position                    # [N, L, W]
+        x = self.token(tokens) + self.position  # [N, L, W]
         if self.config.padding:
-            x = torch.where(mask[..., None], x, self.padding)     # [N, L, W]
+            x = torch.where(mask[..., None], x, self.padding)  # [N, L, W]
         for block in self.blocks:
-            x = block(x)                                          # [N, L, W]
-        x = self.norm(x)                                          # [N, L, W]
+            x = block(x)  # [N, L, W]
+        x = self.norm(x)  # [N, L, W]
         return x[:, -1], x

@@ -9,30 +9,22 @@ from einops import rearrange
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from .blocks import (
-    Refine,
-    Upsample,
-    group_norm,
-    normal,
-    time_mlp,
-    timestep_embedding,
-    zero,
-)
+from .blocks import Refine, Upsample, group_norm, normal, time_mlp, timestep_embedding, zero
 from .encoder import Block, EncoderConfig, attention, encoder, middle, res_block
 
 
 class UNetConfig(EncoderConfig):
-    out_channels: int = 3                        # 6 with a learned variance
-    refine: int | None = None                    # channels of two last convolutions on whole pixels, which
-                                                 # see the input too; None: none (with pixel_unshuffle)
-    num_heads_up: int | None = None              # num_heads on the way up; None: as on the way down
-    context_channels: int | None = None          # width of the tokens that join the keys
-    image_embed_dim: int | None = None           # of the CLIP image embedding; None: no such input
-    image_tokens: int = 4                        # context tokens made from the image embedding
-    text_dim: int | None = None                  # width of the text tokens; None: no such input
-    text_project: bool = True                    # False: text tokens are context as they come
-    text_embed_dim: int | None = None            # of a vector for the whole text; None: no such
-    classes: int | None = None                   # number of classes; None: no such input
+    out_channels: int = 3  # 6 with a learned variance
+    refine: int | None = None  # channels of two last convolutions on whole pixels, which
+    # see the input too; None: none (with pixel_unshuffle)
+    num_heads_up: int | None = None  # num_heads on the way up; None: as on the way down
+    context_channels: int | None = None  # width of the tokens that join the keys
+    image_embed_dim: int | None = None  # of the CLIP image embedding; None: no such input
+    image_tokens: int = 4  # context tokens made from the image embedding
+    text_dim: int | None = None  # width of the text tokens; None: no such input
+    text_project: bool = True  # False: text tokens are context as they come
+    text_embed_dim: int | None = None  # of a vector for the whole text; None: no such
+    classes: int | None = None  # number of classes; None: no such input
 
     @model_validator(mode="after")
     def _consistent(self) -> "UNetConfig":
@@ -88,9 +80,7 @@ class UNet(nn.Module):
             self.null_image = normal(config.image_embed_dim)
             self.image_embed = nn.Linear(config.image_embed_dim, emb)
             if context is not None and config.image_tokens:
-                self.image_tokens = nn.Linear(
-                    config.image_embed_dim, context * config.image_tokens
-                )
+                self.image_tokens = nn.Linear(config.image_embed_dim, context * config.image_tokens)
         self.encoder, skips = encoder(config, context)
         self.middle = middle(config, skips[-1], context)
         self.decoder = decoder(config, skips)
@@ -125,21 +115,21 @@ class UNet(nn.Module):
         """
         self._check(image_embed=image_embed, text=text, text_embed=text_embed, classes=classes)
         k = self.config.pixel_unshuffle
-        image = self._image(image_embed, has_image, len(x))                  # [N, D] or None
-        emb = F.silu(self._embedding(t, image, text_embed, classes))         # [N, E]
-        context, mask = self._context(image, text, text_mask)                # [N, L, K], [N, L]
-        h = F.pixel_unshuffle(x, k) if k > 1 else x                          # [N, kkCin, H/k, W/k]
+        image = self._image(image_embed, has_image, len(x))  # [N, D] or None
+        emb = F.silu(self._embedding(t, image, text_embed, classes))  # [N, E]
+        context, mask = self._context(image, text, text_mask)  # [N, L, K], [N, L]
+        h = F.pixel_unshuffle(x, k) if k > 1 else x  # [N, kkCin, H/k, W/k]
         skips = []
         for block in self.encoder:
-            h = block(h, emb, context, mask)                                 # [N, C, H', W']
+            h = block(h, emb, context, mask)  # [N, C, H', W']
             skips.append(h)
-        h = self.middle(h, emb, context, mask)                               # [N, C, H', W']
+        h = self.middle(h, emb, context, mask)  # [N, C, H', W']
         for block in self.decoder:
-            h = torch.cat([h, skips.pop()], dim=1)                           # [N, C + C', H', W']
-            h = block(h, emb, context, mask)                                 # [N, C, H', W']
-        h = self.out(F.silu(self.norm(h)))                                   # [N, kkCout, H/k, W/k]
-        h = F.pixel_shuffle(h, k) if k > 1 else h                            # [N, Cout, H, W]
-        return h if self.config.refine is None else self.refine(h, x)        # [N, Cout, H, W]
+            h = torch.cat([h, skips.pop()], dim=1)  # [N, C + C', H', W']
+            h = block(h, emb, context, mask)  # [N, C, H', W']
+        h = self.out(F.silu(self.norm(h)))  # [N, kkCout, H/k, W/k]
+        h = F.pixel_shuffle(h, k) if k > 1 else h  # [N, Cout, H, W]
+        return h if self.config.refine is None else self.refine(h, x)  # [N, Cout, H, W]
 
     def _image(self, image_embed: Tensor | None, has_image: Tensor | None, n: int) -> Tensor | None:
         """The image embedding, or the learned one where there is none: [N, D]."""
@@ -155,14 +145,14 @@ class UNet(nn.Module):
         self, t: Tensor, image: Tensor | None, text_embed: Tensor | None, classes: Tensor | None
     ) -> Tensor:
         """Everything that is one vector a picture, summed: [N, E]."""
-        emb = self.time(timestep_embedding(t, self.config.channels))         # [N, E]
+        emb = self.time(timestep_embedding(t, self.config.channels))  # [N, E]
         if image is not None:
-            emb = emb + self.image_embed(image)                              # [N, E]
+            emb = emb + self.image_embed(image)  # [N, E]
         if text_embed is not None:
-            emb = emb + self.text_embed(text_embed)                          # [N, E]
+            emb = emb + self.text_embed(text_embed)  # [N, E]
         if classes is not None:
-            known = (classes >= 0)[:, None]                                  # [N, 1]
-            emb = emb + self.classes(classes.clamp(min=0)) * known           # [N, E]
+            known = (classes >= 0)[:, None]  # [N, 1]
+            emb = emb + self.classes(classes.clamp(min=0)) * known  # [N, E]
         return emb
 
     def _context(

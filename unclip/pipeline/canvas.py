@@ -41,12 +41,16 @@ def canvas_of(image: Image.Image | str | Path, mask: Image.Image | str | Path) -
     """
     image, mask = (one if isinstance(one, Image.Image) else Image.open(one) for one in (image, mask))
     if image.size != mask.size:
-        raise ValueError(f"the mask is {mask.width} x {mask.height} pixels, the picture {image.width} x "
-                         f"{image.height}: they must be of one size")
+        raise ValueError(
+            f"the mask is {mask.width} x {mask.height} pixels, the picture {image.width} x "
+            f"{image.height}: they must be of one size"
+        )
     side = min(image.size)
     if image.width != image.height:
-        warnings.warn(f"the picture is {image.width} x {image.height} pixels; only its middle square is used",
-                      stacklevel=3)
+        warnings.warn(
+            f"the picture is {image.width} x {image.height} pixels; only its middle square is used",
+            stacklevel=3,
+        )
         left, top = (image.width - side) // 2, (image.height - side) // 2
         image, mask = (one.crop((left, top, left + side, top + side)) for one in (image, mask))
     repaint = torch.from_numpy(np.array(mask.convert("L")) >= 128)

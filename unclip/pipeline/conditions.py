@@ -12,8 +12,14 @@ from ..stages.tokenizer import GlideTokenizer
 
 
 @torch.no_grad()
-def conditions_of(stage: Decoder, clip: Clip | None, batch: Batch, low_res: Tensor | None,
-                  tokenizer: GlideTokenizer | None = None, picture: Tensor | None = None) -> Conditions:
+def conditions_of(
+    stage: Decoder,
+    clip: Clip | None,
+    batch: Batch,
+    low_res: Tensor | None,
+    tokenizer: GlideTokenizer | None = None,
+    picture: Tensor | None = None,
+) -> Conditions:
     """What a stage is told about a batch: its embeddings, captions, classes and the pictures themselves
     [N,3,S,S] (to inpaint), as far as it takes them.
 
@@ -22,8 +28,9 @@ def conditions_of(stage: Decoder, clip: Clip | None, batch: Batch, low_res: Tens
     told: dict[str, Tensor] = {}
     device, embedded = stage.embed_mean.device, batch.embedded
     if stage.takes_image:
-        told["image_embed"] = (clip.encode_image(batch.image.to(device)) if embedded is None
-                               else embedded.image.to(device))
+        told["image_embed"] = (
+            clip.encode_image(batch.image.to(device)) if embedded is None else embedded.image.to(device)
+        )
     if stage.takes_text or stage.takes_text_embed:
         if embedded is None or clip is not None:
             text = clip.encode_text(batch.caption).trimmed()

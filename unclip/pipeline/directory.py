@@ -36,8 +36,8 @@ class Manifest(Config):
     prior: str | None = None
     decoder: str
     upsamplers: list[str] = []
-    tokenizer: str | None = None   # of stages with a text transformer of their own
-    guide: str | None = None       # a CLIP of noised pictures
+    tokenizer: str | None = None  # of stages with a text transformer of their own
+    guide: str | None = None  # a CLIP of noised pictures
     classifier: str | None = None  # of noised pictures
 
 
@@ -119,10 +119,15 @@ def _read_decoder(path: Path, device: torch.device, dtype: torch.dtype) -> dict[
     """A decoder of nothing, or of classes, as a whole model: its checkpoint, or the folder with it."""
     file = path if path.is_file() else path / DECODER_FILE
     decoder = load_stage(file, "decoder", device, dtype)
-    needs = {"CLIP's embeddings": decoder.takes_image, "text": decoder.takes_prompt,
-             "a smaller picture": decoder.config.low_res is not None}
+    needs = {
+        "CLIP's embeddings": decoder.takes_image,
+        "text": decoder.takes_prompt,
+        "a smaller picture": decoder.config.low_res is not None,
+    }
     if any(needs.values()):
         needed = " and ".join(what for what, needed in needs.items() if needed)
-        raise CheckpointError(f"{path} is not a model: it holds no {MODEL_FILE}, only a decoder, which "
-                              f"takes {needed}; training.chain puts stages together (--assemble)")
+        raise CheckpointError(
+            f"{path} is not a model: it holds no {MODEL_FILE}, only a decoder, which "
+            f"takes {needed}; training.chain puts stages together (--assemble)"
+        )
     return {"decoder": decoder, "name": file.resolve().parent.name}

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from .model import Model
 
 
-def guides(model: Model, text: Prompts | None, classes: Tensor | None, options: Options
-           ) -> tuple[Objective | None, guidance.GradFn | None]:
+def guides(
+    model: Model, text: Prompts | None, classes: Tensor | None, options: Options
+) -> tuple[Objective | None, guidance.GradFn | None]:
     """For ``Decoder.sample``: an objective of pictures, and a gradient of noised ones; None = none."""
     objective, climbs = None, []
     if options.clip_guidance_scale and text is not None:

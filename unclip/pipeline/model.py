@@ -27,36 +27,44 @@ def stages_fit(model: Model) -> None:
     size = model.decoder.size
     for stage in model.upsamplers:
         if stage.config.low_res is None or stage.config.low_res.size != size:
-            raise CheckpointError(f"an upsampler does not start from {size} pixels, the size "
-                                  "that the stage before it makes")
+            raise CheckpointError(
+                f"an upsampler does not start from {size} pixels, the size that the stage before it makes"
+            )
         size = stage.size
     _clip_fits(model)
     for stage in model.picture_stages:
         if stage.takes_tokens and model.tokenizer is None:
-            raise CheckpointError("this model has a text transformer of its own but comes without its "
-                                  "tokenizer")
+            raise CheckpointError(
+                "this model has a text transformer of its own but comes without its tokenizer"
+            )
         if stage.takes_tokens and model.tokenizer.length != stage.config.text.length:
-            raise CheckpointError(f"the tokenizer makes {model.tokenizer.length} tokens of a text, but a "
-                                  f"stage takes {stage.config.text.length}")
+            raise CheckpointError(
+                f"the tokenizer makes {model.tokenizer.length} tokens of a text, but a "
+                f"stage takes {stage.config.text.length}"
+            )
     if model.decoder.takes_image and model.prior is None:
         raise CheckpointError("a decoder of image embeddings needs a prior")
     if model.guide is not None:
         theirs = model.guide.config
-        _same_levels(model, "CLIP of noised pictures", theirs.net.image_size, theirs.schedule,
-                     theirs.net.timesteps)
+        _same_levels(
+            model, "CLIP of noised pictures", theirs.net.image_size, theirs.schedule, theirs.net.timesteps
+        )
 
 
 def _clip_fits(model: Model) -> None:
     stages = [stage for stage in (model.prior, *model.picture_stages) if stage is not None]
-    wants_clip = [s for s in stages
-                  if isinstance(s, Prior) or s.takes_image or s.takes_text or s.takes_text_embed]
+    wants_clip = [
+        s for s in stages if isinstance(s, Prior) or s.takes_image or s.takes_text or s.takes_text_embed
+    ]
     if wants_clip and model.clip is None:
         raise CheckpointError("this model takes text but comes without its CLIP")
     for stage in wants_clip:
         trained_with = stage.facts.get("clip", model.clip.identity)
         if trained_with.rpartition("#")[2] != model.clip.identity.rpartition("#")[2]:  # by weights
-            raise CheckpointError(f"the {stage.config.kind} was trained with CLIP {trained_with}, "
-                                  f"but the model holds {model.clip.identity}")
+            raise CheckpointError(
+                f"the {stage.config.kind} was trained with CLIP {trained_with}, "
+                f"but the model holds {model.clip.identity}"
+            )
 
 
 def classifier_fits(model: Model, classifier: Classifier) -> None:
@@ -64,20 +72,25 @@ def classifier_fits(model: Model, classifier: Classifier) -> None:
     theirs, classes = classifier.config, model.decoder.config.net.classes
     _same_levels(model, "classifier", theirs.net.image_size, theirs.schedule, theirs.timesteps)
     if classes not in (None, theirs.net.classes):
-        raise CheckpointError("the classifier does not fit the decoder: its classes is "
-                              f"{theirs.net.classes}, the decoder's {classes}")
+        raise CheckpointError(
+            "the classifier does not fit the decoder: its classes is "
+            f"{theirs.net.classes}, the decoder's {classes}"
+        )
 
 
 def _same_levels(model: Model, what: str, image_size: int, schedule: str, timesteps: int) -> None:
     """Refuse what guides by noised pictures, if it knows others than the decoder makes."""
     process = model.decoder.config.process
-    facts = {"image_size": (model.decoder.size, image_size),
-             "schedule": (process.schedule, schedule),
-             "timesteps": (process.timesteps, timesteps)}
+    facts = {
+        "image_size": (model.decoder.size, image_size),
+        "schedule": (process.schedule, schedule),
+        "timesteps": (process.timesteps, timesteps),
+    }
     for name, (wanted, given) in facts.items():
         if wanted != given:
-            raise CheckpointError(f"the {what} does not fit the decoder: its {name} is {given}, "
-                                  f"the decoder's {wanted}")
+            raise CheckpointError(
+                f"the {what} does not fit the decoder: its {name} is {given}, the decoder's {wanted}"
+            )
 
 
 class Model(nn.Module):
@@ -149,8 +162,12 @@ class Model(nn.Module):
         self.classifier = classifier if self._lends_to else classifier.to(self.device)
         return self
 
-    def place(self, device: str | torch.device | None = None, dtype: str | torch.dtype = "float32",
-              offload: bool = False) -> Self:
+    def place(
+        self,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype = "float32",
+        offload: bool = False,
+    ) -> Self:
         """Bring all stages to a device (None = a GPU if there is one) and their weights to a precision.
 
         offload: they stay in the computer's memory, and are on the device only while they work.
@@ -159,8 +176,11 @@ class Model(nn.Module):
         device, dtype = as_device(device), parse_dtype(dtype)
         self._lends_to = device if offload else None
         for part in filter(None, (self.prior, *self.picture_stages, self.guide, self.classifier, self.clip)):
-            place(part, torch.device("cpu") if offload else device,
-                  torch.float32 if part is self.clip else dtype)
+            place(
+                part,
+                torch.device("cpu") if offload else device,
+                torch.float32 if part is self.clip else dtype,
+            )
         return self
 
     def encode_text(self, prompts: list[str]) -> Prompts:
@@ -185,9 +205,16 @@ class Model(nn.Module):
         """What the prior is told of texts."""
         return self.prior.conditions(self._text_embed(text), text.clip.tokens, text.clip.mask)
 
-    def conditions(self, stage: Decoder, n: int, image_embed: Tensor | None = None,
-                   text: Prompts | None = None, low_res: Tensor | None = None,
-                   classes: Tensor | None = None, canvas: Canvas | None = None) -> Conditions:
+    def conditions(
+        self,
+        stage: Decoder,
+        n: int,
+        image_embed: Tensor | None = None,
+        text: Prompts | None = None,
+        low_res: Tensor | None = None,
+        classes: Tensor | None = None,
+        canvas: Canvas | None = None,
+    ) -> Conditions:
         """What one of ``picture_stages`` is told about ``n`` pictures; what it does not take is left out."""
         told: dict[str, Tensor | None] = {"image_embed": image_embed, "low_res": low_res, "classes": classes}
         if text is not None and text.clip is not None:

@@ -42,8 +42,9 @@ class Pipeline(Model):
         negative: Prompts | None = None,
     ) -> Tensor:
         """Image embeddings [N,D], as the decoder takes them: the candidate nearest to the text."""
-        sampling = override(self.prior.config.sampling, steps=options.prior_steps,
-                            guidance_scale=options.prior_guidance_scale)
+        sampling = override(
+            self.prior.config.sampling, steps=options.prior_steps, guidance_scale=options.prior_guidance_scale
+        )
         if negative is None and not self.prior.config.net.null_text and sampling.guidance_scale != 1:
             negative = self._no_text(text)
         conditions = self.prior_conditions(text.repeat(sampling.candidates))
@@ -76,8 +77,12 @@ class Pipeline(Model):
         canvas:   a picture to be inpainted, the same for all.
         """
         stage, n = self.decoder, len(seeds)
-        sampling = override(stage.config.sampling, steps=options.steps,
-                            guidance_scale=options.guidance_scale, sampler=options.sampler)
+        sampling = override(
+            stage.config.sampling,
+            steps=options.steps,
+            guidance_scale=options.guidance_scale,
+            sampler=options.sampler,
+        )
         classes = self._classes(n, options) if classes is None else classes
         if negative is None and text is not None and stage.config.null_text == "empty":
             negative = (None, self._no_text(text))
@@ -85,8 +90,9 @@ class Pipeline(Model):
         with self._at_work(stage, *guiding(self, classes, options)):
             conditions = self.conditions(stage, n, image_embed, text, classes=classes, canvas=canvas)
             if negative is not None and sampling.guidance_scale != 1:
-                null = self.conditions(stage, n, *negative, canvas=canvas,
-                                       classes=None if stage.config.drop_class else classes)
+                null = self.conditions(
+                    stage, n, *negative, canvas=canvas, classes=None if stage.config.drop_class else classes
+                )
             with self._autocast(text=True):
                 objective, climb = guides(self, text, classes, options)
             with self._autocast():
@@ -160,13 +166,20 @@ class Pipeline(Model):
         jobs = [(text, fold(seed, k)) for text in prompts for k in range(n)]
         pictures: list[Image.Image] = []
         for start in range(0, len(jobs), batch_size):
-            texts, seeds = zip(*jobs[start:start + batch_size], strict=True)
+            texts, seeds = zip(*jobs[start : start + batch_size], strict=True)
             made = self._generate(list(texts), list(seeds), settings, canvas, progress, watch)
             pictures += [to_pil(picture) for picture in made.float().cpu()]
         return pictures[0] if single else pictures
 
-    def _generate(self, texts: list[str | None], seeds: list[int], options: Options, canvas: Canvas | None,
-                  progress: Progress | None, watch: Watch | None) -> Tensor:
+    def _generate(
+        self,
+        texts: list[str | None],
+        seeds: list[int],
+        options: Options,
+        canvas: Canvas | None,
+        progress: Progress | None,
+        watch: Watch | None,
+    ) -> Tensor:
         """One batch: [N,3,S,S] in [-1,1]."""
         text = away = embed = negative = None
         n = len(texts)
@@ -199,8 +212,13 @@ class Pipeline(Model):
         return Path(folder)
 
     @classmethod
-    def load(cls, folder: str | Path, device: str | torch.device | None = None,
-             dtype: str | torch.dtype = "float32", offload: bool = False) -> Pipeline:
+    def load(
+        cls,
+        folder: str | Path,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype = "float32",
+        offload: bool = False,
+    ) -> Pipeline:
         """Read a model, strictly; device, dtype and offload as in ``place``.
 
         folder: a pipeline directory; or, of a decoder that needs no other stage, its checkpoint or
@@ -211,8 +229,9 @@ class Pipeline(Model):
         return cls(**parts).eval().place(device, dtype, offload)
 
 
-def _walk(steps: Iterable[Step], name: str, total: int, progress: Progress | None,
-          watch: Watch | None = None) -> Tensor:
+def _walk(
+    steps: Iterable[Step], name: str, total: int, progress: Progress | None, watch: Watch | None = None
+) -> Tensor:
     """Run a sampler to its end, telling ``progress`` and ``watch`` of every step."""
     for count, step in enumerate(steps, 1):
         x = step.x

@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 class Prompts:
     """N sentences, encoded."""
 
-    texts: list[str]             # themselves
-    clip: Text | None = None     # what CLIP makes of them; None = the model has none
-    ids: Tensor | None = None    # int64 [N,L], of the tokenizer of a stage with its own text transformer
-    mask: Tensor | None = None   # bool [N,L], False = padding
+    texts: list[str]  # themselves
+    clip: Text | None = None  # what CLIP makes of them; None = the model has none
+    ids: Tensor | None = None  # int64 [N,L], of the tokenizer of a stage with its own text transformer
+    mask: Tensor | None = None  # bool [N,L], False = padding
 
     def repeat(self, n: int) -> Prompts:
         """Each sentence ``n`` times in a row."""
+
         def rows(value: Tensor | None) -> Tensor | None:
             return None if value is None else value.repeat_interleave(n, dim=0)
 
@@ -40,13 +41,22 @@ class Prompts:
         if self.clip is None:
             return self
         more = other.clip.tokens.shape[1] - self.clip.tokens.shape[1]
-        return replace(self, clip=replace(self.clip, tokens=F.pad(self.clip.tokens, (0, 0, 0, more)),
-                                          mask=F.pad(self.clip.mask, (0, more))))
+        return replace(
+            self,
+            clip=replace(
+                self.clip,
+                tokens=F.pad(self.clip.tokens, (0, 0, 0, more)),
+                mask=F.pad(self.clip.mask, (0, more)),
+            ),
+        )
 
     def __getitem__(self, index: slice) -> Prompts:
-        return Prompts(self.texts[index], None if self.clip is None else self.clip[index],
-                       None if self.ids is None else self.ids[index],
-                       None if self.mask is None else self.mask[index])
+        return Prompts(
+            self.texts[index],
+            None if self.clip is None else self.clip[index],
+            None if self.ids is None else self.ids[index],
+            None if self.mask is None else self.mask[index],
+        )
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -58,13 +68,15 @@ def contexts(clip: Clip | None, tokenizer: GlideTokenizer | None) -> list[tuple[
     return found + ([] if tokenizer is None else [(tokenizer, tokenizer.length)])
 
 
-def encode(texts: Sequence[str], clip: Clip | None, tokenizer: GlideTokenizer | None,
-           device: torch.device) -> Prompts:
+def encode(
+    texts: Sequence[str], clip: Clip | None, tokenizer: GlideTokenizer | None, device: torch.device
+) -> Prompts:
     """Texts for a model that has one of both, or both; warns of what does not fit into a context."""
     for encoder, length in contexts(clip, tokenizer):
         for cut, _ in itertools.groupby(filter(None, map(encoder.truncated, texts))):
-            warnings.warn(f"the prompt is longer than {length} tokens; this was cut off: '{cut}'",
-                          stacklevel=4)
+            warnings.warn(
+                f"the prompt is longer than {length} tokens; this was cut off: '{cut}'", stacklevel=4
+            )
     made = None if clip is None else clip.encode_text(texts).trimmed()
     if tokenizer is None:
         return Prompts(list(texts), made)

@@ -36,15 +36,20 @@ def check_request(model: Model, options: Options, inpaints: bool) -> None:
     if options.class_ is None:
         for stage in model.picture_stages:
             if stage.takes_class and not stage.config.drop_class:
-                raise ValueError(f"the model {model.name} knows no picture without a class: ask for one "
-                                 f"of 0 to {stage.config.net.classes - 1} (class_, or --class)")
+                raise ValueError(
+                    f"the model {model.name} knows no picture without a class: ask for one "
+                    f"of 0 to {stage.config.net.classes - 1} (class_, or --class)"
+                )
     sees = model.guide is not None or model.clip is not None and model.clip.image_size is not None
     if options.clip_guidance_scale and not (model.takes_prompt and sees):
-        raise ValueError(f"the model {model.name} holds no CLIP that knows pictures, which "
-                         "clip_guidance_scale needs")
+        raise ValueError(
+            f"the model {model.name} holds no CLIP that knows pictures, which clip_guidance_scale needs"
+        )
     if inpaints and not model.decoder.config.inpaint:
-        raise ValueError(f"the model {model.name} cannot inpaint: it takes no image and mask; one that "
-                         "does is glide-inpaint")
+        raise ValueError(
+            f"the model {model.name} cannot inpaint: it takes no image and mask; one that "
+            "does is glide-inpaint"
+        )
 
 
 def _negative(model: Model, options: Options) -> None:
@@ -53,11 +58,16 @@ def _negative(model: Model, options: Options) -> None:
     if not model.takes_prompt:
         raise ValueError(f"the model {model.name} takes no prompt, nor a negative one")
     asked = [(model.decoder, options.guidance_scale), (model.prior, options.prior_guidance_scale)]
-    scales = [stage.config.sampling.guidance_scale if scale is None else scale
-              for stage, scale in asked if stage is not None]
+    scales = [
+        stage.config.sampling.guidance_scale if scale is None else scale
+        for stage, scale in asked
+        if stage is not None
+    ]
     if all(scale == 1 for scale in scales):
-        raise ValueError("negative_prompt is what guidance moves away from, and there is no guidance: "
-                         "give a guidance_scale other than 1")
+        raise ValueError(
+            "negative_prompt is what guidance moves away from, and there is no guidance: "
+            "give a guidance_scale other than 1"
+        )
 
 
 def class_asked(model: Model, options: Options) -> int | None:
@@ -69,8 +79,7 @@ def class_asked(model: Model, options: Options) -> int | None:
     if not model.classes:
         raise ValueError(f"the model {model.name} takes no class")
     if options.class_ >= model.classes:
-        raise ValueError(f"the classes of {model.name} are 0 to {model.classes - 1}, "
-                         f"not {options.class_}")
+        raise ValueError(f"the classes of {model.name} are 0 to {model.classes - 1}, not {options.class_}")
     return options.class_
 
 

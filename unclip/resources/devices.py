@@ -118,8 +118,13 @@ def lent(modules: Iterable[nn.Module | None], device: torch.device) -> Iterator[
 
     For models that do not fit on a GPU as a whole. Nothing is copied back: the block must not train.
     """
-    stores = [store for module in modules if module is not None for part in module.modules()
-              for store in (part._parameters, part._buffers)]
+    stores = [
+        store
+        for module in modules
+        if module is not None
+        for part in module.modules()
+        for store in (part._parameters, part._buffers)
+    ]
     own = [(store, name, value) for store in stores for name, value in store.items() if value is not None]
     try:
         copies: dict[int, Tensor] = {}  # a tensor with two names is moved once

@@ -38,8 +38,13 @@ class LiveBytes(TorchDispatchMode):
         return out
 
     def _storages(self, tree: object) -> list[torch.UntypedStorage]:
-        return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)
-                and leaf.layout == torch.strided and self.only in (None, leaf.device.type)]
+        return [
+            leaf.untyped_storage()
+            for leaf in tree_leaves(tree)
+            if isinstance(leaf, Tensor)
+            and leaf.layout == torch.strided
+            and self.only in (None, leaf.device.type)
+        ]
 
     def _note(self, storage: torch.UntypedStorage) -> None:
         key, size = storage._cdata, storage.nbytes()
@@ -105,10 +110,25 @@ class _Fused(TorchFunctionMode):
 class _Autocast(TorchFunctionMode):
     """What CUDA's autocast casts of the operations that our networks use."""
 
-    LOW = {torch.conv2d, torch.conv1d, F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.einsum,
-           F.scaled_dot_product_attention}
-    FULL = {F.group_norm, torch.group_norm, F.layer_norm, torch.layer_norm, torch.softmax, Tensor.softmax,
-            F.softmax}
+    LOW = {
+        torch.conv2d,
+        torch.conv1d,
+        F.linear,
+        torch.matmul,
+        Tensor.matmul,
+        Tensor.__matmul__,
+        torch.einsum,
+        F.scaled_dot_product_attention,
+    }
+    FULL = {
+        F.group_norm,
+        torch.group_norm,
+        F.layer_norm,
+        torch.layer_norm,
+        torch.softmax,
+        Tensor.softmax,
+        F.softmax,
+    }
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
@@ -118,5 +138,6 @@ class _Autocast(TorchFunctionMode):
         dtype = self.dtype if func in self.LOW else torch.float32 if func in self.FULL else None
         if dtype is not None:
             args, kwargs = tree_map_only(
-                Tensor, lambda x: x.to(dtype) if x.is_floating_point() else x, (args, kwargs or {}))
+                Tensor, lambda x: x.to(dtype) if x.is_floating_point() else x, (args, kwargs or {})
+            )
         return func(*args, **(kwargs or {}))

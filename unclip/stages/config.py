@@ -18,10 +18,12 @@ from ..nets.unet import UNetConfig
 
 def _entry_of(table: dict[str, object], what: str) -> AfterValidator:
     """That a name is an entry of a table, as the table then is."""
+
     def check(name: str) -> str:
         if name not in table:
             raise ValueError(f"unknown {what} '{name}'; known: {', '.join(table)}")
         return name
+
     return AfterValidator(check)
 
 
@@ -42,14 +44,15 @@ class Process(Config):
     variance: Literal["small", "large", "learned"] = "small"
     loss: Literal["simple", "hybrid", "vlb", "rescaled", "auxiliary"] = "simple"
     weighting: Literal["none", "min_snr", "min_snr_plus_one", "p2"] = "none"  # of the squared error in simple
-                                                          # and hybrid
-    auxiliary_weight: float = Field(0.001, ge=0)          # of the x0 term in auxiliary
+    # and hybrid
+    auxiliary_weight: float = Field(0.001, ge=0)  # of the x0 term in auxiliary
 
     @model_validator(mode="after")
     def _parts_go_together(self) -> Process:
         check_loss(self.loss, self.weighting, self.variance)
-        check_prediction(self.predicts, self.variance, make_schedule(
-            self.schedule, self.timesteps, self.shift))
+        check_prediction(
+            self.predicts, self.variance, make_schedule(self.schedule, self.timesteps, self.shift)
+        )
         return self
 
 
@@ -90,18 +93,18 @@ class PriorStageConfig(Config):
     drop_text: float = Field(0.1, ge=0, le=1)  # chance of training without the text
     drop_tokens: float = Field(0.0, ge=0, le=1)  # ... with the text's embedding alone
     text_noise: float = Field(0.0, ge=0)  # length of the noise added to the text's embedding
-    clamp: float = Field(5.0, gt=0)            # largest whitened coordinate, in standard deviations
+    clamp: float = Field(5.0, gt=0)  # largest whitened coordinate, in standard deviations
     unit_norm: bool = True  # embeddings are brought to length 1; False: left as they come (Karlo)
 
 
 class LowRes(Config):
     """The smaller picture that an upsampler starts from, and how it is corrupted in training."""
 
-    size: int = Field(gt=0)                          # its height and width in pixels
-    blur: float = Field(0.6, ge=0)                   # largest sigma of the 3x3 blur, in its pixels
-    noise: float = Field(0.0, ge=0)                  # largest standard deviation of added noise
+    size: int = Field(gt=0)  # its height and width in pixels
+    blur: float = Field(0.6, ge=0)  # largest sigma of the 3x3 blur, in its pixels
+    noise: float = Field(0.0, ge=0)  # largest standard deviation of added noise
     residual_scale: float | None = Field(None, gt=0)  # diffuse (picture - enlarged) / this; None = picture
-    round_to_8bit: bool = False                      # to the 256 values that files hold, before enlarging
+    round_to_8bit: bool = False  # to the 256 values that files hold, before enlarging
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # bicubic is antialiased, as Karlo's
 
 
@@ -112,12 +115,12 @@ class DecoderStageConfig(Config):
     net: UNetConfig
     process: Process = Process(predicts="eps", variance="learned", loss="hybrid")
     sampling: Sampling = Sampling()
-    drop_image: float = Field(0.1, ge=0, le=1)    # chance of training without the image embedding
-    drop_text: float = Field(0.5, ge=0, le=1)     # ... without the text tokens
-    drop_class: float = Field(0.1, ge=0, le=1)    # ... without the class
-    embed_noise: float = Field(0.0, ge=0)         # noise added to the whitened embedding in training
+    drop_image: float = Field(0.1, ge=0, le=1)  # chance of training without the image embedding
+    drop_text: float = Field(0.5, ge=0, le=1)  # ... without the text tokens
+    drop_class: float = Field(0.1, ge=0, le=1)  # ... without the class
+    embed_noise: float = Field(0.0, ge=0)  # noise added to the whitened embedding in training
     low_res: LowRes | None = None
-    text: TextConfig | None = None                # a text transformer of its own (GLIDE), fed with tokens
+    text: TextConfig | None = None  # a text transformer of its own (GLIDE), fed with tokens
     null_text: Literal["masked", "empty"] = "masked"  # guidance starts from no token, or from "" (Karlo)
-    inpaint: bool = False                         # four more channels say what of the picture is known
-    last_network: bool = False                    # a second U-Net takes the step to data (Karlo)
+    inpaint: bool = False  # four more channels say what of the picture is known
+    last_network: bool = False  # a second U-Net takes the step to data (Karlo)

@@ -113,14 +113,17 @@ class Decoder(Stage):
         net, device = self.config.net, self.embed_mean.device
         if self.takes_image:
             given = image_embed is not None
-            made["image_embed"] = (self.whiten(image_embed) if given else
-                                   torch.zeros(n, net.image_embed_dim, device=device))
+            made["image_embed"] = (
+                self.whiten(image_embed) if given else torch.zeros(n, net.image_embed_dim, device=device)
+            )
             made["has_image"] = torch.full((n,), given, dtype=torch.bool, device=device)
         made.update(self._texts(n, text, text_mask, text_embed, tokens, token_mask))
         if self.takes_class:
             if classes is None and not self.config.drop_class:
-                raise ValueError("this model knows no picture without a class (its drop_class is 0): ask "
-                                 f"for one of 0 to {net.classes - 1}")
+                raise ValueError(
+                    "this model knows no picture without a class (its drop_class is 0): ask "
+                    f"for one of 0 to {net.classes - 1}"
+                )
             made["classes"] = classes if classes is not None else torch.full((n,), -1, device=device)
         if self.config.low_res:
             if low_res is None:
@@ -131,8 +134,15 @@ class Decoder(Stage):
             made["known"] = known_part(image, mask, like)
         return made
 
-    def _texts(self, n: int, text: Tensor | None, text_mask: Tensor | None, text_embed: Tensor | None,
-               tokens: Tensor | None, token_mask: Tensor | None) -> Conditions:
+    def _texts(
+        self,
+        n: int,
+        text: Tensor | None,
+        text_mask: Tensor | None,
+        text_embed: Tensor | None,
+        tokens: Tensor | None,
+        token_mask: Tensor | None,
+    ) -> Conditions:
         made: Conditions = {}
         net, device = self.config.net, self.embed_mean.device
         if self.takes_text:
@@ -150,9 +160,13 @@ class Decoder(Stage):
 
     def null(self, conditions: Conditions) -> Conditions:
         """The same with nothing to go by but the low-resolution picture and what is known of this one."""
-        empty = {"has_image": torch.zeros_like, "text_mask": torch.zeros_like,
-                 "text_embed": torch.zeros_like, "token_mask": torch.zeros_like,
-                 "classes": lambda value: torch.full_like(value, -1)}
+        empty = {
+            "has_image": torch.zeros_like,
+            "text_mask": torch.zeros_like,
+            "text_embed": torch.zeros_like,
+            "token_mask": torch.zeros_like,
+            "classes": lambda value: torch.full_like(value, -1),
+        }
         return {key: empty[key](value) if key in empty else value for key, value in conditions.items()}
 
     def drop(self, conditions: Conditions, generator: Random = None) -> Conditions:
@@ -168,9 +182,11 @@ class Decoder(Stage):
         texts = [key for key in ("text_mask", "text_embed", "token_mask") if key in kept]
         if texts:
             if config.null_text == "empty" and config.drop_text and not self.takes_tokens:
-                raise ValueError('guidance of this model starts from CLIP\'s encoding of "", which no text '
-                                 "that is left out becomes; train it with drop_text 0 on captions some of "
-                                 "which are empty")
+                raise ValueError(
+                    'guidance of this model starts from CLIP\'s encoding of "", which no text '
+                    "that is left out becomes; train it with drop_text 0 on captions some of "
+                    "which are empty"
+                )
             left_out = chance(len(kept[texts[0]]), config.drop_text, kept[texts[0]], generator)
             for key in texts:
                 kept[key] = kept[key].masked_fill(left_out[:, None], 0)
@@ -223,13 +239,16 @@ class Decoder(Stage):
         """
         guided = guidance_scale != 1
         if guided and self.takes_class and not self.config.drop_class and (null["classes"] < 0).any():
-            raise ValueError("this model knows no picture without a class (its drop_class is 0), from which "
-                             "guidance would start: its guidance_scale must be 1")
+            raise ValueError(
+                "this model knows no picture without a class (its drop_class is 0), from which "
+                "guidance would start: its guidance_scale must be 1"
+            )
         with torch.no_grad():  # once a call, not once a step
             conditions = self.encode(conditions)
             null = self.encode(null) if guided else conditions
-        denoise = guidance.classifier_free(self.denoiser, conditions, null, guidance_scale,
-                                           guidance_rescale, self.schedule)
+        denoise = guidance.classifier_free(
+            self.denoiser, conditions, null, guidance_scale, guidance_rescale, self.schedule
+        )
         denoise = self._kept(denoise, conditions, threshold)
         if objective is not None:
             denoise = guidance.gradient(denoise, self.schedule, self._climb(denoise, objective, conditions))
@@ -239,17 +258,20 @@ class Decoder(Stage):
             denoise = self._kept(denoise, conditions, threshold)
         return denoise
 
-    def _climb(self, denoise: guidance.Denoise, objective: Objective, conditions: Conditions
-               ) -> guidance.GradFn:
+    def _climb(
+        self, denoise: guidance.Denoise, objective: Objective, conditions: Conditions
+    ) -> guidance.GradFn:
         return guidance.gradient_on_x0(
-            denoise, self.schedule, lambda x0: objective(self.to_picture(x0, conditions)))
+            denoise, self.schedule, lambda x0: objective(self.to_picture(x0, conditions))
+        )
 
     def _kept(self, denoise: guidance.Denoise, conditions: Conditions, threshold: str) -> guidance.Denoise:
         if threshold == "none" and "known" not in conditions:
             return denoise
         limit = guidance.THRESHOLDS.get(threshold, lambda picture: picture)
-        return guidance.clamp_x0(denoise, self.schedule, lambda x0: self.to_data(
-            self._in_range(x0, conditions, limit), conditions))
+        return guidance.clamp_x0(
+            denoise, self.schedule, lambda x0: self.to_data(self._in_range(x0, conditions, limit), conditions)
+        )
 
     def sample(
         self,
@@ -286,10 +308,14 @@ def _check(config: DecoderStageConfig) -> None:
     channels = 3 + (4 if config.inpaint else 0) + (3 if low_res else 0)
     outputs = 6 if config.process.variance == "learned" else 3
     if (net.in_channels, net.out_channels) != (channels, outputs):
-        raise ValueError(f"this stage needs a U-Net with in_channels {channels} and out_channels "
-                         f"{outputs}, not {net.in_channels} and {net.out_channels}")
+        raise ValueError(
+            f"this stage needs a U-Net with in_channels {channels} and out_channels "
+            f"{outputs}, not {net.in_channels} and {net.out_channels}"
+        )
     if low_res and net.image_size % low_res.size:
         raise ValueError(f"{net.image_size} pixels are no whole multiple of low_res.size {low_res.size}")
     if text and (net.text_dim, net.text_embed_dim) != (text.width, text.width):
-        raise ValueError(f"a text transformer of width {text.width} needs a U-Net with text_dim and "
-                         f"text_embed_dim {text.width}, not {net.text_dim} and {net.text_embed_dim}")
+        raise ValueError(
+            f"a text transformer of width {text.width} needs a U-Net with text_dim and "
+            f"text_embed_dim {text.width}, not {net.text_dim} and {net.text_embed_dim}"
+        )

@@ -22,8 +22,10 @@ def known_part(image: Tensor | None, mask: Tensor | None, like: Tensor) -> Tenso
     image = image.to(like).expand(n, -1, -1, -1)
     mask = image.new_ones(n, 1, height, width) if mask is None else mask.to(like).expand(n, -1, -1, -1)
     if image.shape[1:] != (3, height, width) or mask.shape[1:] != (1, height, width):
-        raise ValueError(f"inpainting takes a picture [N,3,{height},{width}] and a mask [N,1,{height},"
-                         f"{width}], not {list(image.shape)} and {list(mask.shape)}")
+        raise ValueError(
+            f"inpainting takes a picture [N,3,{height},{width}] and a mask [N,1,{height},"
+            f"{width}], not {list(image.shape)} and {list(mask.shape)}"
+        )
     return torch.cat([image * mask, mask], dim=1)
 
 

@@ -21,6 +21,7 @@ def blur3(picture: Tensor, sigma: Tensor) -> Tensor:
 
 def corrupt(low_res: Tensor, config: LowRes, generator: Random = None) -> Tensor:
     """Blur [N,3,s,s] and add noise, each as strongly as chance has it, up to what ``config`` says."""
+
     def uniform() -> Tensor:
         return rand((len(low_res), 1, 1, 1), low_res.device, generator)
 
@@ -38,5 +39,10 @@ def enlarge(low_res: Tensor, config: LowRes, factor: int) -> Tensor:
         # Rounded, as in GLIDE's notebooks; ADM reads files, for which its script cuts decimals off.
         low_res = ((low_res + 1) * 127.5).round() / 127.5 - 1
     # An antialiased bicubic kernel is another one (a = -0.5 for -0.75) even where it only enlarges.
-    return F.interpolate(low_res, scale_factor=float(factor), mode=config.interpolation, align_corners=False,
-                         antialias=config.interpolation == "bicubic")
+    return F.interpolate(
+        low_res,
+        scale_factor=float(factor),
+        mode=config.interpolation,
+        align_corners=False,
+        antialias=config.interpolation == "bicubic",
+    )

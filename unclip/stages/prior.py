@@ -41,8 +41,10 @@ class Prior(Stage):
     def null(self, conditions: Conditions) -> Conditions:
         """The same without the text; ``ValueError`` for a prior that knows the text "" in its place."""
         if "has_text" not in conditions:
-            raise ValueError("this prior was trained without a learned 'no text' (null_text is false): "
-                             'guide it with the conditions of the text ""')
+            raise ValueError(
+                "this prior was trained without a learned 'no text' (null_text is false): "
+                'guide it with the conditions of the text ""'
+            )
         return {**conditions, "has_text": torch.zeros_like(conditions["has_text"])}
 
     def drop(self, conditions: Conditions, generator: Random = None) -> Conditions:
@@ -55,9 +57,11 @@ class Prior(Stage):
         if "has_text" in kept:
             kept["has_text"] = kept["has_text"] & ~chance(n, config.drop_text, embed, generator)
         elif config.drop_text:
-            raise ValueError('a prior whose null_text is false starts guidance from the text "", which no '
-                             "text that is left out becomes; train it with drop_text 0 on captions some of "
-                             "which are empty")
+            raise ValueError(
+                'a prior whose null_text is false starts guidance from the text "", which no '
+                "text that is left out becomes; train it with drop_text 0 on captions some of "
+                "which are empty"
+            )
         if config.drop_tokens:
             kept["text_mask"] = mask & ~chance(n, config.drop_tokens, embed, generator)[:, None]
         if config.text_noise:
@@ -75,8 +79,9 @@ class Prior(Stage):
         threshold: str = "static",
     ) -> guidance.Denoise:
         """The guided, clamped denoiser; the last three as in ``Sampling``."""
-        denoise = guidance.classifier_free(self.denoiser, conditions, null, guidance_scale,
-                                           guidance_rescale, self.schedule)
+        denoise = guidance.classifier_free(
+            self.denoiser, conditions, null, guidance_scale, guidance_rescale, self.schedule
+        )
         if threshold == "none":
             return denoise
         limit = partial(guidance.THRESHOLDS[threshold], limit=self.config.clamp)
@@ -97,7 +102,8 @@ class Prior(Stage):
         sampling = sampling or self.config.sampling
         if null is None:
             null = conditions if sampling.guidance_scale == 1 else self.null(conditions)
-        denoise = self.denoise(conditions, null, sampling.guidance_scale, sampling.guidance_rescale,
-                               sampling.threshold)
+        denoise = self.denoise(
+            conditions, null, sampling.guidance_scale, sampling.guidance_rescale, sampling.threshold
+        )
         *_, last = self.run(denoise, (self.config.net.embed_dim,), noise, sampling)
         return self.unwhiten(last.x) if self.config.unit_norm else self.coloured(last.x)

@@ -34,8 +34,9 @@ class Stage(nn.Module):
         self.register_buffer("embed_mean", torch.zeros(embed_dim))
         self.register_buffer("embed_std", torch.ones(embed_dim))
         self.schedule = make_schedule(process.schedule, process.timesteps, process.shift)
-        self.denoiser = Denoiser(self.call_network, self.schedule, process.predicts, process.variance,
-                                 process.time_scale)
+        self.denoiser = Denoiser(
+            self.call_network, self.schedule, process.predicts, process.variance, process.time_scale
+        )
         self.facts: dict = {}  # what the checkpoint said besides: pictures seen, the CLIP model, ...
 
     def call_network(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
@@ -45,8 +46,16 @@ class Stage(nn.Module):
     def forward(self, x0: Tensor, t: Tensor, noise: Tensor, conditions: Conditions) -> dict[str, Tensor]:
         """Training loss of noised data, by name, each [N]."""
         process = self.config.process
-        return loss_terms(self.denoiser, x0, t, noise, conditions, kind=process.loss,
-                          weighting=process.weighting, auxiliary_weight=process.auxiliary_weight)
+        return loss_terms(
+            self.denoiser,
+            x0,
+            t,
+            noise,
+            conditions,
+            kind=process.loss,
+            weighting=process.weighting,
+            auxiliary_weight=process.auxiliary_weight,
+        )
 
     def whiten(self, embed: Tensor) -> Tensor:
         """CLIP image embedding [N,D] -> zero mean and unit variance a coordinate."""
@@ -77,11 +86,14 @@ class Stage(nn.Module):
 
         shift: of ddpm's mean, see ``samplers.ddpm``.
         """
-        options = {"ddim": {"eta": sampling.eta},
-                   "ddpm": {"x0_variance": sampling.x0_variance, "shift": shift}}
+        options = {
+            "ddim": {"eta": sampling.eta},
+            "ddpm": {"x0_variance": sampling.x0_variance, "shift": shift},
+        }
         start = sampling.noise_scale * noise(shape)
-        return SAMPLERS[sampling.sampler](denoise, self.schedule, start, self.levels(sampling), noise,
-                                          **options.get(sampling.sampler, {}))
+        return SAMPLERS[sampling.sampler](
+            denoise, self.schedule, start, self.levels(sampling), noise, **options.get(sampling.sampler, {})
+        )
 
     def levels(self, sampling: Sampling) -> list[int]:
         """The levels that sampling visits, from noise down to 0: one more than its steps."""
@@ -89,8 +101,14 @@ class Stage(nn.Module):
 
     def save(self, path: str | Path, dtype: torch.dtype | None = None, **facts: object) -> None:
         """Write the stage as one checkpoint."""
-        save_checkpoint(path, self.state_dict(), kind=self.config.kind, dtype=dtype,
-                        config=self.config.model_dump(mode="json"), **{**self.facts, **facts})
+        save_checkpoint(
+            path,
+            self.state_dict(),
+            kind=self.config.kind,
+            dtype=dtype,
+            config=self.config.model_dump(mode="json"),
+            **{**self.facts, **facts},
+        )
 
 
 def chance(n: int, p: float, like: Tensor, generator: Random) -> Tensor:

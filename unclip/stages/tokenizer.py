@@ -61,16 +61,16 @@ class GlideTokenizer:
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """ids int64 [N, length] and mask bool [N, length], False = padding."""
-        rows = [self.encode(text)[:self.length] for text in texts]
+        rows = [self.encode(text)[: self.length] for text in texts]
         ids = torch.full((len(rows), self.length), self.end)
         for to, row in zip(ids, rows, strict=True):
-            to[:len(row)] = torch.tensor(row, dtype=torch.int64)
+            to[: len(row)] = torch.tensor(row, dtype=torch.int64)
         lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
         return ids, torch.arange(self.length) < lengths[:, None]
 
     def truncated(self, text: str) -> str | None:
         """The end of `text` that does not fit; None if all of it does."""
-        rest = self.encode(text)[self.length:]
+        rest = self.encode(text)[self.length :]
         return self.decode(rest).strip() if rest else None
 
     def save(self, folder: str | Path) -> None:

@@ -84,8 +84,9 @@ def stage_configs(values: Mapping[str, Values], source: str = "Karlo") -> Config
     for part in ("decoder", "super_res"):
         if schedulers[part].get("clip_sample", True) and schedulers[part].get("clip_sample_range", 1.0) != 1:
             raise CheckpointError(f"{source}: {part}_scheduler clamps pictures to another range than -1 to 1")
-    processes = {part: _process(scheduler, f"{source}: {part}_scheduler")
-                 for part, scheduler in schedulers.items()}
+    processes = {
+        part: _process(scheduler, f"{source}: {part}_scheduler") for part, scheduler in schedulers.items()
+    }
     thresholds = {part: _threshold(scheduler) for part, scheduler in schedulers.items()}
     prior = prior_net(values["prior"], f"{source}: prior")
     decoder = decoder_net(values["decoder"], values["text_proj"], f"{source}: decoder")
@@ -94,17 +95,20 @@ def stage_configs(values: Mapping[str, Values], source: str = "Karlo") -> Config
     return {
         "prior": prior_stage(prior, processes["prior"], clamp, thresholds["prior"]),
         "decoder": decoder_stage(decoder, processes["decoder"], thresholds["decoder"]),
-        "upsampler": upsampler_stage(upsampler, decoder.image_size, processes["super_res"],
-                                     thresholds["super_res"]),
+        "upsampler": upsampler_stage(
+            upsampler, decoder.image_size, processes["super_res"], thresholds["super_res"]
+        ),
     }
 
 
-def prior_stage(net: PriorConfig, process: Process, clamp: float, threshold: str = "static"
-                ) -> PriorStageConfig:
+def prior_stage(
+    net: PriorConfig, process: Process, clamp: float, threshold: str = "static"
+) -> PriorStageConfig:
     sampling = Sampling(sampler="ddpm", steps=25, guidance_scale=4.0, threshold=threshold)
     # No text that is left out becomes the empty text, from which its guidance starts: drop_text 0.
-    return PriorStageConfig(net=net, process=process, sampling=sampling, drop_text=0.0, clamp=clamp,
-                            unit_norm=False)
+    return PriorStageConfig(
+        net=net, process=process, sampling=sampling, drop_text=0.0, clamp=clamp, unit_norm=False
+    )
 
 
 def decoder_stage(net: UNetConfig, process: Process, threshold: str = "static") -> DecoderStageConfig:
@@ -112,22 +116,37 @@ def decoder_stage(net: UNetConfig, process: Process, threshold: str = "static") 
     return DecoderStageConfig(net=net, process=process, sampling=sampling, drop_text=0.0, null_text="empty")
 
 
-def upsampler_stage(net: UNetConfig, size: int, process: Process, threshold: str = "static"
-                    ) -> DecoderStageConfig:
+def upsampler_stage(
+    net: UNetConfig, size: int, process: Process, threshold: str = "static"
+) -> DecoderStageConfig:
     """size: of the picture that it enlarges."""
     return DecoderStageConfig(
-        net=net, process=process, sampling=Sampling(sampler="ddpm", steps=7, threshold=threshold),
-        low_res=LowRes(size=size, blur=0.0, interpolation="bicubic"), last_network=True)
+        net=net,
+        process=process,
+        sampling=Sampling(sampler="ddpm", steps=7, threshold=threshold),
+        low_res=LowRes(size=size, blur=0.0, interpolation="bicubic"),
+        last_network=True,
+    )
 
 
 def prior_net(values: Values, source: str = "the prior") -> PriorConfig:
     _check(values, ONLY["prior"], {}, source)
     dim, heads = values.get("embedding_dim", 768), values.get("num_attention_heads", 32)
     width = heads * values.get("attention_head_dim", 64)
-    return parse_config(PriorConfig, {
-        "embed_dim": dim, "text_dim": dim, "text_length": values.get("num_embeddings", 77), "width": width,
-        "heads": heads, "layers": values.get("num_layers", 20), "dropout": values.get("dropout", 0.0),
-        "null_text": False}, source)
+    return parse_config(
+        PriorConfig,
+        {
+            "embed_dim": dim,
+            "text_dim": dim,
+            "text_length": values.get("num_embeddings", 77),
+            "width": width,
+            "heads": heads,
+            "layers": values.get("num_layers", 20),
+            "dropout": values.get("dropout", 0.0),
+            "null_text": False,
+        },
+        source,
+    )
 
 
 def decoder_net(values: Values, text_proj: Values, source: str = "the decoder") -> UNetConfig:
@@ -135,11 +154,22 @@ def decoder_net(values: Values, text_proj: Values, source: str = "the decoder") 
     _check(values, ONLY["unet"], NEEDED, source)
     embed, context = text_proj.get("clip_embeddings_dim", 768), values.get("cross_attention_dim", 1280)
     if text_proj.get("cross_attention_dim") != context:
-        raise CheckpointError(f"{source} takes a context of {context} channels, and text_proj makes "
-                              f"{text_proj.get('cross_attention_dim')}")
-    return parse_config(UNetConfig, {
-        **_unet(values, source), "context_channels": context, "image_embed_dim": embed, "text_dim": embed,
-        "text_embed_dim": embed, "image_tokens": text_proj.get("clip_extra_context_tokens", 4)}, source)
+        raise CheckpointError(
+            f"{source} takes a context of {context} channels, and text_proj makes "
+            f"{text_proj.get('cross_attention_dim')}"
+        )
+    return parse_config(
+        UNetConfig,
+        {
+            **_unet(values, source),
+            "context_channels": context,
+            "image_embed_dim": embed,
+            "text_dim": embed,
+            "text_embed_dim": embed,
+            "image_tokens": text_proj.get("clip_extra_context_tokens", 4),
+        },
+        source,
+    )
 
 
 def upsampler_net(values: Values, source: str = "the upsampler") -> UNetConfig:
@@ -155,13 +185,17 @@ def _unet(values: Values, source: str) -> dict[str, object]:
     attends = [DOWN.get(kind) for kind in down]
     twins = [UP.get(kind) for kind in up[::-1]] == attends and len(channels) == len(down) > 0
     if None in attends or not twins:
-        raise CheckpointError(f"{source} has the blocks {down} down and {up} up, of {channels} channels; "
-                              f"Karlo's are {sorted(DOWN)}, and on the way up likewise")
+        raise CheckpointError(
+            f"{source} has the blocks {down} down and {up} up, of {channels} channels; "
+            f"Karlo's are {sorted(DOWN)}, and on the way up likewise"
+        )
     head, count = values.get("attention_head_dim", 8), values.get("layers_per_block", 2)
     head = head[0] if isinstance(head, list | tuple) and len({*head}) == 1 else head
     if not all(isinstance(value, int) for value in (size, head or 1, count)):
-        raise CheckpointError(f"{source}: sample_size {size}, attention_head_dim {head} and layers_per_block "
-                              f"{count} must be one number each")
+        raise CheckpointError(
+            f"{source}: sample_size {size}, attention_head_dim {head} and layers_per_block "
+            f"{count} must be one number each"
+        )
     return {
         "image_size": size, "in_channels": values.get("in_channels", 3),
         "out_channels": values.get("out_channels", 3), "channels": channels[0],
@@ -184,8 +218,12 @@ def _process(values: Values, source: str) -> Process:
     _check(values, ONLY["scheduler"], {}, source)
     learned = values.get("variance_type", "fixed_small_log") == "learned_range"
     predicts = {"epsilon": "eps", "sample": "x0"}[values.get("prediction_type", "epsilon")]
-    return Process(timesteps=values.get("num_train_timesteps", 1000), predicts=predicts,
-                   variance="learned" if learned else "small", loss="hybrid" if learned else "simple")
+    return Process(
+        timesteps=values.get("num_train_timesteps", 1000),
+        predicts=predicts,
+        variance="learned" if learned else "small",
+        loss="hybrid" if learned else "simple",
+    )
 
 
 def _threshold(scheduler: Values) -> str:
@@ -193,26 +231,30 @@ def _threshold(scheduler: Values) -> str:
 
 
 def _check(values: Values, only: Mapping[str, tuple], needed: Mapping[str, object], source: str) -> None:
-    wrong = [f"{key} {values[key]!r}" for key, accepted in only.items()
-             if key in values and values[key] not in accepted]
+    wrong = [
+        f"{key} {values[key]!r}"
+        for key, accepted in only.items()
+        if key in values and values[key] not in accepted
+    ]
     wrong += [f"{key} {values.get(key)!r}" for key, value in needed.items() if values.get(key) != value]
     if wrong:
         raise CheckpointError(f"{source} is not of Karlo's kind: it has {', '.join(wrong)}")
 
 
 def _differences(first: Values, last: Values) -> str:
-    return ", ".join(sorted(key for key in {*first, *last}
-                            if not key.startswith("_") and first.get(key) != last.get(key)))
+    return ", ".join(
+        sorted(key for key in {*first, *last} if not key.startswith("_") and first.get(key) != last.get(key))
+    )
 
 
 @dataclass(frozen=True)
 class Untold:
     """What no shape in the original files tells; the released model's."""
 
-    image_size: int = 64     # of the decoder's pictures, in pixels
-    large_size: int = 256    # of the upsampler's
+    image_size: int = 64  # of the decoder's pictures, in pixels
+    large_size: int = 256  # of the upsampler's
     head_channels: int = 64  # of an attention head, in every network
-    clamp: float = 10.0      # of the prior's whitened coordinates
+    clamp: float = 10.0  # of the prior's whitened coordinates
 
 
 UNTOLD = Untold()
@@ -226,19 +268,33 @@ def original_configs(tensors: Mapping[str, Mapping[str, Tensor]], untold: Untold
     prior, head = tensors["prior"], untold.head_channels
     length, width = prior["positional_embedding"].shape[-2:]
     net = PriorConfig(
-        embed_dim=prior["clip_img_proj.weight"].shape[1], text_dim=prior["text_enc_proj.weight"].shape[1],
-        text_length=length - 4, width=width, heads=width // head, null_text=False,
-        layers=len({name.split(".")[2] for name in prior if name.startswith("transformer.resblocks.")}))
+        embed_dim=prior["clip_img_proj.weight"].shape[1],
+        text_dim=prior["text_enc_proj.weight"].shape[1],
+        text_length=length - 4,
+        width=width,
+        heads=width // head,
+        null_text=False,
+        layers=len({name.split(".")[2] for name in prior if name.startswith("transformer.resblocks.")}),
+    )
     context, embed = tensors["decoder"]["text_seq_proj.0.weight"].shape
     decoder = _original_unet(
-        tensors["decoder"], untold.image_size, head, context_channels=context, text_dim=embed,
-        text_embed_dim=embed, image_embed_dim=embed, dropout=0.1,
-        image_tokens=len(tensors["decoder"]["clip_tok_proj.bias"]) // context)
+        tensors["decoder"],
+        untold.image_size,
+        head,
+        context_channels=context,
+        text_dim=embed,
+        text_embed_dim=embed,
+        image_embed_dim=embed,
+        dropout=0.1,
+        image_tokens=len(tensors["decoder"]["clip_tok_proj.bias"]) // context,
+    )
     upsampler = _original_unet(tensors["upsampler"], untold.large_size, head, middle_attention=False)
     learned = Process(predicts="eps", variance="learned", loss="hybrid")
-    return {"prior": prior_stage(net, Process(predicts="x0"), untold.clamp),
-            "decoder": decoder_stage(decoder, learned),
-            "upsampler": upsampler_stage(upsampler, decoder.image_size, Process(predicts="eps"))}
+    return {
+        "prior": prior_stage(net, Process(predicts="x0"), untold.clamp),
+        "decoder": decoder_stage(decoder, learned),
+        "upsampler": upsampler_stage(upsampler, decoder.image_size, Process(predicts="eps")),
+    }
 
 
 def _original_unet(tensors: Mapping[str, Tensor], size: int, head: int, **more: object) -> UNetConfig:

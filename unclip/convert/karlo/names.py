@@ -33,22 +33,56 @@ PRIOR = {
                "encoder_hidden_states_proj": "text", "norm_out": "norm",
                "proj_to_clip_embeddings": "out"}),
 }  # fmt: skip
-PRIOR_BLOCK = {"norm1": "norm1", "attn1.to_q": "to_q", "attn1.to_k": "to_k", "attn1.to_v": "to_v",
-               "attn1.to_out.0": "out", "norm3": "norm2", "ff.net.0.proj": "mlp.0", "ff.net.2": "mlp.2"}
+PRIOR_BLOCK = {
+    "norm1": "norm1",
+    "attn1.to_q": "to_q",
+    "attn1.to_k": "to_k",
+    "attn1.to_v": "to_v",
+    "attn1.to_out.0": "out",
+    "norm3": "norm2",
+    "ff.net.0.proj": "mlp.0",
+    "ff.net.2": "mlp.2",
+}
 ORIGINAL_PRIOR = {
     "positional_embedding": "position", "prd_emb": "query",
     **_layers({"time_embed.0": "time.0", "time_embed.2": "time.2", "clip_img_proj": "image_embed",
                "text_emb_proj": "text_embed", "text_enc_proj": "text", "final_ln": "norm",
                "out_proj": "out"}),
 }  # fmt: skip
-ORIGINAL_PRIOR_BLOCK = {"ln_1": "norm1", "attn.c_qkv": "qkv", "attn.c_proj": "out", "ln_2": "norm2",
-                        "mlp.c_fc": "mlp.0", "mlp.c_proj": "mlp.2"}
-UNET = _layers({"conv_in": "encoder.0.0", "time_embedding.linear_1": "time.0",
-                "time_embedding.linear_2": "time.2", "conv_norm_out": "norm", "conv_out": "out"})
-RESNET = {"norm1": "norm1", "conv1": "conv1", "time_emb_proj": "emb", "norm2": "norm2", "conv2": "conv2",
-          "conv_shortcut": "skip"}
-ATTENTION = {"group_norm": "norm", "to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out.0": "out",
-             "add_k_proj": "add_k_proj", "add_v_proj": "add_v_proj"}
+ORIGINAL_PRIOR_BLOCK = {
+    "ln_1": "norm1",
+    "attn.c_qkv": "qkv",
+    "attn.c_proj": "out",
+    "ln_2": "norm2",
+    "mlp.c_fc": "mlp.0",
+    "mlp.c_proj": "mlp.2",
+}
+UNET = _layers(
+    {
+        "conv_in": "encoder.0.0",
+        "time_embedding.linear_1": "time.0",
+        "time_embedding.linear_2": "time.2",
+        "conv_norm_out": "norm",
+        "conv_out": "out",
+    }
+)
+RESNET = {
+    "norm1": "norm1",
+    "conv1": "conv1",
+    "time_emb_proj": "emb",
+    "norm2": "norm2",
+    "conv2": "conv2",
+    "conv_shortcut": "skip",
+}
+ATTENTION = {
+    "group_norm": "norm",
+    "to_q": "to_q",
+    "to_k": "to_k",
+    "to_v": "to_v",
+    "to_out.0": "out",
+    "add_k_proj": "add_k_proj",
+    "add_v_proj": "add_v_proj",
+}
 TEXT_PROJ = {
     "learned_classifier_free_guidance_embeddings": "null_image",
     **_layers({"embedding_proj": "text_embed",
@@ -94,8 +128,13 @@ def text_proj(tensors: Mapping[str, Tensor], source: str) -> Renamed:
     return _prefixed(ours, "network"), unused
 
 
-def original_unet(tensors: Mapping[str, Tensor], config: UNetConfig, source: str, prefix: str = "model.",
-                  network: str = "network") -> Renamed:
+def original_unet(
+    tensors: Mapping[str, Tensor],
+    config: UNetConfig,
+    source: str,
+    prefix: str = "model.",
+    network: str = "network",
+) -> Renamed:
     """Of the published decoder, or one of the upsampler's two networks: GLIDE's names, and some more."""
     tensors, others = without(prefix, tensors)
     ours, unknown = adm.unet(tensors, config, source=source)
@@ -111,16 +150,23 @@ def without(prefix: str, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tenso
 
 def _blocks(places: Mapping[str, str], layers: Mapping[str, str]) -> Rules:
     """Rules for the layers of every block."""
-    return _layers({f"{theirs}.{layer}": f"{ours}.{named}"
-                    for theirs, ours in places.items() for layer, named in layers.items()})
+    return _layers(
+        {
+            f"{theirs}.{layer}": f"{ours}.{named}"
+            for theirs, ours in places.items()
+            for layer, named in layers.items()
+        }
+    )
 
 
 def _places(config: UNetConfig) -> tuple[dict[str, str], dict[str, str]]:
     """Where diffusers' residual blocks, and its attention, are in our U-Net."""
     count, levels = config.num_res_blocks, len(config.widths)
     attends = [side in config.attention_resolutions for side in config.grid_sizes]
-    resnets = {"mid_block.resnets.0": "middle.0",
-               "mid_block.resnets.1": "middle.2" if config.middle_attention else "middle.1"}
+    resnets = {
+        "mid_block.resnets.0": "middle.0",
+        "mid_block.resnets.1": "middle.2" if config.middle_attention else "middle.1",
+    }
     attentions = {"mid_block.attentions.0": "middle.1"} if config.middle_attention else {}
 
     def place(block: str, ours: str, first: int, blocks: int, attend: bool) -> None:
@@ -150,17 +196,23 @@ def _joined(tensors: dict[str, Tensor], heads_of) -> dict[str, Tensor]:
             names = [f"{place}.{part}.{kind}" for part in parts]
             heads = heads_of(len(tensors[name]))
             if all(n in tensors and tensors[n].shape == tensors[name].shape for n in names) and (
-                    len(tensors[name]) % heads == 0):
-                split = [tensors.pop(n).unflatten(0, (heads, -1)) for n in names]          # [H, D, ...] each
+                len(tensors[name]) % heads == 0
+            ):
+                split = [tensors.pop(n).unflatten(0, (heads, -1)) for n in names]  # [H, D, ...] each
                 tensors[f"{place}.{layer}.{kind}"] = torch.stack(split, dim=1).flatten(0, 2)
     return tensors
 
 
 def _of_prior(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The names of the stage; without the dimensions of size 1 that Karlo has in front."""
-    shaped = {name: value.flatten(0, -2) if name == "position" and value.dim() > 2 else
-              value.flatten() if name in ("query", "embed_mean", "embed_std") else value
-              for name, value in tensors.items()}
+    shaped = {
+        name: value.flatten(0, -2)
+        if name == "position" and value.dim() > 2
+        else value.flatten()
+        if name in ("query", "embed_mean", "embed_std")
+        else value
+        for name, value in tensors.items()
+    }
     return {name if name.startswith("embed_") else f"network.{name}": value for name, value in shaped.items()}
 
 

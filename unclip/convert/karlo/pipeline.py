@@ -1,7 +1,7 @@
 """Karlo, a public unCLIP: text, prior, decoder of 64 pixels, upsampler to 256 with two networks.
 
-    from_diffusers("karlo-v1-alpha")     # the folder of a UnCLIPPipeline
-    from_original("karlo/v1.0.alpha")    # the files that kakaobrain/karlo's setup.sh fetches
+from_diffusers("karlo-v1-alpha")     # the folder of a UnCLIPPipeline
+from_original("karlo/v1.0.alpha")    # the files that kakaobrain/karlo's setup.sh fetches
 """
 
 from __future__ import annotations
@@ -27,10 +27,19 @@ from .configs import RELEASED, UNTOLD, Configs, Untold, original_configs, stage_
 
 PARTS = ("prior", "decoder", "text_proj", "super_res_first", "super_res_last")
 SCHEDULERS = ("prior_scheduler", "decoder_scheduler", "super_res_scheduler")
-WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin",
-           "diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.fp16.bin")
-ORIGINAL = {"prior": "prior-ckpt*.ckpt", "decoder": "decoder-ckpt*.ckpt",
-            "upsampler": "improved-sr-ckpt*.ckpt", "clip": "ViT-L-14.pt", "statistics": "ViT-L-14_stats.th"}
+WEIGHTS = (
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.bin",
+    "diffusion_pytorch_model.fp16.safetensors",
+    "diffusion_pytorch_model.fp16.bin",
+)
+ORIGINAL = {
+    "prior": "prior-ckpt*.ckpt",
+    "decoder": "decoder-ckpt*.ckpt",
+    "upsampler": "improved-sr-ckpt*.ckpt",
+    "clip": "ViT-L-14.pt",
+    "statistics": "ViT-L-14_stats.th",
+}
 PREFIXES = {"prior": "model.", "decoder": "model.", "upsampler": "model_first_steps."}
 LAST = "model_last_step."  # the upsampler's second network
 TEXT_ENCODER = 123_650_304  # parameters of the text half of CLIP ViT-L/14
@@ -43,8 +52,12 @@ def configs(model: PublicModel | None = None) -> dict[str, object]:
     "clip" is the number of the text encoder's parameters.
     """
     found = stage_configs(model.args if model and model.args else RELEASED)
-    return {"prior": found["prior"], "decoder": found["decoder"], "upsamplers": [found["upsampler"]],
-            "clip": TEXT_ENCODER}
+    return {
+        "prior": found["prior"],
+        "decoder": found["decoder"],
+        "upsamplers": [found["upsampler"]],
+        "clip": TEXT_ENCODER,
+    }
 
 
 def from_diffusers(folder: str | Path) -> Pipeline:
@@ -58,18 +71,34 @@ def from_diffusers(folder: str | Path) -> Pipeline:
     settings |= {part: _json(folder / part / "scheduler_config.json") for part in SCHEDULERS}
     config = stage_configs(settings, str(folder))
     net = config["prior"].net
-    prior = _stage(Prior, config["prior"], [names.prior(
-        _weights(folder / "prior"), net.layers, net.heads, str(folder / "prior"))], folder / "prior")
+    prior = _stage(
+        Prior,
+        config["prior"],
+        [names.prior(_weights(folder / "prior"), net.layers, net.heads, str(folder / "prior"))],
+        folder / "prior",
+    )
     net, source = config["decoder"].net, str(folder / "decoder")
-    decoder = _stage(Decoder, config["decoder"], [
-        names.unet(_weights(folder / "decoder"), net, source),
-        names.text_proj(_weights(folder / "text_proj"), str(folder / "text_proj")),
-        _unwhitened(net.image_embed_dim)], f"{source} with text_proj")
+    decoder = _stage(
+        Decoder,
+        config["decoder"],
+        [
+            names.unet(_weights(folder / "decoder"), net, source),
+            names.text_proj(_weights(folder / "text_proj"), str(folder / "text_proj")),
+            _unwhitened(net.image_embed_dim),
+        ],
+        f"{source} with text_proj",
+    )
     net, source = config["upsampler"].net, str(folder / "super_res_first")
-    upsampler = _stage(Decoder, config["upsampler"], [
-        names.unet(_weights(folder / "super_res_first"), net, source),
-        names.unet(_weights(folder / "super_res_last"), net, source, "last"),
-        _unwhitened(0)], f"{source} with super_res_last")
+    upsampler = _stage(
+        Decoder,
+        config["upsampler"],
+        [
+            names.unet(_weights(folder / "super_res_first"), net, source),
+            names.unet(_weights(folder / "super_res_last"), net, source, "last"),
+            _unwhitened(0),
+        ],
+        f"{source} with super_res_last",
+    )
     clip = load_transformers(folder / "text_encoder", folder / "tokenizer")
     return _pipeline(prior, decoder, upsampler, clip)
 
@@ -85,20 +114,35 @@ def from_original(folder: str | Path, untold: Untold = UNTOLD) -> Pipeline:
     published = {part: read(files[part]) for part in PREFIXES}
     config, source = _told(published, untold, str(folder)), {part: str(file) for part, file in files.items()}
     mean, std = _statistics(files["statistics"])
-    prior = _stage(Prior, config["prior"], [
-        names.original_prior(published["prior"], config["prior"].net.layers, source["prior"]),
-        ({"embed_mean": mean, "embed_std": std}, [])], source["prior"])
+    prior = _stage(
+        Prior,
+        config["prior"],
+        [
+            names.original_prior(published["prior"], config["prior"].net.layers, source["prior"]),
+            ({"embed_mean": mean, "embed_std": std}, []),
+        ],
+        source["prior"],
+    )
     net = config["decoder"].net
-    decoder = _stage(Decoder, config["decoder"], [
-        names.original_unet(published["decoder"], net, source["decoder"]),
-        _unwhitened(net.image_embed_dim)], source["decoder"])
+    decoder = _stage(
+        Decoder,
+        config["decoder"],
+        [names.original_unet(published["decoder"], net, source["decoder"]), _unwhitened(net.image_embed_dim)],
+        source["decoder"],
+    )
     net = config["upsampler"].net
     last, others = names.without(LAST, published["upsampler"])
     first = {name: published["upsampler"][name] for name in others}
-    upsampler = _stage(Decoder, config["upsampler"], [
-        names.original_unet(first, net, source["upsampler"], PREFIXES["upsampler"]),
-        names.original_unet(last, net, source["upsampler"], "", "last"),
-        _unwhitened(0)], source["upsampler"])
+    upsampler = _stage(
+        Decoder,
+        config["upsampler"],
+        [
+            names.original_unet(first, net, source["upsampler"], PREFIXES["upsampler"]),
+            names.original_unet(last, net, source["upsampler"], "", "last"),
+            _unwhitened(0),
+        ],
+        source["upsampler"],
+    )
     return _pipeline(prior, decoder, upsampler, _openai(files["clip"], untold))
 
 
@@ -108,7 +152,8 @@ def _pipeline(prior: Prior, decoder: Decoder, upsampler: Decoder, clip: Clip) ->
     if (clip.embed_dim, clip.text_dim, clip.context_length) != (net.embed_dim, net.text_dim, net.text_length):
         raise CheckpointError(
             f"the text encoder makes embeddings of {clip.embed_dim}, and {clip.context_length} tokens of "
-            f"{clip.text_dim}; the prior takes {net.embed_dim}, and {net.text_length} of {net.text_dim}")
+            f"{clip.text_dim}; the prior takes {net.embed_dim}, and {net.text_length} of {net.text_dim}"
+        )
     for stage in (prior, decoder):
         stage.facts["clip"] = clip.identity
     return Pipeline(decoder, prior, [upsampler], clip, name="karlo", description=DESCRIPTION).eval()

@@ -33,8 +33,14 @@ def configs(
     base = decoder_config(args["decoder"], model.sampling["decoder"], None, tensors.get("decoder"))
     found: dict[str, Config | list[Config]] = {"decoder": base, "upsamplers": []}
     if "upsampler" in args:
-        found["upsamplers"] = [decoder_config(args["upsampler"], model.sampling["upsampler"],
-                                              args["upsampler"]["small_size"], tensors.get("upsampler"))]
+        found["upsamplers"] = [
+            decoder_config(
+                args["upsampler"],
+                model.sampling["upsampler"],
+                args["upsampler"]["small_size"],
+                tensors.get("upsampler"),
+            )
+        ]
     if "classifier" in args:
         scale = model.classifier_scale
         found["classifier"] = classifier_stage_config(args["classifier"], base.process, scale)
@@ -56,5 +62,10 @@ def pipeline(files: Mapping[str, str | Path], model: PublicModel) -> Pipeline:
 
     upsamplers = [built("upsampler", config) for config in planned["upsamplers"]]
     guide = built("classifier", planned["classifier"]) if "classifier" in planned else None
-    return Pipeline(built("decoder", planned["decoder"]), upsamplers=upsamplers, classifier=guide,
-                    name=model.name, description=model.about)
+    return Pipeline(
+        built("decoder", planned["decoder"]),
+        upsamplers=upsamplers,
+        classifier=guide,
+        name=model.name,
+        description=model.about,
+    )

@@ -15,8 +15,13 @@ from ...nets import ClassifierConfig, TextConfig, UNetConfig
 from ...nets.noised_clip import NoisedClipConfig, TowerConfig
 
 Arguments = Mapping[str, object]
-USUAL_MULT = {512: (0.5, 1, 1, 2, 2, 4, 4), 256: (1, 1, 2, 2, 4, 4), 128: (1, 1, 2, 3, 4), 64: (1, 2, 3, 4),
-              32: (1, 2, 2, 2)}  # by the picture's size; what the scripts take unless they are told
+USUAL_MULT = {
+    512: (0.5, 1, 1, 2, 2, 4, 4),
+    256: (1, 1, 2, 2, 4, 4),
+    128: (1, 1, 2, 3, 4),
+    64: (1, 2, 3, 4),
+    32: (1, 2, 2, 2),
+}  # by the picture's size; what the scripts take unless they are told
 USUAL_MULT_UPSAMPLER = {**USUAL_MULT, 512: (1, 1, 2, 2, 4, 4)}
 CLASSES = 1000  # the scripts know ImageNet alone
 
@@ -52,8 +57,12 @@ def classifier_config(args: Arguments, tensors: Mapping[str, Tensor] | None = No
     classes = args.get("out_channels", CLASSES)
     for name in ("out.2.bias", "out.3.bias", "out.2.c_proj.bias"):  # the last layer of each pool
         classes = len(tensors[name]) if tensors is not None and name in tensors else classes
-    return ClassifierConfig(**_encoder(args), in_channels=args.get("in_channels", 3), classes=classes,
-                            pool=args.get("pool", "adaptive"))
+    return ClassifierConfig(
+        **_encoder(args),
+        in_channels=args.get("in_channels", 3),
+        classes=classes,
+        pool=args.get("pool", "adaptive"),
+    )
 
 
 def text_config(args: Arguments, tensors: Mapping[str, Tensor] | None = None) -> TextConfig | None:
@@ -61,21 +70,35 @@ def text_config(args: Arguments, tensors: Mapping[str, Tensor] | None = None) ->
     args = {**args, **(args_from(tensors) if tensors is not None else {})}
     if not args.get("xf_width"):
         return None
-    return TextConfig(vocab_size=args.get("n_vocab", 50257), length=args["text_ctx"], width=args["xf_width"],
-                      layers=args["xf_layers"], heads=args["xf_heads"], padding=args["xf_padding"],
-                      final_norm=args["xf_final_ln"])
+    return TextConfig(
+        vocab_size=args.get("n_vocab", 50257),
+        length=args["text_ctx"],
+        width=args["xf_width"],
+        layers=args["xf_layers"],
+        heads=args["xf_heads"],
+        padding=args["xf_padding"],
+        final_norm=args["xf_final_ln"],
+    )
 
 
 def noised_clip_config(image: Arguments, text: Arguments, logit_scale: float = 100.0) -> NoisedClipConfig:
     """GLIDE's noised CLIP, from the arguments of its two encoders; the scale is in neither's file."""
+
     def tower(args: Arguments) -> TowerConfig:
         heads = args["n_head"]
         return TowerConfig(width=heads * args.get("n_head_state", 64), layers=args["n_layers"], heads=heads)
 
     return NoisedClipConfig(
-        embed_dim=image["n_embd"], image=tower(image), image_size=image["image_size"],
-        patch_size=image["patch_size"], timesteps=image["n_timesteps"], text=tower(text),
-        vocab_size=text["n_vocab"], length=text["max_text_len"], logit_scale=logit_scale)
+        embed_dim=image["n_embd"],
+        image=tower(image),
+        image_size=image["image_size"],
+        patch_size=image["patch_size"],
+        timesteps=image["n_timesteps"],
+        text=tower(text),
+        vocab_size=text["n_vocab"],
+        length=text["max_text_len"],
+        logit_scale=logit_scale,
+    )
 
 
 def args_from(tensors: Mapping[str, Tensor]) -> dict[str, object]:
@@ -114,7 +137,8 @@ def _levels(tensors: Mapping[str, Tensor]) -> tuple[int, dict[str, bool]]:
         if f"input_blocks.{block}.0.op.weight" in tensors:
             return block - 1, {"resblock_updown": False, "conv_resample": True}
         if f"input_blocks.{block}.0.weight" not in tensors and (
-            f"input_blocks.{block}.0.in_layers.0.weight" not in tensors):  # a mean has no weights
+            f"input_blocks.{block}.0.in_layers.0.weight" not in tensors
+        ):  # a mean has no weights
             return block - 1, {"resblock_updown": False, "conv_resample": False}
         if any(f"output_blocks.{block}.{layer}.in_layers.0.weight" in tensors for layer in (1, 2)):
             return block, {"resblock_updown": True}
@@ -169,8 +193,10 @@ def _mult(args: Arguments, size: int) -> tuple[float, ...]:
         return tuple(float(mult) for mult in given.split(","))
     usual = USUAL_MULT_UPSAMPLER if "large_size" in args else USUAL_MULT
     if size not in usual:
-        raise ValueError(f"channel_mult must be given for pictures of {size} pixels; "
-                         f"it is known for {', '.join(map(str, sorted(usual)))}")
+        raise ValueError(
+            f"channel_mult must be given for pictures of {size} pixels; "
+            f"it is known for {', '.join(map(str, sorted(usual)))}"
+        )
     return usual[size]
 
 

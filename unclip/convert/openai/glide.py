@@ -33,10 +33,12 @@ def configs(
     """
     tensors, args, sampling = tensors or {}, model.args, model.sampling
     base = decoder_config(args["base"], sampling["base"], None, tensors.get("base"))
-    upsampler = decoder_config(args["upsample"], sampling["upsample"], base.net.image_size,
-                               tensors.get("upsample"))
-    guide = NoisedClipStageConfig(net=noised_clip_config(args["clip_image"], args["clip_text"]),
-                                  schedule=base.process.schedule)
+    upsampler = decoder_config(
+        args["upsample"], sampling["upsample"], base.net.image_size, tensors.get("upsample")
+    )
+    guide = NoisedClipStageConfig(
+        net=noised_clip_config(args["clip_image"], args["clip_text"]), schedule=base.process.schedule
+    )
     return {"decoder": base, "upsamplers": [upsampler], "guide": guide}
 
 
@@ -57,23 +59,36 @@ def pipeline(
     tokenizer = GlideTokenizer.from_files(files["encoder"], files["vocab"], planned["decoder"].text.length)
     guide = None
     if "clip_image" in files and "clip_text" in files:
-        guide = noised_clip(read(files["clip_image"]), read(files["clip_text"]), planned["guide"],
-                            f"{files['clip_image']} with {files['clip_text']}")
+        guide = noised_clip(
+            read(files["clip_image"]),
+            read(files["clip_text"]),
+            planned["guide"],
+            f"{files['clip_image']} with {files['clip_text']}",
+        )
     return Pipeline(
         decoder(stages.pop("base"), planned["decoder"], source=str(files["base"])),
         upsamplers=[decoder(stages.pop("upsample"), planned["upsamplers"][0], source=str(files["upsample"]))],
-        tokenizer=tokenizer, guide=guide, name=model.name, description=model.about)
+        tokenizer=tokenizer,
+        guide=guide,
+        name=model.name,
+        description=model.about,
+    )
 
 
 def noised_clip(
-    image: Mapping[str, Tensor], text: Mapping[str, Tensor], config: NoisedClipStageConfig,
+    image: Mapping[str, Tensor],
+    text: Mapping[str, Tensor],
+    config: NoisedClipStageConfig,
     source: str = "the files",
 ) -> NoisedClip:
     """The noised CLIP with the tensors of its two files; eval mode, no gradients."""
     towers = {"network.image": names.tower(image, source), "network.text": names.tower(text, source)}
     with weightless():
         clip = NoisedClip(config)
-    found = {name: value for place, (ours, _) in towers.items()
-             for name, value in names.prefixed(place, ours).items()}
+    found = {
+        name: value
+        for place, (ours, _) in towers.items()
+        for name, value in names.prefixed(place, ours).items()
+    }
     fill(clip, found, [name for _, unused in towers.values() for name in unused], source)
     return clip.eval().requires_grad_(False)

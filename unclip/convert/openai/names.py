@@ -19,11 +19,25 @@ from ..tensors import Rules, linear, renamed
 
 Renamed = tuple[dict[str, Tensor], list[str]]
 """Tensors by our names, and the names of those that are none of the network's."""
-PLACES = {r"input_blocks\.(\d+\.\d+)": "encoder", r"middle_block\.(\d+)": "middle",
-          r"output_blocks\.(\d+\.\d+)": "decoder"}
-LAYERS = {"in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "emb", "out_layers.0": "norm2",
-          "out_layers.3": "conv2", "skip_connection": "skip", "norm": "norm", "qkv": "qkv",
-          "encoder_kv": "context_kv", "proj_out": "out", "op": "conv", "conv": "conv"}
+PLACES = {
+    r"input_blocks\.(\d+\.\d+)": "encoder",
+    r"middle_block\.(\d+)": "middle",
+    r"output_blocks\.(\d+\.\d+)": "decoder",
+}
+LAYERS = {
+    "in_layers.0": "norm1",
+    "in_layers.2": "conv1",
+    "emb_layers.1": "emb",
+    "out_layers.0": "norm2",
+    "out_layers.3": "conv2",
+    "skip_connection": "skip",
+    "norm": "norm",
+    "qkv": "qkv",
+    "encoder_kv": "context_kv",
+    "proj_out": "out",
+    "op": "conv",
+    "conv": "conv",
+}
 KIND = r"\.(weight|bias)"
 BLOCKS = {
     r"time_embed\.([02])" + KIND: r"time.\1.\2",
@@ -32,8 +46,12 @@ BLOCKS = {
        for place, mine in PLACES.items() for layer, ours in LAYERS.items()},
     r"out\.0" + KIND: r"norm.\1",
 }  # fmt: skip
-UNET = {**BLOCKS, r"out\.2" + KIND: r"out.\1", r"label_emb\.weight": "classes.weight",
-        r"transformer_proj" + KIND: r"text_embed.\1"}
+UNET = {
+    **BLOCKS,
+    r"out\.2" + KIND: r"out.\1",
+    r"label_emb\.weight": "classes.weight",
+    r"transformer_proj" + KIND: r"text_embed.\1",
+}
 POOLS = {
     "attention": {**BLOCKS, r"out\.2\.positional_embedding": "pool.position",
                   r"out\.2\.qkv_proj" + KIND: r"pool.qkv.\1", r"out\.2\.c_proj" + KIND: r"pool.out.\1"},
@@ -41,8 +59,14 @@ POOLS = {
     "spatial": {r"out\.([02])" + KIND: r"pool.\1.\2", **BLOCKS},
     "spatial_v2": {r"out\.([013])" + KIND: r"pool.\1.\2", **BLOCKS},
 }  # fmt: skip
-TEXT_LAYERS = {"attn.c_qkv": "qkv", "attn.c_proj": "out", "ln_1": "norm1", "ln_2": "norm2",
-               "mlp.c_fc": "mlp.0", "mlp.c_proj": "mlp.2"}
+TEXT_LAYERS = {
+    "attn.c_qkv": "qkv",
+    "attn.c_proj": "out",
+    "ln_1": "norm1",
+    "ln_2": "norm2",
+    "mlp.c_fc": "mlp.0",
+    "mlp.c_proj": "mlp.2",
+}
 TEXT = {
     **{rf"transformer\.resblocks\.(\d+)\.{re.escape(layer)}{KIND}": rf"blocks.\1.{ours}.\2"
        for layer, ours in TEXT_LAYERS.items()},
@@ -53,13 +77,29 @@ TEXT = {
 
 def _tower() -> Rules:
     """Either half of the noised CLIP: `w` is a weight, `g` a norm's, `b` a bias."""
-    layers = {"f_attn.ln": "norm1", "f_attn.f_q": "q", "f_attn.f_k": "k", "f_attn.f_v": "v",
-              "f_attn.f_c": "out", "f_mlp.ln": "norm2", "f_mlp.f_1": "mlp.0", "f_mlp.f_2": "mlp.2"}
-    places = {**{rf"block_(\d+)\.{re.escape(layer)}": rf"blocks.\1.{ours}" for layer, ours in layers.items()},
-              r"input\.ln": "norm_in", r"output\.ln": "norm", r"output\.f": "out"}
+    layers = {
+        "f_attn.ln": "norm1",
+        "f_attn.f_q": "q",
+        "f_attn.f_k": "k",
+        "f_attn.f_v": "v",
+        "f_attn.f_c": "out",
+        "f_mlp.ln": "norm2",
+        "f_mlp.f_1": "mlp.0",
+        "f_mlp.f_2": "mlp.2",
+    }
+    places = {
+        **{rf"block_(\d+)\.{re.escape(layer)}": rf"blocks.\1.{ours}" for layer, ours in layers.items()},
+        r"input\.ln": "norm_in",
+        r"output\.ln": "norm",
+        r"output\.f": "out",
+    }
     kinds = {"[wg]": "weight", "b": "bias"}
-    whole = {"w_voc": "token.weight", "w_pos": "position", "w_t": "time.weight",
-             "patch_proj": "patches.weight"}
+    whole = {
+        "w_voc": "token.weight",
+        "w_pos": "position",
+        "w_t": "time.weight",
+        "patch_proj": "patches.weight",
+    }
     return {**{rf"blocks\.{place}\.{kind}": f"{ours}.{named}"
                for place, ours in places.items() for kind, named in kinds.items()},
             **{rf"blocks\.input\.{name}": ours for name, ours in whole.items()}}  # fmt: skip

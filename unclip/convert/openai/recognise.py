@@ -30,8 +30,10 @@ def model_of(path: Path) -> tuple[PublicModel, str]:
     for model, role in own:
         if _fits(tensors, model.args[role], role):
             return model, role
-    raise CheckpointError(f"{path} holds none of the models that are known by the shapes of their tensors: "
-                          f"{', '.join(model.name for model, _ in own)}")
+    raise CheckpointError(
+        f"{path} holds none of the models that are known by the shapes of their tensors: "
+        f"{', '.join(model.name for model, _ in own)}"
+    )
 
 
 def _own_role(model: PublicModel) -> str:
@@ -52,7 +54,9 @@ def _fits_classifier(tensors: Mapping[str, Tensor], args: Mapping[str, object]) 
     config = adm.classifier_config(args)
     blocks = {name.split(".")[1] for name in tensors if name.startswith("input_blocks.")}
     pool = config.widths[-1], config.grid_sizes[-1] ** 2 + 1
-    return (tensors["time_embed.0.weight"].shape == (config.emb_channels, config.channels)
-            and len(blocks) == len(config.widths) * (config.num_res_blocks + 1)
-            and tensors["out.2.positional_embedding"].shape == pool
-            and len(tensors["out.2.c_proj.bias"]) == config.classes)
+    return (
+        tensors["time_embed.0.weight"].shape == (config.emb_channels, config.channels)
+        and len(blocks) == len(config.widths) * (config.num_res_blocks + 1)
+        and tensors["out.2.positional_embedding"].shape == pool
+        and len(tensors["out.2.c_proj.bias"]) == config.classes
+    )

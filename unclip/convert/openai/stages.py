@@ -21,10 +21,13 @@ def process(args: Arguments) -> Process:
     """The diffusion process that the public scripts would make, and the loss they would train it with."""
     learned, timesteps = bool(args.get("learn_sigma", True)), args.get("diffusion_steps", 1000)
     return Process(
-        schedule=SCHEDULES[args["noise_schedule"]], timesteps=timesteps,
+        schedule=SCHEDULES[args["noise_schedule"]],
+        timesteps=timesteps,
         time_scale=1000 / timesteps if args.get("rescale_timesteps") else 1.0,
-        predicts="x0" if args.get("predict_xstart") else "eps", variance="learned" if learned else "large",
-        loss="vlb" if args.get("use_kl") else "hybrid" if learned else "simple")
+        predicts="x0" if args.get("predict_xstart") else "eps",
+        variance="learned" if learned else "large",
+        loss="vlb" if args.get("use_kl") else "hybrid" if learned else "simple",
+    )
 
 
 def decoder_config(
@@ -44,13 +47,21 @@ def decoder_config(
     """
     low_res = None if starts_from is None else LowRes(size=starts_from, blur=0, round_to_8bit=True)
     return DecoderStageConfig(
-        net=unet_config(args, tensors), text=text_config(args, tensors), process=process(args),
-        sampling=Sampling(**sampling), low_res=low_res, inpaint=bool(args.get("inpaint")),
-        drop_class=0, drop_text=0.2)
+        net=unet_config(args, tensors),
+        text=text_config(args, tensors),
+        process=process(args),
+        sampling=Sampling(**sampling),
+        low_res=low_res,
+        inpaint=bool(args.get("inpaint")),
+        drop_class=0,
+        drop_text=0.2,
+    )
 
 
 def decoder(
-    tensors: Mapping[str, Tensor], config: DecoderStageConfig, new_order: bool = False,
+    tensors: Mapping[str, Tensor],
+    config: DecoderStageConfig,
+    new_order: bool = False,
     source: str = "the file",
 ) -> Decoder:
     """A decoder or an upsampler with the tensors of a public file; eval mode, no gradients.
@@ -74,12 +85,15 @@ def classifier_stage_config(args: Arguments, of: Process, scale: float = 1.0) ->
 
     scale: how strongly it guides unless it is told otherwise.
     """
-    return ClassifierStageConfig(net=classifier_config(args), schedule=of.schedule, timesteps=of.timesteps,
-                                 scale=scale)
+    return ClassifierStageConfig(
+        net=classifier_config(args), schedule=of.schedule, timesteps=of.timesteps, scale=scale
+    )
 
 
 def classifier(
-    tensors: Mapping[str, Tensor], config: ClassifierStageConfig, new_order: bool = False,
+    tensors: Mapping[str, Tensor],
+    config: ClassifierStageConfig,
+    new_order: bool = False,
     source: str = "the file",
 ) -> Classifier:
     """A classifier with the tensors of a public file; eval mode, no gradients."""
