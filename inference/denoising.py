@@ -22,6 +22,7 @@ from unclip import load
 from unclip.app import cli
 from unclip.app.options import add_device
 from unclip.app.strip import film_strip
+from unclip.command_line import Parser
 from unclip.data.images import save_png
 from unclip.data.reading import read_shards
 from unclip.diffusion.gaussian import diffuse
@@ -48,11 +49,7 @@ def look(stage: Decoder, x0: Tensor, conditions: Conditions, columns: int, noise
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="python -m inference.denoising",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    made = Parser(prog="python -m inference.denoising", description=__doc__)
     add = made.add_argument
     add("model", help="a model's name or folder, or a decoder's checkpoint")
     add("shards", help="shards, or a folder with heldout-*.tar")

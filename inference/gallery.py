@@ -28,6 +28,7 @@ from PIL import Image, ImageDraw, ImageFont
 from unclip.app import cli
 from unclip.app.options import add_options, options_from
 from unclip.batch.lines import read_prompts
+from unclip.command_line import Parser
 from unclip.data.images import save_png
 from unclip.files import write_json
 from unclip.pipeline.pipeline import Pipeline
@@ -139,11 +140,7 @@ def sheet_of(pipeline: Pipeline, args: argparse.Namespace) -> Image.Image:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="python -m inference.gallery",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    made = Parser(prog="python -m inference.gallery", description=__doc__)
     add = made.add_argument
     add("model", help="a model's name or folder")
     add("output", type=Path, help="PNG file to write")

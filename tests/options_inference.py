@@ -106,7 +106,7 @@ PLAN = Program(
 
 BATCH = Program(
     unclip.app.batch.main, {"prompts": ["lines.txt"], "output": ["out"]},
-    {**LOADED, "unclip.app.batch.draw": 0},
+    {**LOADED, "unclip.batch.draw.draw": 0},
     {"prompts": (["others.txt"], {"draw.prompts": {1: "a dog", 2: "a car"}}),
      "output": (["x"], {"draw.folder": Path("x")}),
      "batch_size": (["--batch-size", "6"], {"draw.batch_size": 6}),

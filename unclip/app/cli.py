@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..command_line import ended
 from ..models import load
 
 if TYPE_CHECKING:
@@ -47,15 +48,7 @@ def note(message: str) -> None:
 
 
 def run(name: str, work: Callable[[], None]) -> int:
-    """Call ``work``; returns the exit code. A user's mistake ends as one message, not a traceback."""
+    """Call ``work``, whose warnings become notes; returns the exit code, as ``ended`` does."""
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: note(str(message))
-        try:
-            work()
-        except (ValueError, OSError, ImportError) as error:
-            print(f"{name}: {error}", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            print(f"{name}: stopped", file=sys.stderr)
-            return 130
-    return 0
+        return ended(name, work)

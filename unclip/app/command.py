@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from .. import __version__
+from ..command_line import Parser
 from ..files import words
 from ..models import DEFAULT_MODEL, shipped_models
 from . import cli
@@ -17,7 +18,7 @@ from .options import add_model, add_options, options_from
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="unclip",
         description="Draw pictures of a text.",
         epilog="unclip batch LINES FOLDER draws a picture for every line of a file; see unclip batch --help",
