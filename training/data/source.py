@@ -47,7 +47,7 @@ class Source:
     def __init__(self, config: DataConfig, seed: int = 0, rank: int = 0, world: int = 1) -> None:
         if config.heldout:
             expand(config.heldout)  # a missing shard is an error now, not in an hour
-        self.config = config
+        self.config, self.seed = config, seed
         self.pictures = source_of(config, seed, rank, world)
         self.seen, self.corrupt = 0, {}
 
