@@ -101,4 +101,4 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """No bfloat16, whatever the machine has: rounding hides no difference then."""
-    monkeypatch.setattr("unclip.pipeline.pipeline.autocast", partial(autocast, enabled=False))
+    monkeypatch.setattr("unclip.pipeline.drawing.autocast", partial(autocast, enabled=False))

@@ -232,12 +232,12 @@ def test_whole_runs_are_the_public_notebooks(case, options, tmp_path, monkeypatc
         mask.paste(255, (16, 0, 32, 32))
         canvas = canvas_of(Image.fromarray(run["picture"].permute(1, 2, 0).numpy()), mask)
     text = pipeline.encode_text(["a fish"])
-    monkeypatch.setattr("unclip.pipeline.pipeline.Noise", Replayed(run["base_noise"]))
+    monkeypatch.setattr("unclip.pipeline.drawing.Noise", Replayed(run["base_noise"]))
     wish = Wish([0], text=text, options=Options(**options), canvas=canvas)
     picture = pipeline.decode(wish)
     torch.testing.assert_close(picture[0], run["base"], rtol=0, atol=1e-4)
     if "upsampler" in run:
-        monkeypatch.setattr("unclip.pipeline.pipeline.Noise", Replayed(run["upsampler_noise"]))
+        monkeypatch.setattr("unclip.pipeline.drawing.Noise", Replayed(run["upsampler_noise"]))
         large = pipeline.upsample(picture, wish)
         torch.testing.assert_close(large[0], run["upsampler"], rtol=0, atol=1e-4)
 

@@ -34,6 +34,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("others.txt").write_text("a dog\na car\n")
     for name in ("i.png", "m.png"):
         Image.new("RGB", (4, 4)).save(name)
+    Image.new("RGB", (8, 8)).save("o.png")
 
 
 def test_every_program_with_a_command_line_has_a_table():

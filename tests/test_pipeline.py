@@ -215,7 +215,7 @@ def test_the_prior_keeps_the_candidate_nearest_to_the_text(pipeline, monkeypatch
     drawn = F.normalize(torch.randn(6, WIDTH, generator=torch.Generator().manual_seed(0)))
     monkeypatch.setattr(pipeline.prior, "sample", lambda conditions, noise, sampling, null: drawn)
     sampling = pipeline.prior.config.sampling.model_copy(update={"candidates": 3})
-    monkeypatch.setattr("unclip.pipeline.pipeline.override", lambda *_, **__: sampling)
+    monkeypatch.setattr("unclip.pipeline.drawing.override", lambda *_, **__: sampling)
     chosen = pipeline.sample_prior(text, [0, 1])
     for k in range(2):
         mine = drawn[3 * k : 3 * k + 3]

@@ -77,7 +77,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Call]]:
     monkeypatch.setattr(Prior, "sample", embed)
     monkeypatch.setattr(Decoder, "sample", draw)
     monkeypatch.setattr(
-        "unclip.pipeline.pipeline.Noise",
+        "unclip.pipeline.drawing.Noise",
         lambda seeds, device: SimpleNamespace(seeds=list(seeds), device=device),
     )
     return made
@@ -202,8 +202,7 @@ def test_guides_are_asked_for_as_strongly_as_said_and_are_there(calls, monkeypat
             )[1],
         )
     monkeypatch.setattr(
-        "unclip.pipeline.pipeline.Pipeline._at_work",
-        lambda self, *some: (there.append(some), torch.no_grad())[1],
+        "unclip.pipeline.model.Model._at_work", lambda self, *some: (there.append(some), torch.no_grad())[1]
     )
     made.generate("a cat", **options)
     assert {name: scale for name, (_, scale) in asked.items()} == scales
@@ -220,8 +219,7 @@ def test_guides_are_asked_for_as_strongly_as_said_and_are_there(calls, monkeypat
 def test_clip_leads_where_there_is_no_guide_and_is_there(calls, monkeypatch):
     made, there = tiny_pipeline(), []
     monkeypatch.setattr(
-        "unclip.pipeline.pipeline.Pipeline._at_work",
-        lambda self, *some: (there.append(some), torch.no_grad())[1],
+        "unclip.pipeline.model.Model._at_work", lambda self, *some: (there.append(some), torch.no_grad())[1]
     )
     made.generate(["a cat", "a dog"], clip_guidance_scale=3.0)
     call, text = calls["16"][0], made.encode_text(["a cat", "a dog"])
@@ -253,7 +251,7 @@ def test_progress_and_watch_are_told_of_every_step_of_the_stages_they_follow(cal
 def test_on_a_cpu_precision_is_that_of_the_weights(calls, monkeypatch, dtype, enabled):
     made, asked = whole().place("cpu", dtype), []
     monkeypatch.setattr(
-        "unclip.pipeline.pipeline.autocast",
+        "unclip.pipeline.drawing.autocast",
         lambda device, enabled: (asked.append((device, enabled)), torch.no_grad())[1],
     )
     made.generate("a cat")

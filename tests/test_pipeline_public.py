@@ -258,7 +258,7 @@ def test_of_raw_candidates_the_nearest_by_angle_is_kept(monkeypatch):
     near, far = 0.1 * text.clip.embed, 9 * F.normalize(text.clip.embed.flip(1) + 0.4 * text.clip.embed)
     monkeypatch.setattr(made.prior, "sample", lambda *_: torch.cat([far, near]))
     sampling = made.prior.config.sampling.model_copy(update={"candidates": 2})
-    monkeypatch.setattr("unclip.pipeline.pipeline.override", lambda *_, **__: sampling)
+    monkeypatch.setattr("unclip.pipeline.drawing.override", lambda *_, **__: sampling)
     assert torch.equal(made.sample_prior(text, [0]), near)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .models import DEFAULT_MODEL, known_models, load, shipped_models
 
@@ -19,7 +19,16 @@ if TYPE_CHECKING:
     from .pipeline.pipeline import Pipeline
 
 __version__ = "0.1.0"
-__all__ = ["DEFAULT_MODEL", "Pipeline", "generate", "known_models", "load", "shipped_models"]
+__all__ = [
+    "DEFAULT_MODEL",
+    "Pipeline",
+    "generate",
+    "interpolate",
+    "known_models",
+    "load",
+    "shipped_models",
+    "vary",
+]
 
 
 def __getattr__(name: str) -> object:
@@ -36,19 +45,41 @@ def _loaded(name_or_path: str, device: str | None, dtype: str, offload: bool) ->
     return load(name_or_path, device, dtype, offload)
 
 
+def _asked(verb: str, *args: object, model: str | Path, **options: object) -> Any:
+    """A method of the model that is named, which stays in memory; the last one used does."""
+    where = {name: options.pop(name, default) for name, default in WHERE.items()}
+    return getattr(_loaded(str(model), *where.values()), verb)(*args, **options)
+
+
+WHERE = {"device": None, "dtype": "float32", "offload": False}
+
+
 def generate(
-    prompt: str | Sequence[str],
-    *,
-    model: str | Path = DEFAULT_MODEL,
-    device: str | None = None,
-    dtype: str = "float32",
-    offload: bool = False,
-    **options: object,
+    prompt: str | Sequence[str] | None = None, *, model: str | Path = DEFAULT_MODEL, **options: object
 ) -> Image | list[Image]:
     """Draw a picture of ``prompt``, or a list of pictures for a list of prompts.
 
-    model:   a name, a folder or a file, as ``load`` takes it, like device, dtype and offload; the last
-             one used stays in memory.
-    options: those of ``Pipeline.generate``: n, seed, steps, guidance_scale, negative_prompt, ...
+    model:   a name, a folder or a file, as ``load`` takes it; the last one used stays in memory.
+    options: device, dtype and offload of ``load``, and those of ``Pipeline.generate``: n, seed, steps,
+             guidance_scale, negative_prompt, ...
     """
-    return _loaded(str(model), device, dtype, offload).generate(prompt, **options)
+    return _asked("generate", prompt, model=model, **options)
+
+
+def vary(
+    picture: Image | str | Path, n: int = 4, *, model: str | Path = DEFAULT_MODEL, **options: object
+) -> list[Image]:
+    """Pictures of what CLIP sees in one; model and options as in ``generate`` and ``Pipeline.vary``."""
+    return _asked("vary", picture, n, model=model, **options)
+
+
+def interpolate(
+    a: Image | str | Path,
+    b: Image | str | Path,
+    n: int = 5,
+    *,
+    model: str | Path = DEFAULT_MODEL,
+    **options: object,
+) -> list[Image]:
+    """Pictures on the way from a to b, each a picture or a text; as ``Pipeline.interpolate``."""
+    return _asked("interpolate", a, b, n, model=model, **options)

@@ -17,6 +17,8 @@ from ..files import remove_leftovers
 from ..models import load
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from ..pipeline.pipeline import Pipeline
 
 
@@ -57,6 +59,33 @@ def unused(path: Path) -> Path:
     """The path, or if there is such a file the next one: cat.png, cat-2.png, cat-3.png, ..."""
     names = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
     return next(name for name in itertools.chain([path], names) if not os.path.lexists(name))
+
+
+def check_png(output: Path, overwrite: bool) -> None:
+    """As ``check_writable``, of a picture."""
+    if output.suffix.lower() != ".png":
+        raise ValueError(f"{output}: pictures are written as PNG; give the file a name that ends in .png")
+    check_writable(output, overwrite)
+
+
+def sheet(pictures: list[Image], columns: int = 4) -> Image:
+    """All pictures as one grid."""
+    import torch
+
+    from ..data.images import grid, to_tensor
+
+    return grid(torch.stack([to_tensor(picture) for picture in pictures]), min(len(pictures), columns))
+
+
+def progress() -> Callable[[str, int, int], None] | None:
+    """What draws a bar for every stage; None where nobody would see it."""
+    return _bar if sys.stderr.isatty() else None
+
+
+def _bar(stage: str, done: int, total: int) -> None:
+    bar = "#" * (20 * done // total)
+    end = "\r" if done < total else "\r\033[K"
+    print(f"{stage:>14} [{bar:<20}] {done}/{total}", end=end, file=sys.stderr, flush=True)
 
 
 def note(message: str) -> None:

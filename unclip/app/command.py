@@ -1,5 +1,5 @@
-"""The command ``unclip "a goldfish"``: draws a picture and says where it is; ``unclip batch`` draws a file of
-prompts.
+"""The command ``unclip "a goldfish"``: draws a picture and says where it is. Its first word may be a verb:
+``unclip batch``, ``unclip vary``, ``unclip interpolate``, or ``unclip draw`` for a prompt that is one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ def parser() -> argparse.ArgumentParser:
     made = Parser(
         prog="unclip",
         description="Draw pictures of a text.",
-        epilog="unclip batch LINES FOLDER draws a picture for every line of a file; see unclip batch --help",
+        epilog="unclip batch LINES FOLDER draws a picture for every line of a file, unclip vary PICTURE and\n"
+        "unclip interpolate A B start from pictures; each has a --help. A prompt that is such a word is\n"
+        'drawn by unclip draw: unclip draw "batch"',
     )
     add = made.add_argument
     add("prompt", nargs="?", help='what to draw, such as "a goldfish"')
@@ -52,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
 
 def draw(args: argparse.Namespace) -> Path:
     """Draw what the command line asks for; returns the picture's file."""
-    from ..data.images import grid, save_png, to_tensor
+    from ..data.images import save_png
     from ..pipeline.canvas import opened
 
     if args.prompt is not None and not args.prompt.strip():
@@ -65,20 +67,16 @@ def draw(args: argparse.Namespace) -> Path:
     pipeline, frames, watching = cli.loaded(args), [], {}
     if args.strip:
         watching = {"watch": frames.append, "batch_size": args.n}  # one batch: a strip of every picture
-    made = pipeline.generate(
+    drawn = pipeline.generate(
         args.prompt,
         n=args.n,
         seed=args.seed,
         **options_from(args),
         **watching,
         **shown,
-        progress=_progress if sys.stderr.isatty() else None,
+        progress=cli.progress(),
     )
-    if isinstance(made, list):
-        import torch
-
-        made = grid(torch.stack([to_tensor(picture) for picture in made]), columns=min(len(made), 4))
-    save_png(made, output)
+    save_png(cli.sheet(drawn) if isinstance(drawn, list) else drawn, output)
     if args.strip:
         from .strip import film_strip
 
@@ -89,19 +87,11 @@ def draw(args: argparse.Namespace) -> Path:
 def _check_files(args: argparse.Namespace, output: Path) -> None:
     """Find out now what cannot be written."""
     for file in (output, args.strip) if args.strip else (output,):
-        if file.suffix.lower() != ".png":
-            raise ValueError(f"{file}: pictures are written as PNG; give the file a name that ends in .png")
-        cli.check_writable(file, args.overwrite)
+        cli.check_png(file, args.overwrite)
     if args.columns < 1:
         raise ValueError(f"--columns must be at least 1, not {args.columns}")
     if args.strip and args.strip.resolve() == output.resolve():
         raise ValueError(f"{output} is the picture's file; name another for --strip")
-
-
-def _progress(stage: str, done: int, total: int) -> None:
-    bar = "#" * (20 * done // total)
-    end = "\r" if done < total else "\r\033[K"
-    print(f"{stage:>14} [{bar:<20}] {done}/{total}", end=end, file=sys.stderr, flush=True)
 
 
 def _models() -> str:
@@ -127,6 +117,11 @@ def main(argv: list[str] | None = None) -> int:
         from . import batch
 
         return batch.main(argv[1:])
+    if argv[:1] in (["vary"], ["interpolate"]):
+        from . import verbs
+
+        return verbs.main(argv)
+    argv = argv[1:] if argv[:1] == ["draw"] else argv
     args = parser().parse_args(argv)
     if args.models:
         return cli.run("unclip", lambda: print(_models()))

@@ -10,7 +10,8 @@ import torch
 from tqdm import tqdm
 
 from ..files import words
-from ..pipeline.pipeline import Pipeline, drawn
+from ..pipeline.drawing import drawn
+from ..pipeline.pipeline import Pipeline
 from ..pipeline.prompts import cuts
 from ..pipeline.request import integer, wish_of
 from .album import Album

@@ -46,6 +46,18 @@ class Noise:
         return torch.stack(drawn).to(self.device)
 
 
+class Begun(Noise):
+    """Noise whose first draw is given: [N, ...]; what is drawn after it is of the streams, as always."""
+
+    def __init__(self, first: Tensor, seeds: Sequence[int], device: str | torch.device = "cpu"):
+        super().__init__(seeds, device)
+        self.first: Tensor | None = first
+
+    def __call__(self, shape: Sequence[int]) -> Tensor:
+        drawn, first, self.first = super().__call__(shape), self.first, None
+        return drawn if first is None else first.to(drawn)
+
+
 Random = torch.Generator | Noise | None  # one stream for a batch, one a picture, or torch's own
 
 

@@ -16,7 +16,7 @@ from ..config import parse_config
 from ..diffusion.noise import fold
 from ..diffusion.samplers import Step
 from ..options import DEFAULTS, Options, checked_text
-from ..stages import Sampling
+from ..stages import Decoder, Sampling
 from .canvas import Canvas, canvas_of
 from .prompts import Prompts
 
@@ -43,6 +43,7 @@ class Wish:
     options: Options = DEFAULTS
     classes: Tensor | None = None  # int64 [N], each picture's own; None = ``options.class_`` for all
     embed: Tensor | None = None  # [N,D], image embeddings; None = the prior's, if the model has one
+    start: Tensor | None = None  # [N,3,S,S], the decoder's noise, in place of the seeds'
     canvas: Canvas | None = None  # a picture to be inpainted, the same for all
     progress: Progress | None = None
     watch: Watch | None = None
@@ -57,7 +58,7 @@ class Wish:
     def rows(self, chosen: Sequence[int]) -> Wish:
         """Some of the pictures, of a wish whose texts are not encoded yet."""
         chosen = list(chosen)
-        own = {name: getattr(self, name) for name in ("classes", "embed")}
+        own = {name: getattr(self, name) for name in ("classes", "embed", "start")}
         return replace(
             self,
             seeds=[self.seeds[k] for k in chosen],
@@ -80,6 +81,7 @@ def wish_of(
     seed: int = 0,
     image: Image.Image | str | Path | None = None,
     mask: Image.Image | str | Path | None = None,
+    image_embed: Tensor | None = None,
     progress: Progress | None = None,
     watch: Watch | None = None,
     **options: object,
@@ -88,7 +90,10 @@ def wish_of(
 
     Raises ``ValueError`` for whatever the model cannot do, or nobody could.
     """
-    prompts = prompts_of(model, prompt)
+    if image_embed is not None:
+        _check_embed(model, image_embed)
+    alone = image_embed is not None and prompt is None
+    prompts = [None] * len(image_embed) if alone else prompts_of(model, prompt)
     settings = parse_config(Options, options, source="the call")
     if (image is None) != (mask is None):
         raise ValueError("inpainting takes both an image and a mask, of which white is painted anew")
@@ -96,14 +101,35 @@ def wish_of(
     seed, n = integer("seed", seed), integer("n", n, 1)
     if n * len(prompts) > MOST:
         raise ValueError(f"{n * len(prompts):,} pictures are more than one call draws ({MOST:,}); ask again")
+    if alone and (settings.negative_prompt or settings.clip_guidance_scale):
+        raise ValueError("negative_prompt and clip_guidance_scale are of words, and there is no prompt")
+    if image_embed is not None:
+        image_embed = image_embed.to(model.device, torch.float32).repeat_interleave(n if alone else 1, dim=0)
+        if len(image_embed) != n * len(prompts):
+            raise ValueError(
+                f"{n * len(prompts)} pictures need as many rows of image_embed, not {len(image_embed)}"
+            )
     return Wish(
         seeds=[fold(seed, k) for k in range(n)] * len(prompts),
-        texts=[text for text in prompts for _ in range(n)] if model.takes_prompt else None,
+        texts=[text for text in prompts for _ in range(n)] if model.takes_prompt and not alone else None,
+        embed=image_embed,
         options=settings,
         canvas=None if image is None else canvas_of(image, mask),
         progress=progress,
         watch=watch,
     )
+
+
+def _check_embed(model: Model, embed: Tensor) -> None:
+    """Raises ``ValueError`` for what are no image embeddings [N,D] that the model takes."""
+    width = len(model.decoder.embed_mean)
+    if not model.decoder.takes_image:
+        raise ValueError(f"the model {model.name} takes no image_embed: its decoder knows none")
+    if not isinstance(embed, Tensor) or embed.dim() != 2 or embed.shape[1] != width:
+        shape = list(embed.shape) if isinstance(embed, Tensor) else type(embed).__name__
+        raise ValueError(f"image_embed must be a tensor [N,{width}], not {shape}")
+    if not embed.isfinite().all():
+        raise ValueError("image_embed holds numbers that are infinite or none")
 
 
 def prompts_of(model: Model, prompt: str | Sequence[str] | None) -> list[str | None]:
@@ -191,6 +217,18 @@ def classes_of(model: Model, wish: Wish) -> Tensor | None:
         return wish.classes
     number = class_asked(model, wish.options)
     return None if number is None else torch.full((len(wish),), number, device=model.device)
+
+
+def sampling_of(model: Model, stage: Decoder, options: Options) -> Sampling:
+    """How a picture stage samples: its defaults, with what is asked for in their place."""
+    if stage is not model.decoder:
+        return override(stage.config.sampling, steps=options.upsampler_steps)
+    return override(
+        stage.config.sampling,
+        steps=options.steps,
+        guidance_scale=options.guidance_scale,
+        sampler=options.sampler,
+    )
 
 
 def override(sampling: Sampling, **changes: object) -> Sampling:

@@ -1,0 +1,179 @@
+"""Text -> CLIP -> prior -> decoder -> upsamplers -> picture, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from ..data.images import to_pil
+from ..diffusion.noise import Begun, Noise, fold
+from ..diffusion.samplers import Step
+from ..options import DEFAULTS, Options
+from ..resources.devices import autocast
+from ..stages import Conditions, Decoder
+from .guiding import guides, guiding
+from .model import Model
+from .prompts import Prompts
+from .request import Progress, Watch, Wish, classes_of, override, sampling_of, wish_of
+
+
+class Drawing(Model):
+    """A model at work: the steps from a ``Wish`` to its pictures."""
+
+    @torch.no_grad()
+    def sample_prior(
+        self,
+        text: Prompts,
+        seeds: Sequence[int],
+        options: Options = DEFAULTS,
+        negative: Prompts | None = None,
+    ) -> Tensor:
+        """Image embeddings [N,D], as the decoder takes them: the candidate nearest to the text.
+
+        Raises ``ValueError`` if it makes numbers that are none, as all steps of drawing do.
+        """
+        sampling = override(
+            self.prior.config.sampling, steps=options.prior_steps, guidance_scale=options.prior_guidance_scale
+        )
+        if negative is None and not self.prior.config.net.null_text and sampling.guidance_scale != 1:
+            negative = self._no_text(text)
+        conditions = self.prior_conditions(text.repeat(sampling.candidates))
+        null = None if negative is None else self.prior_conditions(negative.repeat(sampling.candidates))
+        noise = Noise([fold(seed, k) for seed in seeds for k in range(sampling.candidates)], self.device)
+        with self._at_work(self.prior), self._autocast():
+            embed = self.prior.sample(conditions, noise, sampling, null)
+        embed = _sound(embed, "prior", self.prior).unflatten(0, (len(seeds), sampling.candidates))
+        likeness = F.normalize(embed, dim=-1)
+        best = torch.einsum("nkd,nd->nk", likeness, text.clip.embed.to(embed)).argmax(1)
+        return embed[torch.arange(len(seeds)), best]
+
+    def understood(self, wish: Wish) -> Wish:
+        """A batch with its texts encoded, and with the prior's embeddings where it has none of its own."""
+        if wish.texts is None:
+            return wish
+        n, words = len(wish), wish.options.negative_prompt
+        both = self.encode_text([*wish.texts, *([words] * n if words else [])])  # so that their lengths agree
+        if both.clip is not None:
+            _sound(both.clip.embed, "CLIP", self.clip)
+        text, away, embed, unwanted = both[:n], both[n:] if words else None, wish.embed, None
+        if self.prior is not None and embed is None:
+            embed = self.sample_prior(text, wish.seeds, wish.options, away)
+        if away is not None:
+            away_embed = None if self.prior is None else self.sample_prior(away, wish.seeds, wish.options)
+            unwanted = (away, away_embed)
+        return replace(wish, text=text, embed=embed, unwanted=unwanted)
+
+    @torch.no_grad()
+    def decode(self, wish: Wish) -> Tensor:
+        """The decoder's pictures [N,3,S,S] in [-1,1] of a batch, as ``understood`` gives it."""
+        stage, options, unwanted = self.decoder, wish.options, wish.unwanted
+        sampling = sampling_of(self, stage, options)
+        classes = classes_of(self, wish)
+        if unwanted is None and wish.text is not None and stage.config.null_text == "empty":
+            unwanted = (self._no_text(wish.text), None)
+        noise, null = Noise(wish.seeds, self.device), None
+        if wish.start is not None:
+            noise = Begun(wish.start / sampling.noise_scale, wish.seeds, self.device)
+        with self._at_work(stage, *guiding(self, classes, options)):
+            conditions = self._told(stage, wish, classes)
+            if unwanted is not None and sampling.guidance_scale != 1:
+                text, embed = unwanted
+                away = replace(wish, text=text, embed=embed)
+                null = self._told(stage, away, None if stage.config.drop_class else classes)
+            with self._autocast(text=True):
+                objective, climb = guides(self, wish.text, classes, options)
+            with self._autocast():
+                steps = stage.sample(conditions, noise, sampling, null, objective, climb)
+                x = _walk(steps, "decoder", len(stage.levels(sampling)) - 1, wish.progress, wish.watch)
+        return stage.to_picture(_sound(x, "decoder", stage), conditions)
+
+    @torch.no_grad()
+    def upsample(self, picture: Tensor, wish: Wish) -> Tensor:
+        """Enlarge the decoder's pictures of a batch through every upsampler: [N,3,S,S] in [-1,1]."""
+        classes = classes_of(self, wish)
+        for number, stage in enumerate(self.upsamplers):
+            name, sampling = f"upsampler {stage.size}", sampling_of(self, stage, wish.options)
+            noise = Noise([fold(seed, 1, number) for seed in wish.seeds], self.device)
+            with self._at_work(stage):
+                conditions = self._told(stage, wish, classes, picture)
+                with self._autocast():
+                    steps = stage.sample(conditions, noise, sampling)
+                    x = _walk(steps, name, len(stage.levels(sampling)) - 1, wish.progress)
+            picture = stage.to_picture(_sound(x, name, stage), conditions)
+        return picture
+
+    def _told(
+        self, stage: Decoder, wish: Wish, classes: Tensor | None, low_res: Tensor | None = None
+    ) -> Conditions:
+        return self.conditions(stage, len(wish), wish.embed, wish.text, low_res, classes, wish.canvas)
+
+    def embed_prompt(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        n: int = 1,
+        seed: int = 0,
+        batch_size: int = 16,
+        **options: object,
+    ) -> Tensor:
+        """The prior alone: image embeddings [N,D] of ``n`` pictures of each prompt, as in ``generate``.
+
+        options: prior_steps, prior_guidance_scale, negative_prompt. Raises ``ValueError`` as ``generate``
+        does, and for a model without a prior.
+        """
+        if self.prior is None:
+            raise ValueError(f"the model {self.name} has no prior, which makes embeddings of prompts")
+        wish = wish_of(self, prompt, n=n, seed=seed, **options)
+        return torch.cat([self.understood(part).embed for part in wish.batches(batch_size)])
+
+    def drawn(self, wish: Wish, batch_size: int = 16) -> list[Image.Image]:
+        """All pictures of a wish, ``batch_size`` at a time."""
+        return list(drawn(self, wish.batches(batch_size)))
+
+    def _autocast(self, text: bool = False) -> torch.autocast:
+        """bfloat16 on a GPU that has it, and for weights of bfloat16. On a CPU float32 is as fast for a few
+        pictures, and a picture is then the same in any batch. text: a text is to be encoded, once."""
+        if self.decoder.network.out.weight.dtype == torch.bfloat16:
+            return autocast(self.device, enabled=True)
+        return autocast(self.device, enabled=False if text or self.device.type == "cpu" else None)
+
+
+def drawn(pipeline: Drawing, wishes: Iterable[Wish]) -> Iterator[Image.Image]:
+    """The pictures of wishes in turn; each wish is one batch (``Wish.batches``), drawn when it is reached."""
+    for wish in wishes:
+        wish = pipeline.understood(wish)
+        pictures = pipeline.upsample(pipeline.decode(wish), wish)
+        yield from map(to_pil, pictures.float().cpu())
+
+
+def _sound(x: Tensor, name: str, part: nn.Module) -> Tensor:
+    """What a part made, if it is numbers; else ``ValueError``, before it becomes a picture."""
+    if x.isfinite().all():
+        return x
+    weights = part.state_dict().items()
+    damaged = next((key for key, value in weights if not value.isfinite().all()), None)
+    why = (
+        "guidance that is too strong does that, and so does bfloat16: lower the guidance scales, take other "
+        "steps, or keep the weights in float32"
+        if damaged is None
+        else f"its weights are damaged ({damaged}): fetch the model anew, or go back to an earlier checkpoint"
+    )
+    raise ValueError(f"the {name} made numbers that are infinite or none, which are no picture; {why}")
+
+
+def _walk(
+    steps: Iterable[Step], name: str, total: int, progress: Progress | None, watch: Watch | None = None
+) -> Tensor:
+    """Run a sampler to its end, telling ``progress`` and ``watch`` of every step."""
+    for count, step in enumerate(steps, 1):
+        x = step.x
+        if watch is not None:
+            watch(step)
+        if progress is not None:
+            progress(name, count, total)
+    return x
