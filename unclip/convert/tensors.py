@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..checkpoint import CheckpointError
+from ..checkpoint import CheckpointError, impostor
+from ..files import regular
 
 Rules = Mapping[str, str]
 """Regular expressions over whole names -> our names; the first that matches counts."""
@@ -28,8 +29,12 @@ def read(path: str | Path) -> dict[str, Tensor]:
     which names the file, for one that is absent, cut short, damaged, or holds more than tensors.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"there is no file {path}")
+    try:
+        reason = impostor(regular(path))
+    except ValueError as error:  # nothing is there, or no regular file
+        raise CheckpointError(str(error)) from None
+    if reason:
+        raise CheckpointError(f"{path} cannot be read: {reason}")
     try:
         found = load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
     except (SafetensorError, OSError) as error:

@@ -9,11 +9,10 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 
 from ..checkpoint import Saved
-from ..config import Config
+from ..config import Config, Factor, Timesteps
 from ..diffusion.gaussian import diffuse
 from ..diffusion.guidance import GradFn
 from ..diffusion.schedule import make_schedule
@@ -27,8 +26,8 @@ class ClassifierStageConfig(Config):
     kind: Literal["classifier"] = "classifier"
     net: ClassifierConfig
     schedule: ScheduleName = "cosine"  # that of the decoder to be guided
-    timesteps: int = Field(1000, ge=1)
-    scale: float = Field(1.0, ge=0)  # how strongly it leads where nothing else is asked for
+    timesteps: Timesteps = 1000
+    scale: Factor = 1.0  # how strongly it leads where nothing else is asked for
 
 
 class Classifier(Saved):
