@@ -1,4 +1,4 @@
-"""Model folders, vocabularies and recipes of strangers: what they name, and what they hold instead of JSON."""
+"""Model folders, vocabularies and recipes of strangers: what they name, and what they hold."""
 
 import gzip
 import json
