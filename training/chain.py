@@ -25,7 +25,7 @@ from unclip.stages import Decoder, Prior, load_stage
 from unclip.stages.tokenizer import GlideTokenizer
 
 from .clip.recipe import ClipRecipe
-from .programs import run
+from .programs import check_downloads, run
 from .recipes import Chain, Link, recipe_of
 from .tasks.recipes import TOKENIZER, PictureRecipe
 
@@ -105,8 +105,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--assemble", action="store_true", help="train nothing, put together what is there")
     args = parser.parse_args(argv)
     chain = load_config(Chain, args.config)
-    for link in chain.stages:
-        recipe_of(link)  # a mistake in the last recipe is an error now
+    for recipe in (chain, *map(recipe_of, chain.stages)):  # a mistake in the last recipe is an error now
+        check_downloads(recipe)
     for link in chain.stages:
         if not args.assemble and not finished(link):
             _wait(

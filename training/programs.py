@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from accelerate.utils import parse_flag_from_env
 
+from unclip.clip import is_on_hub
 from unclip.command_line import Parser, ended
 from unclip.config import Config, ConfigError, load_config, to_yaml
 from unclip.data.addresses import programs_in
@@ -30,9 +31,14 @@ def program(recipe_class: type[C], description: str, argv: list[str] | None = No
         action="store_true",
         help="let the recipe run the programs that it names as pipe:COMMAND; they are printed",
     )
+    parser.add_argument(
+        "--allow-downloads", action="store_true", help="let the recipe fetch the CLIP that it names on a hub"
+    )
     args = parser.parse_intermixed_args(argv)
     recipe = load_config(recipe_class, args.config, args.overrides)
     _check_programs(recipe, args.overrides, args.allow_programs)
+    if not args.allow_downloads:
+        check_downloads(recipe, args.overrides)
     if args.dry_run:
         print(to_yaml(recipe), end="")
         return None
@@ -52,6 +58,21 @@ def _check_programs(recipe: Config, overrides: Sequence[str], allowed: bool) -> 
                 f"{key} runs a program: {name!r}; a recipe may do so only with --allow-programs"
             )
         print(f"{key} runs {name!r}", file=sys.stderr)
+
+
+def check_downloads(recipe: Config, overrides: Sequence[str] = ()) -> None:
+    """Refuse a recipe that names a CLIP on a hub, where anybody publishes; OpenCLIP's list is fetched.
+
+    What is typed on the command line is the user's own.
+    """
+    for key in ("clip", "start"):
+        source = getattr(recipe, key, None)
+        typed = any(override.partition("=")[0] == key for override in overrides)
+        if source is not None and not typed and is_on_hub(source):
+            raise ConfigError(
+                f"{key}: {source} would be fetched from the network; a recipe may do so only with "
+                f"--allow-downloads, or type {key}={source}"
+            )
 
 
 def wants_bf16(precision: str) -> bool:
