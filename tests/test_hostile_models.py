@@ -47,6 +47,21 @@ def test_a_model_names_nothing_outside_of_its_folder(tmp_path, part, name):
         unclip.load(tmp_path, "cpu")
 
 
+@pytest.mark.parametrize("downloads", [False, True])
+def test_a_models_clip_fetches_nothing_unless_that_is_allowed(tmp_path, monkeypatch, downloads):
+    asked: list[tuple] = []
+
+    def load(folder: Path, device: object, downloads: bool) -> None:
+        asked.append((folder, downloads))
+        raise CheckpointError("seen")
+
+    monkeypatch.setattr(directory, "load_clip", load)
+    write(tmp_path)
+    with pytest.raises(CheckpointError, match="seen"):
+        unclip.load(tmp_path, "cpu", **({"downloads": True} if downloads else {}))
+    assert asked == [(tmp_path / "clip", downloads)]
+
+
 def test_the_shipped_models_parts_are_its_own():
     assert directory.read_manifest(SHIPPED / "icons").clip == "clip"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from pydantic import AfterValidator, Field
@@ -97,17 +97,20 @@ def write(model: Model, folder: Path, dtype: torch.dtype | None = None) -> None:
     write_json(folder / MODEL_FILE, manifest.model_dump(exclude_none=True))
 
 
-def read(folder: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> dict[str, object]:
+def read(
+    folder: Path, device: torch.device, dtype: torch.dtype = torch.float32, downloads: bool = False
+) -> dict[str, Any]:
     """The parts that ``Pipeline`` is made of, by the names of its arguments, on ``device``.
 
-    dtype: of the weights of all but CLIP, as in ``load_stage``.
+    dtype:     of the weights of all but CLIP, as in ``load_stage``.
+    downloads: whether the model's CLIP may fetch what its description names, as in ``load_clip``.
     """
     if folder.is_file() or (folder / DECODER_FILE).is_file() and not (folder / MODEL_FILE).exists():
         return _read_decoder(folder, device, dtype)
     manifest = read_manifest(folder)
     prior, classifier, to = manifest.prior, manifest.classifier, (device, dtype)
     return {
-        "clip": None if manifest.clip is None else load_clip(folder / manifest.clip, device),
+        "clip": None if manifest.clip is None else load_clip(folder / manifest.clip, device, downloads),
         "prior": None if prior is None else load_stage(folder / prior, "prior", *to),
         "decoder": load_stage(folder / manifest.decoder, "decoder", *to),
         "upsamplers": [load_stage(folder / file, "decoder", *to) for file in manifest.upsamplers],
@@ -131,7 +134,7 @@ def _guide(path: Path, device: torch.device, dtype: torch.dtype) -> NoisedClip:
     return load_noised_clip(path, device, dtype)
 
 
-def _read_decoder(path: Path, device: torch.device, dtype: torch.dtype) -> dict[str, object]:
+def _read_decoder(path: Path, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """A decoder of nothing, or of classes, as a whole model: its checkpoint, or the folder with it."""
     file = path if path.is_file() else path / DECODER_FILE
     decoder = load_stage(file, "decoder", device, dtype)
