@@ -9,18 +9,33 @@ from typing import TypeVar
 
 import torch
 from accelerate.utils import parse_flag_from_env
+from safetensors import SafetensorError
 
 from unclip.config import Config, ConfigError, load_config, to_yaml
 from unclip.data.addresses import programs_in
 from unclip.resources.devices import default_device, has_fast_bf16
 
 C = TypeVar("C", bound=Config)
+STOPPED, INTERRUPTED = 75, 130  # exit codes: EX_TEMPFAIL of sysexits.h, and a shell's for Ctrl-C
+CODES = f"""exit status: 0 the run is finished; 2 it cannot go on, and says why; {STOPPED} it was told to
+end (SIGTERM, SIGHUP), {INTERRUPTED} it was interrupted (Ctrl-C), before its end: it is saved, and the same
+command goes on"""
+# What a user can mend, or wait for, and is told without a traceback.
+MISTAKES = (
+    ValueError,
+    OSError,
+    ImportError,
+    MemoryError,
+    RecursionError,
+    SafetensorError,
+    torch.OutOfMemoryError,
+)
 
 
 def program(recipe_class: type[C], description: str, argv: list[str] | None = None) -> C | None:
     """Read ``CONFIG [key=value ...] [--dry-run]``; None after a dry run, which prints the recipe."""
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, epilog=CODES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("config", help="a recipe, such as configs/icons/decoder.yaml")
     parser.add_argument(
@@ -68,10 +83,17 @@ def wants_bf16(precision: str) -> bool:
     return has_fast_bf16(torch.device("cpu") if on_cpu else default_device())
 
 
-def run(main: Callable[[], None]) -> None:
-    """Call ``main``; a user's mistake ends as one message and exit code 2, without a traceback."""
+def run(main: Callable[[], int | None]) -> None:
+    """Call ``main``, and exit with the code that it returns, if that is one (``CODES``). A user's mistake
+    ends as one message and exit code 2, and Ctrl-C as one, without a traceback.
+    """
     try:
-        main()
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        code = main()
+    except KeyboardInterrupt:
+        print("stopped at once; what was saved before is there", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except MISTAKES as error:
+        print(f"error: {error or type(error).__name__}", file=sys.stderr)
         sys.exit(2)
+    if code:
+        sys.exit(code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,10 +57,19 @@ def load_config(cls: type[C], path: str | Path, overrides: Sequence[str] = ()) -
         asked = re.search(r"\$\{[^}]*:[^}]*\}", str(OmegaConf.to_container(merged, resolve=False)))
         if asked:  # such as the environment, in which there are secrets
             raise ValueError(f"it asks for {asked[0]}; a recipe may refer to its own keys alone")
-        values = OmegaConf.to_container(merged, resolve=True)
+        values = at_home(OmegaConf.to_container(merged, resolve=True))
     except (YAMLError, OmegaConfBaseException, OSError, TypeError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
     return parse_config(cls, values, source=str(path))
+
+
+def at_home(value: object) -> object:
+    """Values of a recipe whose paths that begin with ``~/`` lie in the home folder, as a shell has it."""
+    if isinstance(value, dict):
+        return {key: at_home(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [at_home(item) for item in value]
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
 
 
 def to_yaml(config: Config) -> str:
