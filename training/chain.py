@@ -10,7 +10,6 @@ again goes on where it stopped. ``--assemble`` trains nothing: it puts together 
 
 from __future__ import annotations
 
-import argparse
 import signal
 import subprocess
 import sys
@@ -20,13 +19,14 @@ import torch
 
 from unclip.checkpoint import CheckpointError, read_header
 from unclip.clip import Clip, load_clip
+from unclip.command_line import Parser
 from unclip.config import ConfigError, load_config
 from unclip.pipeline.pipeline import Pipeline
 from unclip.stages import Decoder, Prior, load_stage
 from unclip.stages.tokenizer import GlideTokenizer
 
 from .clip.recipe import ClipRecipe
-from .programs import CODES, INTERRUPTED, STOPPED, run
+from .programs import CODES, INTERRUPTED, STOPPED, check_downloads, run
 from .recipes import Chain, Link, recipe_of
 from .run.guard import HANGUP
 from .tasks.recipes import TOKENIZER, PictureRecipe
@@ -110,15 +110,13 @@ def _run(command: list[str]) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=CODES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, epilog=CODES)
     parser.add_argument("config", help="a chain, such as configs/icons/chain.yaml")
     parser.add_argument("--assemble", action="store_true", help="train nothing, put together what is there")
     args = parser.parse_args(argv)
     chain = load_config(Chain, args.config)
-    for link in chain.stages:
-        recipe_of(link)  # a mistake in the last recipe is an error now
+    for recipe in (chain, *map(recipe_of, chain.stages)):  # a mistake in the last recipe is an error now
+        check_downloads(recipe)
     for link in chain.stages:
         if not args.assemble and not finished(link):
             code = _run([sys.executable, "-m", f"training.{link.program}", link.config, *link.set])

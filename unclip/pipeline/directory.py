@@ -91,7 +91,7 @@ def read(folder: Path, device: torch.device, dtype: torch.dtype = torch.float32)
     manifest = read_manifest(folder)
     prior, classifier, to = manifest.prior, manifest.classifier, (device, dtype)
     return {
-        "clip": None if manifest.clip is None else load_clip(str(folder / manifest.clip)).to(device),
+        "clip": None if manifest.clip is None else load_clip(folder / manifest.clip, device),
         "prior": None if prior is None else load_stage(folder / prior, "prior", *to),
         "decoder": load_stage(folder / manifest.decoder, "decoder", *to),
         "upsamplers": [load_stage(folder / file, "decoder", *to) for file in manifest.upsamplers],
@@ -119,13 +119,8 @@ def _read_decoder(path: Path, device: torch.device, dtype: torch.dtype) -> dict[
     """A decoder of nothing, or of classes, as a whole model: its checkpoint, or the folder with it."""
     file = path if path.is_file() else path / DECODER_FILE
     decoder = load_stage(file, "decoder", device, dtype)
-    needs = {
-        "CLIP's embeddings": decoder.takes_image,
-        "text": decoder.takes_prompt,
-        "a smaller picture": decoder.config.low_res is not None,
-    }
-    if any(needs.values()):
-        needed = " and ".join(what for what, needed in needs.items() if needed)
+    if needs := {kind.need: None for kind in decoder.kinds if kind.need}:
+        needed = " and ".join(needs)
         raise CheckpointError(
             f"{path} is not a model: it holds no {MODEL_FILE}, only a decoder, which "
             f"takes {needed}; training.chain puts stages together (--assemble)"
