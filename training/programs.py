@@ -92,8 +92,8 @@ def wants_bf16(precision: str) -> bool:
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Call ``main``, and exit with the code that it returns, if that is one (``CODES``); a mistake ends as one
-    message and exit code 2, Ctrl-C as 130, without a traceback.
+    """Call ``main``, and exit with the code that it returns, if that is one (``CODES``); a mistake ends as
+    one message and exit code 2, Ctrl-C as 130, without a traceback.
     """
     code = ended("error", main)
     if code:

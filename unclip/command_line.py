@@ -26,8 +26,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def ended(name: str, work: Callable[[], object]) -> int:
-    """Call ``work``; returns the exit code: what it returns if that is one, else 0; 2 after a mistake, which is one message and no traceback, or
-    130 after Ctrl-C. A defect of ours is raised."""
+    """Call ``work``; returns the exit code: what it returns if that is one, else 0; 2 after a mistake, which
+    is one message and no traceback, or 130 after Ctrl-C. A defect of ours is raised."""
     try:
         code = work()
     except KeyboardInterrupt:
