@@ -167,7 +167,7 @@ def test_a_loss_that_is_no_number_is_left_out_until_it_is_too_often(recipe, tmp_
     with pytest.raises(NotFinite, match="in 3 steps in a row the loss was not finite"):
         train(path, "images.max_skipped=3")
     after = state(tmp_path / "run")
-    assert equal(sound["module"], after["module"]) and after["step"] == 5
+    assert equal(sound["module"], after["module"]) and after["step"] == 2
     said = capsys.readouterr().err
     assert said.count("left out the step to ") == 3 and said.count("loss nan") == 3 * 8
     lines = (tmp_path / "run" / "images" / "skipped.jsonl").read_text().splitlines()
@@ -341,3 +341,28 @@ def test_a_noised_clip_learns_and_guides(recipe, tmp_path, tiny_model):
             recipe("other", f"noised: {NOISED}\nstart: {tmp_path / 'run' / program.GUIDE}"),
             "noised.schedule=linear",
         )
+
+
+def test_shards_of_weights_are_refused(recipe, tmp_path, monkeypatch):
+    """Before anything is made: a contrast needs whole batches, which FSDP as it is launched does not give."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ConfigError, match="a CLIP is not trained in shards"):
+        train(recipe("run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_something_else_is_refused_and_stays_as_it_is(recipe, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text("flour: 500 g")
+    with pytest.raises(ConfigError, match="holds recipe.yaml, and no run"):
+        train(recipe("run"))
+    assert (tmp_path / "run" / "recipe.yaml").read_text() == "flour: 500 g"
+
+
+def test_a_clip_that_was_stopped_says_so_by_its_exit_code(recipe, monkeypatch):
+    forget()
+    with pytest.MonkeyPatch.context() as patch:
+        Interrupted(patch, 3)
+        assert main([recipe("run")]) == 75
+    forget()
+    assert main([recipe("run")]) == 0

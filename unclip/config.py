@@ -74,19 +74,19 @@ def load_config(cls: type[C], path: str | Path, overrides: Sequence[str] = ()) -
         asked = re.search(r"\$\{[^}]*:[^}]*\}", str(OmegaConf.to_container(merged, resolve=False)))
         if asked:  # such as the environment, in which there are secrets
             raise ValueError(f"it asks for {asked[0]}; a recipe may refer to its own keys alone")
-        values = _at_home(OmegaConf.to_container(merged, resolve=True))
+        values = at_home(OmegaConf.to_container(merged, resolve=True))
     except (YAMLError, OmegaConfBaseException, OSError, TypeError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
     return parse_config(cls, values, source=str(path))
 
 
-def _at_home(values: Any) -> Any:
-    """The same with ~/ at the beginning of a text written out."""
-    if isinstance(values, dict):
-        return {key: _at_home(value) for key, value in values.items()}
-    if isinstance(values, list):
-        return [_at_home(value) for value in values]
-    return os.path.expanduser(values) if isinstance(values, str) and values.startswith("~/") else values
+def at_home(value: object) -> object:
+    """Values of a recipe whose paths that begin with ``~/`` lie in the home folder, as a shell has it."""
+    if isinstance(value, dict):
+        return {key: at_home(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [at_home(item) for item in value]
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
 
 
 def looked_up(path: str | Path) -> str:

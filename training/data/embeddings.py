@@ -109,11 +109,15 @@ class Embeddings:
         if name not in self._rows:
             if name not in self.files:
                 raise ConfigError(f"{self.folder} holds no embeddings of {name}; run training.embed again")
-            self._rows[name] = load_rows(self.folder / f"{name}.safetensors")
+            self._rows[name] = load_rows(self.path(name))
             if len(self._rows) > self.kept:
                 self._rows.popitem(last=False)
         self._rows.move_to_end(name)
         return self._rows[name]
+
+    def path(self, name: str) -> Path:
+        """The file of a shard's embeddings."""
+        return self.folder / f"{name}.safetensors"
 
     def names(self, shards: Iterable[str]) -> list[str]:
         """The names of the shards meant, which need not be there; ``ConfigError`` for one of none."""
