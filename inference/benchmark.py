@@ -18,6 +18,7 @@ from torch.utils.benchmark import Timer
 
 from unclip import load
 from unclip.app import cli
+from unclip.app.options import add_device
 from unclip.diffusion.noise import Noise
 from unclip.pipeline.pipeline import Pipeline
 from unclip.resources.devices import autocast
@@ -96,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
     add("model", help="a model's name or folder")
     add("--batch-sizes", nargs="+", type=int, default=[1, 4, 16], metavar="B", help="default 1 4 16")
     add("--seconds", type=float, default=1.0, help="least time for each measurement (default 1)")
-    cli.add_device(made)
+    add_device(made)
     return made
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from unclip import load
 from unclip.app import cli
+from unclip.app.options import add_device
 from unclip.app.strip import film_strip
 from unclip.data.images import save_png
 from unclip.data.reading import read_shards
@@ -60,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     add("--columns", type=int, default=11, metavar="N", help="levels of noise, with none at all (default 11)")
     add("--size", type=int, metavar="S", help="make pictures this high first, as the recipe's data.size did")
     add("--seed", type=int, default=0, help="another seed, other pictures and other noise (default 0)")
-    cli.add_device(made)
+    add_device(made)
     return made
 
 

@@ -26,6 +26,7 @@ from random import Random
 from PIL import Image, ImageDraw, ImageFont
 
 from unclip.app import cli
+from unclip.app.options import add_options, options_from
 from unclip.batch.lines import read_prompts
 from unclip.data.images import save_png
 from unclip.files import write_json
@@ -114,7 +115,7 @@ def wrapped(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
 
 def sheet_of(pipeline: Pipeline, args: argparse.Namespace) -> Image.Image:
     """The sheet that the command line asks for."""
-    options = {"n": args.n, "seed": args.seed, "batch_size": args.batch_size, **cli.options_from(args)}
+    options = {"n": args.n, "seed": args.seed, "batch_size": args.batch_size, **options_from(args)}
     if args.prompts:
         prompts = args.prompts
         if len(prompts) == 1 and Path(prompts[0]).is_file():
@@ -160,7 +161,7 @@ def parser() -> argparse.ArgumentParser:
     add("--blind", type=Path, metavar="KEY.json", help="shuffle prompts, show numbers, write which is which")
     add("--side", type=int, default=96, metavar="PIXELS", help="of a picture on the sheet (default 96)")
     add("--batch-size", type=int, default=16, metavar="B", help="pictures drawn at a time (default 16)")
-    cli.add_options(made)
+    add_options(made)
     return made
 
 

@@ -34,6 +34,7 @@ from tqdm import tqdm
 from training.icons.captions import styled
 from unclip import load
 from unclip.app import cli
+from unclip.app.options import add_device
 from unclip.clip import load_clip
 from unclip.config import parse_config
 from unclip.data.batches import classes_of, shrink, stack
@@ -228,7 +229,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--seed", type=int, default=0, help="another seed draws other pictures (default 0)")
     add("--json", type=Path, metavar="FILE", help="write the report there too")
-    cli.add_device(made)
+    add_device(made)
     return made
 
 

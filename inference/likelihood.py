@@ -22,6 +22,7 @@ from pathlib import Path
 
 from unclip import load
 from unclip.app import cli
+from unclip.app.options import add_device
 from unclip.data.reading import read_shards
 from unclip.diffusion.noise import fold
 from unclip.files import write_json
@@ -74,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
     add("--batch-size", type=int, default=32, metavar="B", help="pictures at a time (default 32)")
     add("--seed", type=int, default=0, help="another seed draws other noise (default 0)")
     add("--json", type=Path, metavar="FILE", help="write the report there too, with the term of every step")
-    cli.add_device(made)
+    add_device(made)
     return made
 
 

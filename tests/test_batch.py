@@ -197,7 +197,7 @@ def test_a_long_prompt_is_noted_with_its_line(tmp_path, tiny_model, capsys):
         (b"", [], "holds no prompt"),
         (b"# nothing\n\n  \n", [], "holds no prompt"),
         (b"a caf\xe9\n", [], "not UTF-8"),
-        (None, [], "No such file"),
+        (None, [], "there is no file"),
         (b"a cat\n", ["-n", "0"], "n must be at least 1"),
         (b"a cat\n", ["--batch-size", "0"], "batch_size must be at least 1"),
         (b"a cat\n", ["--steps", "0"], "steps"),

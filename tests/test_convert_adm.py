@@ -21,6 +21,7 @@ from unclip.convert.openai import adm
 from unclip.convert.tensors import fill, read, renamed
 from unclip.nets import NoisedClassifier, UNet
 from unclip.options import Options
+from unclip.pipeline.request import Wish
 
 HERE = Path(__file__).parent / "fixtures"
 FIXTURES = Path(os.environ.get("UNCLIP_FIXTURES", HERE))
@@ -236,7 +237,7 @@ def test_its_files_make_a_model_that_draws_by_class(tmp_path):
         pipeline.generate()
 
     def decoded(**options: float) -> Tensor:
-        return pipeline.decode([1], options=Options(**options))
+        return pipeline.decode(Wish([1], options=Options(**options)))
 
     assert not torch.equal(decoded(class_=3), decoded(class_=4))
     assert not torch.equal(decoded(class_=3), decoded(class_=3, classifier_scale=0.0))

@@ -20,6 +20,7 @@ from unclip.clip import save_clip
 from unclip.nets.unet import UNetConfig
 from unclip.options import Options
 from unclip.pipeline.pipeline import Pipeline
+from unclip.pipeline.request import Wish
 from unclip.stages import Decoder, DecoderStageConfig, LowRes, Process, Sampling
 
 pytestmark = pytest.mark.usefixtures("float32")
@@ -161,7 +162,7 @@ def test_clip_guidance_raises_the_similarity(pipeline, sampler):
     similarity = []
     for scale in (0, 1, 20):
         options = Options(clip_guidance_scale=scale, sampler=sampler, steps=8)
-        picture = pipeline.decode([0], embed, text, options)
+        picture = pipeline.decode(Wish([0], options=options, embed=embed, text=text))
         similarity.append((pipeline.clip.encode_image(picture) @ text.clip.embed[0]).item())
     assert similarity[0] + 0.05 < similarity[1] < similarity[2]
 

@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 from shards import encoded, noise, sample, uneven
 
+from training.data import composed, shards
 from training.data import source as data
 from training.data.config import DataConfig
 from training.data.framing import turned
-from training.data.source import Source
+from training.data.source import Source, source_of
 from training.icons.scenes import ScenesConfig
 from training.streams import Purpose, numbers, seed_of
 from unclip.config import ConfigError
@@ -72,7 +73,7 @@ class Icons:
 @pytest.fixture
 def icons(monkeypatch: pytest.MonkeyPatch) -> Icons:
     made = Icons()
-    monkeypatch.setattr(data, "Scenes", made)
+    monkeypatch.setattr(composed, "Scenes", made)
     return made
 
 
@@ -181,12 +182,12 @@ def test_what_is_read_through_is_dealt_to_processes_and_workers(rank, workers, f
                 sample(number) | {"__key__": str(number), "__url__": "x"} for number in itertools.count(start)
             )
 
-    monkeypatch.setattr(data, "Lane", Lane)
+    monkeypatch.setattr(shards, "Lane", Lane)
     config = DataConfig(shards=["pipe:cat a.tar"], size=8, shuffle=7, workers=workers)
-    made, told = Source(config, 3, rank, 2), []
-    reader = made.reader
-    made.reader = lambda sample, number: told.append(number) or reader(sample, number)
-    batch = next(made._dealt(4, 5))
+    dealt, told = source_of(config, 3, rank, 2), []
+    reader = dealt.reader
+    dealt.reader = lambda sample, number: told.append(number) or reader(sample, number)
+    batch = next(dealt.every(4, 5, workers or 1))
     lanes, lane = 2 * max(1, workers), first_lane + (5 % workers if workers else 0)
     assert asked == [(["pipe:cat a.tar"], lane, lanes, 7, fold(3))]
     start = 4 * (5 // max(1, workers))
@@ -220,7 +221,7 @@ def test_held_out_pictures_are_cut_and_shown_as_those_of_training(tmp_path):
 
 
 def test_held_out_icons_have_captions_in_their_style(tmp_path, icons, monkeypatch):
-    monkeypatch.setattr(data, "styled", lambda record: f"{record['name']}, in {record['style']}")
+    monkeypatch.setattr(composed, "styled", lambda record: f"{record['name']}, in {record['style']}")
     paths = write(tmp_path, [noise(8, 8)] * 2, name="cat", style="line")
     made = source(paths, kind="icons", heldout=[str(path) for path in paths])
     assert made.heldout(3).caption == ["cat, in line"] * 2 and icons.loaded[0][3] == []

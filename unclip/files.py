@@ -1,13 +1,15 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and read only if they are files, of a size that can be."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import stat
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -29,6 +31,45 @@ def written_aside(path: str | Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
+def remove_leftovers(folder: str | Path, names: str, seconds: float = 0.0) -> None:
+    """Remove what killed processes left half written in a folder: temporary files of our own naming.
+
+    names:   a regular expression of the files that they were to become.
+    seconds: how long nobody may have written to them.
+    """
+    for path in Path(folder).iterdir():
+        if re.fullmatch(rf"\.(?:{names})\.\w{{8}}(?:\.partial)?", path.name):
+            with suppress(FileNotFoundError):
+                if path.is_file() and time.time() - path.stat().st_mtime >= seconds:
+                    path.unlink()
+
+
+@contextmanager
+def sole(folder: str | Path, doing: str) -> Iterator[None]:
+    """Inside, this process is the only one here; ``ValueError`` if another one is.
+
+    doing: what it does, for the message: "draws into". The lock lies on the folder itself: it leaves no file,
+    and ends with the process. Where there are no such locks, there is none.
+    """
+    if os.name != "posix":
+        yield
+        return
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(
+                    f"another process {doing} {folder}; wait for its end, or name another folder"
+                ) from None
+        yield
+    finally:
+        os.close(handle)
+
+
 def flush(path: Path) -> None:
     """Force a file, or a folder's list of names, to the disk."""
     if path.is_file():
@@ -46,6 +87,71 @@ def write_json(path: str | Path, values: object) -> None:
     """Write ``values`` as JSON, all or nothing."""
     with written_aside(path) as aside:
         aside.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def regular(path: str | Path) -> Path:
+    """The path of a regular file, or of a link to one. ``ValueError`` for what is missing, and for what may
+    never end or answer: a FIFO, a device, a socket; or a folder."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        raise ValueError(f"there is no file {path}") from None
+    except (OSError, ValueError) as error:  # such as a link to itself, or a name with a zero byte
+        raise ValueError(f"{str(path)!r} cannot be read: {getattr(error, 'strerror', error)}") from None
+    if stat.S_ISREG(mode):
+        return Path(path)
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device"}
+    raise ValueError(f"{path} is {kinds.get(stat.S_IFMT(mode), 'something else')}, not a file")
+
+
+def read_whole(path: str | Path, most: int) -> bytes:
+    """A regular file's bytes; ``ValueError`` if there are more than ``most``, of which no more is read."""
+    with open(regular(path), "rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"{path} is larger than {most:,} bytes, the most that is read of such a file")
+    return content
+
+
+JSON_BYTES = 64 << 20  # the largest file of JSON that is read
+
+
+def read_json(path: str | Path, what: str, most: int = JSON_BYTES, **kinds: type | tuple[type, ...]) -> dict:
+    """The JSON object of a file, as ``parse_json`` has it.
+
+    what: what the file is, for the message: "the list of a save's files".
+
+    Raises ``ValueError`` that names the file and the reason: missing, no regular file, larger than ``most``
+    bytes, no JSON object, or one that lacks a key.
+    """
+    return parse_json(read_whole(path, most), f"{path}, {what},", **kinds)
+
+
+def parse_json(text: bytes | str, source: str, **kinds: type | tuple[type, ...]) -> dict:
+    """A JSON object, in UTF-8 if it is bytes.
+
+    kinds: keys that it must have, and the type of each: ``files=dict``; a bool is no int.
+
+    Raises ``ValueError``, "``source`` is damaged: " and why, whatever the text is.
+    """
+    try:
+        text = text if isinstance(text, str) else text.decode("utf-8-sig")
+        values = json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{source} is damaged: its brackets are nested too deep") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source} is damaged: it is not UTF-8 text ({error.reason})") from None
+    except ValueError as error:
+        raise ValueError(f"{source} is damaged: it is no JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{source} is damaged: it holds no JSON object, but a {type(values).__name__}")
+    for key, kind in kinds.items():
+        wanted = kind if isinstance(kind, tuple) else (kind,)
+        value = values.get(key)
+        if not isinstance(value, wanted) or isinstance(value, bool) and bool not in wanted:
+            names = " or ".join(one.__name__ for one in wanted)
+            raise ValueError(f"{source} is damaged: its {key!r} must be a {names}, not {value!r:.40}")
+    return values
 
 
 def words(text: str, longest: int = 80) -> str:

@@ -54,7 +54,7 @@ def examples(
     captions = [
         styled(s["record"]) if {"name", "style"} <= s["record"].keys() else s["caption"] for s in samples
     ]
-    batch = replace(batch, image=batch.image.to(stage.embed_mean.device), caption=captions)
+    batch = replace(batch, pixels=batch.image.to(stage.embed_mean.device), caption=captions)
     x0 = ((shrink(batch.image, stage.size) + 1) * 127.5).round() / 127.5 - 1
     low_res = stage.config.low_res
     small = None if low_res is None else shrink(x0, low_res.size)

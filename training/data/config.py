@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field, field_validator
 
 from unclip.config import Config
@@ -20,7 +18,7 @@ class DataConfig(Config):
     with ``hold`` or ``only`` held in memory as they are. Of several captions one is taken by chance.
     """
 
-    kind: Literal["icons", "shards"] = "shards"
+    kind: str = "shards"  # one of ``source.KINDS``
     shards: list[str]  # paths, globs, brace ranges or URLs to learn from
     heldout: list[str] = []  # ... to validate on, never learnt from
     size: int = Field(gt=0)  # pictures are made this high and wide

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from unclip.data.batches import Embedded, Looked, class_of, gathered, pixels, window
+from unclip.data.batches import Batch, Embedded, Looked, class_of, gathered, pixels, window
 from unclip.data.pictures import GAP, open_picture, square
 from unclip.data.samples import picture_of, texts_of
 
@@ -87,13 +87,14 @@ class Reader:
         return gathered([self._look_up(one["shard"], one["key"], 0, one["caption"]) for one in samples])
 
 
-def columns(examples: Sequence[Example]) -> tuple[Tensor, list[str], list[str], Tensor, Embedded | None]:
-    """Pictures uint8 [N,3,S,S], captions, keys, classes int64 [N], and what was embedded."""
+def batch_of(examples: Sequence[Example], corrupt: Sequence[tuple[str, str]] = ()) -> Batch:
+    """Examples as one batch, whose pictures are uint8 still; corrupt: as ``Batch`` has it."""
     embedded = [one.embedded for one in examples if one.embedded is not None]
-    return (
+    return Batch(
         torch.stack([one.image for one in examples]),
         [one.caption for one in examples],
         [one.key for one in examples],
         torch.tensor([one.label for one in examples]),
         gathered(embedded) if embedded else None,
+        tuple(corrupt),
     )

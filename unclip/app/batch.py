@@ -20,6 +20,7 @@ from pathlib import Path
 from ..batch.draw import draw
 from ..batch.lines import read_prompts
 from . import cli
+from .options import add_model, add_options, options_from
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,8 +33,8 @@ def parser() -> argparse.ArgumentParser:
     add("-n", type=int, default=1, metavar="N", help="pictures a prompt (default 1)")
     add("--batch-size", type=int, default=16, metavar="B", help="pictures drawn at a time (default 16)")
     add("--overwrite", action="store_true", help="replace pictures of other options or prompts")
-    cli.add_model(made)
-    cli.add_options(made)
+    add_model(made)
+    add_options(made)
     return made
 
 
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
             seed=args.seed,
             batch_size=args.batch_size,
             overwrite=args.overwrite,
-            **cli.options_from(args),
+            **options_from(args),
         )
         print(
             f"{args.output}: {made} pictures made of {len(prompts) * args.n}  (model {args.model}, "

@@ -13,6 +13,7 @@ from .. import __version__
 from ..files import words
 from ..models import DEFAULT_MODEL, shipped_models
 from . import cli
+from .options import add_model, add_options, options_from
 
 
 def parser() -> argparse.ArgumentParser:
@@ -35,8 +36,8 @@ def parser() -> argparse.ArgumentParser:
     add("--columns", type=int, default=8, metavar="N", help="steps that the strip shows (default 8)")
     add("--image", type=Path, metavar="FILE", help="a picture, of which a model that inpaints paints a part")
     add("--mask", type=Path, metavar="FILE", help="which part: a picture of its size, white = painted anew")
-    cli.add_model(made)
-    cli.add_options(made)
+    add_model(made)
+    add_options(made)
     add(
         "--plan",
         action="store_true",
@@ -66,7 +67,7 @@ def draw(args: argparse.Namespace) -> Path:
         args.prompt,
         n=args.n,
         seed=args.seed,
-        **cli.options_from(args),
+        **options_from(args),
         **watching,
         **given,
         progress=_progress if sys.stderr.isatty() else None,

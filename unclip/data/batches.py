@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from random import Random
 
 import numpy as np
@@ -18,22 +19,28 @@ from .pictures import square
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures float [N,3,S,S] in [-1,1], their captions, keys, and classes int64 [N] (-1 = none).
+    """Pictures [N,3,S,S], their captions, keys, and classes int64 [N] (-1 = none).
 
+    pixels: uint8, as they were read and as processes hand them on, or floats in [-1,1], as they are composed.
     embedded: what ``data.embeddings`` holds of them; None without that.
     corrupt: (key, reason) of the samples that could not be read; their successors stand in for them.
     """
 
-    image: Tensor
+    pixels: Tensor
     caption: list[str]
     key: list[str]
     classes: Tensor | None = None  # None: they come from where there are no classes
     embedded: Embedded | None = None
     corrupt: tuple[tuple[str, str], ...] = ()
 
+    @cached_property
+    def image(self) -> Tensor:
+        """The pictures as float32 in [-1,1]."""
+        return floats(self.pixels)
+
     def __getitem__(self, part: slice) -> Batch:
         return Batch(
-            self.image[part],
+            self.pixels[part],
             self.caption[part],
             self.key[part],
             None if self.classes is None else self.classes[part],
@@ -50,7 +57,7 @@ def stack(samples: Sequence[dict], size: int, crop: int | None = None, backgroun
     rng = Random(0)
     images = [window(pixels(square(s["image"], size, background=background)), crop, rng) for s in samples]
     return Batch(
-        floats(torch.stack(images)),
+        torch.stack(images),
         [s["caption"] for s in samples],
         [s["key"] for s in samples],
         torch.tensor([class_of(s["record"], s["key"]) for s in samples]),
@@ -70,8 +77,8 @@ def pixels(image: Image.Image) -> Tensor:
 
 
 def floats(images: Tensor) -> Tensor:
-    """uint8 -> float32 in [-1, 1]."""
-    return images.float() / 127.5 - 1
+    """uint8 -> float32 in [-1, 1]; what is that already stays as it is."""
+    return images if images.is_floating_point() else images.float() / 127.5 - 1
 
 
 def class_of(record: dict, key: str) -> int:

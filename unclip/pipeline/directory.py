@@ -119,13 +119,8 @@ def _read_decoder(path: Path, device: torch.device, dtype: torch.dtype) -> dict[
     """A decoder of nothing, or of classes, as a whole model: its checkpoint, or the folder with it."""
     file = path if path.is_file() else path / DECODER_FILE
     decoder = load_stage(file, "decoder", device, dtype)
-    needs = {
-        "CLIP's embeddings": decoder.takes_image,
-        "text": decoder.takes_prompt,
-        "a smaller picture": decoder.config.low_res is not None,
-    }
-    if any(needs.values()):
-        needed = " and ".join(what for what, needed in needs.items() if needed)
+    if needs := {kind.need: None for kind in decoder.kinds if kind.need}:
+        needed = " and ".join(needs)
         raise CheckpointError(
             f"{path} is not a model: it holds no {MODEL_FILE}, only a decoder, which "
             f"takes {needed}; training.chain puts stages together (--assemble)"

@@ -39,6 +39,11 @@ class Stage(nn.Module):
         )
         self.facts: dict = {}  # what the checkpoint said besides: pictures seen, the CLIP model, ...
 
+    @property
+    def takes_clip(self) -> bool:
+        """Whether it takes anything that a CLIP makes."""
+        raise NotImplementedError
+
     def call_network(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
         """The network's raw output; a place for stages that prepare its input."""
         return self.network(x, t, **conditions)
