@@ -10,7 +10,6 @@ again goes on where it stopped. ``--assemble`` trains nothing: it puts together 
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 
 from unclip.checkpoint import CheckpointError, read_header
 from unclip.clip import Clip, load_clip
+from unclip.command_line import Parser
 from unclip.config import ConfigError, load_config
 from unclip.pipeline.pipeline import Pipeline
 from unclip.stages import Decoder, Prior, load_stage
@@ -100,9 +100,7 @@ def _wait(process: subprocess.Popen) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument("config", help="a chain, such as configs/icons/chain.yaml")
     parser.add_argument("--assemble", action="store_true", help="train nothing, put together what is there")
     args = parser.parse_args(argv)

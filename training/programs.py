@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -11,6 +10,7 @@ import torch
 from accelerate.utils import parse_flag_from_env
 
 from unclip.clip import is_on_hub
+from unclip.command_line import Parser, ended
 from unclip.config import Config, ConfigError, load_config, to_yaml
 from unclip.data.addresses import programs_in
 from unclip.resources.devices import default_device, has_fast_bf16
@@ -20,9 +20,7 @@ C = TypeVar("C", bound=Config)
 
 def program(recipe_class: type[C], description: str, argv: list[str] | None = None) -> C | None:
     """Read ``CONFIG [key=value ...] [--dry-run]``; None after a dry run, which prints the recipe."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=description)
     parser.add_argument("config", help="a recipe, such as configs/icons/decoder.yaml")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="changes to the recipe, such as train.batch_size=32"
@@ -90,9 +88,7 @@ def wants_bf16(precision: str) -> bool:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call ``main``; a user's mistake ends as one message and exit code 2, without a traceback."""
-    try:
-        main()
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    """Call ``main``; a mistake ends as one message and exit code 2, Ctrl-C as 130, without a traceback."""
+    code = ended("error", main)
+    if code:
+        sys.exit(code)
