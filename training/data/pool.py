@@ -87,6 +87,11 @@ class Pool:
         return found
 
 
+def as_bytes(images: Tensor) -> Tensor:
+    """Pictures in [-1,1] -> uint8, as a pool keeps them; what is that already stays as it is."""
+    return ((images + 1) * 127.5).round().to(torch.uint8) if images.is_floating_point() else images
+
+
 def open_pool(config: PoolConfig, size: int, facts: dict, draw: Callable[[int], Iterator[Drawn]]) -> Pool:
     """The pool of a folder, drawn as far as it is not yet.
 
