@@ -64,10 +64,6 @@ LAUGHS = (
     + "".join(f'<!ENTITY {c} "{f"&{p};" * 10}">' for p, c in zip("abcdefgh", "bcdefghi", strict=True))
     + "]>"
 )
-    '<pattern id="p" width="{0}" height="{0}" patternUnits="userSpaceOnUse">'
-    + RED.format(9, 9)
-    + "</pattern>"
-)
 
 
 @pytest.mark.parametrize("data, said", [

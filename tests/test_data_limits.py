@@ -316,7 +316,8 @@ def test_names_are_counted_as_they_are_written_out(pattern, count):
 
 
 @pytest.mark.parametrize("pattern", [
-    "{0..999999999}", "{a,b}" * 30, "{a..z}" * 9, "{" * 99_999 + "a,b" + "}" * 99_999, "{" * 2000 + "a,b" + "}" * 2000, f"{{0..{'9' * 5000}}}",
+    "{0..999999999}", "{a,b}" * 30, "{a..z}" * 9, f"{{0..{'9' * 5000}}}",
+    "{" * 99_999 + "a,b" + "}" * 99_999, "{" * 2000 + "a,b" + "}" * 2000,
     "{{a,b}" + "{a,b}" * 30 + ",c}", "{0..99999}::{0..99999}",
 ])  # fmt: skip
 def test_a_name_that_stands_for_too_many_is_refused(pattern):
