@@ -30,7 +30,9 @@ import torch
 from torch import Tensor
 
 from unclip.app import cli
+from unclip.app.options import add_options, options_from
 from unclip.clip import Clip, load_clip
+from unclip.command_line import Parser
 from unclip.config import parse_config
 from unclip.data.reading import expand, read_shards
 from unclip.diffusion.noise import fold
@@ -198,11 +200,7 @@ def shard_sets(shards: str, train: Sequence[str] | None) -> tuple[list[str], lis
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="python -m inference.evaluate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    made = Parser(prog="python -m inference.evaluate", description=__doc__)
     add = made.add_argument
     add("model", help="a model's name or folder")
     add("shards", help="folder with heldout-*.tar and train-*.tar, or the held-out shards")
@@ -212,7 +210,7 @@ def parser() -> argparse.ArgumentParser:
     add("--batch-size", type=int, default=32, metavar="B", help="pictures drawn at a time (default 32)")
     add("--decoder-only", action="store_true", help="give the decoder real embeddings, not the prior's")
     add("--json", type=Path, metavar="FILE", help="write the report there too, with every picture's rank")
-    cli.add_options(made)
+    add_options(made)
     return made
 
 
@@ -228,7 +226,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError("--negative-prompt has no use here")
         if args.batch_size < 1 or (args.limit is not None and args.limit < 2):
             raise ValueError("--batch-size must be at least 1, and --limit at least 2")
-        options = parse_config(Options, cli.options_from(args), source="the command line")
+        options = parse_config(Options, options_from(args), source="the command line")
         heldout, train = shard_sets(args.shards, args.train_shards)
         pipeline = cli.loaded(args)
         judges = {source: load_clip(source, pipeline.device) for source in args.judge}

@@ -26,7 +26,9 @@ from random import Random
 from PIL import Image, ImageDraw, ImageFont
 
 from unclip.app import cli
+from unclip.app.options import add_options, options_from
 from unclip.batch.lines import read_prompts
+from unclip.command_line import Parser
 from unclip.data.images import save_png
 from unclip.files import write_json
 from unclip.pipeline.pipeline import Pipeline
@@ -114,7 +116,7 @@ def wrapped(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
 
 def sheet_of(pipeline: Pipeline, args: argparse.Namespace) -> Image.Image:
     """The sheet that the command line asks for."""
-    options = {"n": args.n, "seed": args.seed, "batch_size": args.batch_size, **cli.options_from(args)}
+    options = {"n": args.n, "seed": args.seed, "batch_size": args.batch_size, **options_from(args)}
     if args.prompts:
         prompts = args.prompts
         if len(prompts) == 1 and Path(prompts[0]).is_file():
@@ -138,14 +140,11 @@ def sheet_of(pipeline: Pipeline, args: argparse.Namespace) -> Image.Image:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="python -m inference.gallery",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    made = Parser(prog="python -m inference.gallery", description=__doc__)
     add = made.add_argument
     add("model", help="a model's name or folder")
     add("output", type=Path, help="PNG file to write")
+    cli.add_overwrite(made)
     of = made.add_mutually_exclusive_group()
     of.add_argument("--prompts", nargs="+", metavar="PROMPT", help="prompts, or a file with one a line")
     of.add_argument("--classes", nargs="+", metavar="K", help="a row for each of these classes, or for all")
@@ -160,7 +159,7 @@ def parser() -> argparse.ArgumentParser:
     add("--blind", type=Path, metavar="KEY.json", help="shuffle prompts, show numbers, write which is which")
     add("--side", type=int, default=96, metavar="PIXELS", help="of a picture on the sheet (default 96)")
     add("--batch-size", type=int, default=16, metavar="B", help="pictures drawn at a time (default 16)")
-    cli.add_options(made)
+    add_options(made)
     return made
 
 
@@ -169,11 +168,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
 
     def work() -> None:
-        cli.check_writable(args.output)
+        cli.check_writable(args.output, args.overwrite)
         if args.blind is not None and not args.prompts:
             raise ValueError("--blind hides prompts; say them with --prompts")
         if args.blind is not None:
-            cli.check_writable(args.blind)
+            cli.check_writable(args.blind, args.overwrite)
         if min(args.n, args.side, args.batch_size, args.columns) < 1:
             raise ValueError("-n, --side, --columns and --batch-size must be at least 1")
         save_png(sheet_of(cli.loaded(args), args), args.output)

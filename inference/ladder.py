@@ -34,7 +34,9 @@ from tqdm import tqdm
 from training.icons.captions import styled
 from unclip import load
 from unclip.app import cli
+from unclip.app.options import add_device
 from unclip.clip import load_clip
+from unclip.command_line import Parser
 from unclip.config import parse_config
 from unclip.data.batches import classes_of, shrink, stack
 from unclip.data.reading import expand, read_shards
@@ -209,11 +211,7 @@ def table(report: dict) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="python -m inference.ladder",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    made = Parser(prog="python -m inference.ladder", description=__doc__)
     add = made.add_argument
     add("shards", type=Path, help="folder with heldout-*.tar and train-*.tar")
     add("models", nargs="+", metavar="MODEL[:option=value]", help="a row of the table")
@@ -228,7 +226,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--seed", type=int, default=0, help="another seed draws other pictures (default 0)")
     add("--json", type=Path, metavar="FILE", help="write the report there too")
-    cli.add_device(made)
+    add_device(made)
     return made
 
 

@@ -22,6 +22,8 @@ from pathlib import Path
 
 from unclip import load
 from unclip.app import cli
+from unclip.app.options import add_device
+from unclip.command_line import Parser
 from unclip.data.reading import read_shards
 from unclip.diffusion.noise import fold
 from unclip.files import write_json
@@ -49,11 +51,7 @@ def table(report: dict) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="python -m inference.likelihood",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    made = Parser(prog="python -m inference.likelihood", description=__doc__)
     add = made.add_argument
     add("model", help="a model's name or folder, or a decoder's checkpoint")
     add("shards", nargs="+", help="shards, or a folder (of which the heldout-*.tar if it has such)")
@@ -74,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
     add("--batch-size", type=int, default=32, metavar="B", help="pictures at a time (default 32)")
     add("--seed", type=int, default=0, help="another seed draws other noise (default 0)")
     add("--json", type=Path, metavar="FILE", help="write the report there too, with the term of every step")
-    cli.add_device(made)
+    add_device(made)
     return made
 
 

@@ -128,7 +128,8 @@ def metrics(out: Path) -> list[dict]:
 
 
 def files(out: Path) -> list[str]:
-    return sorted(path.name for path in out.iterdir())
+    """The names in a folder, but for hidden ones, such as the lock of a run."""
+    return sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
 
 
 def saved(out: Path, name: str = "progress.pt") -> dict:

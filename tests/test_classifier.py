@@ -22,6 +22,7 @@ from unclip.diffusion import Noise, Prediction, gradient
 from unclip.diffusion.gaussian import diffuse
 from unclip.guides.classifier import Classifier, ClassifierStageConfig, load_classifier
 from unclip.pipeline.pipeline import Pipeline
+from unclip.pipeline.request import Wish
 
 CONFIG = {"net": {**NET, "classes": 3}, "schedule": "cosine"}
 
@@ -106,8 +107,8 @@ def test_a_class_is_asked_for_in_a_pipeline(net):
     one = made.generate(class_=2, seed=1, n=3, classifier_scale=30)
     levels = [np.frombuffer(picture, np.uint8).astype(int) for picture in (one[0].tobytes(), guided[2])]
     assert abs(levels[0] - levels[1]).max() <= 1  # the same alone and in a batch, but for rounding
-    mixed = made.decode([1, 2], classes=torch.tensor([0, 2]))
-    alone = made.decode([2], classes=torch.tensor([2]))
+    mixed = made.decode(Wish([1, 2], classes=torch.tensor([0, 2])))
+    alone = made.decode(Wish([2], classes=torch.tensor([2])))
     torch.testing.assert_close(mixed[1:], alone, atol=1e-4, rtol=1e-4)
     with pytest.raises(ValueError, match="classes of .* are 0 to 2, not 3"):
         made.generate(class_=3)

@@ -15,12 +15,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import unclip
-from unclip.checkpoint import CheckpointError
+from unclip.checkpoint import CheckpointError, load_strictly
 from unclip.convert.catalogue import MODELS, PublicFile, PublicModel
 from unclip.convert.openai import adm
-from unclip.convert.tensors import fill, read, renamed
+from unclip.convert.tensors import read, renamed
 from unclip.nets import NoisedClassifier, UNet
 from unclip.options import Options
+from unclip.pipeline.request import Wish
 
 HERE = Path(__file__).parent / "fixtures"
 FIXTURES = Path(os.environ.get("UNCLIP_FIXTURES", HERE))
@@ -61,7 +62,7 @@ def build(args: dict, weights: dict[str, Tensor], source: str) -> UNet | NoisedC
         else:
             config = adm.unet_config(args, weights)
             net, (ours, unused) = UNet(config), adm.unet(weights, config, new_order, source)
-    fill(net, ours, unused, source)
+    load_strictly(net, ours, source, unused, torch.float32)
     return net.eval()
 
 
@@ -138,9 +139,11 @@ def test_a_filled_network_has_no_second_copy():
     weight = torch.randn(3, 2)
     with torch.device("meta"):
         layer = torch.nn.Linear(2, 3, bias=False)
-    fill(layer, {"weight": weight})
+    load_strictly(layer, {"weight": weight}, "it")
     assert layer.weight.data_ptr() == weight.data_ptr()
-    fill(layer, {"weight": weight}, dtype=torch.bfloat16)
+    with torch.device("meta"):
+        layer = torch.nn.Linear(2, 3, bias=False)
+    load_strictly(layer, {"weight": weight}, "it", dtype=torch.bfloat16)
     assert layer.weight.dtype == torch.bfloat16
 
 
@@ -236,7 +239,7 @@ def test_its_files_make_a_model_that_draws_by_class(tmp_path):
         pipeline.generate()
 
     def decoded(**options: float) -> Tensor:
-        return pipeline.decode([1], options=Options(**options))
+        return pipeline.decode(Wish([1], options=Options(**options)))
 
     assert not torch.equal(decoded(class_=3), decoded(class_=4))
     assert not torch.equal(decoded(class_=3), decoded(class_=3, classifier_scale=0.0))

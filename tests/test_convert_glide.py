@@ -22,6 +22,7 @@ from unclip.convert.openai import glide
 from unclip.guides.noised_clip import NoisedClip, NoisedClipStageConfig
 from unclip.options import Options
 from unclip.pipeline.canvas import canvas_of
+from unclip.pipeline.request import Wish
 from unclip.stages import Decoder
 
 FILES = [path for path in found("glide/*.safetensors") if "clip" not in path.stem]
@@ -194,7 +195,7 @@ def test_its_files_make_a_model_that_draws(tmp_path):
         pipeline.generate("a fish", image=picture, mask=picture.convert("L"))
 
     def decoded(prompt: str = "a fish", **options: float) -> Tensor:
-        return pipeline.decode([1], text=pipeline.encode_text([prompt]), options=Options(**options))
+        return pipeline.decode(Wish([1], text=pipeline.encode_text([prompt]), options=Options(**options)))
 
     plain = decoded()
     assert torch.equal(decoded(), plain)
@@ -232,11 +233,12 @@ def test_whole_runs_are_the_public_notebooks(case, options, tmp_path, monkeypatc
         canvas = canvas_of(Image.fromarray(run["picture"].permute(1, 2, 0).numpy()), mask)
     text = pipeline.encode_text(["a fish"])
     monkeypatch.setattr("unclip.pipeline.pipeline.Noise", Replayed(run["base_noise"]))
-    picture = pipeline.decode([0], text=text, options=Options(**options), canvas=canvas)
+    wish = Wish([0], text=text, options=Options(**options), canvas=canvas)
+    picture = pipeline.decode(wish)
     torch.testing.assert_close(picture[0], run["base"], rtol=0, atol=1e-4)
     if "upsampler" in run:
         monkeypatch.setattr("unclip.pipeline.pipeline.Noise", Replayed(run["upsampler_noise"]))
-        large = pipeline.upsample(picture, [0], text=text, canvas=canvas)
+        large = pipeline.upsample(picture, wish)
         torch.testing.assert_close(large[0], run["upsampler"], rtol=0, atol=1e-4)
 
 
@@ -281,7 +283,7 @@ def test_a_model_may_come_without_its_noised_clip_but_not_misfit(tmp_path):
     torch.save(weights, files["base"])
     with pytest.raises(CheckpointError) as told:
         glide.pipeline(files, model=model)
-    for part in ("base.pt does not fit", "not used: ['unemb.weight']", "not filled: ['text.norm.bias']"):
+    for part in ("base.pt does not fit", "unexpected: ['unemb.weight']", "missing: ['text.norm.bias']"):
         assert part in str(told.value)
     files["base"].write_bytes(files["base"].read_bytes()[:5000])
     with pytest.raises(CheckpointError, match="base.pt cannot be read: it is damaged or cut short"):

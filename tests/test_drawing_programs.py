@@ -14,7 +14,9 @@ from test_pipeline_public import model as glide
 
 from inference import benchmark, gallery
 from unclip.batch import draw as batch
+from unclip.diffusion.noise import fold
 from unclip.options import Options
+from unclip.pipeline.request import Wish
 
 GREY = Image.new("RGB", (4, 4), "grey")
 
@@ -23,8 +25,6 @@ class Noted:
     """Notes every call of ``generate``; each picture is of another colour."""
 
     takes_prompt, name, classes = True, "noted", 3
-    prior, upsamplers = None, []
-    clip, tokenizer = SimpleNamespace(truncated=lambda text: None, context_length=16), None
 
     def __init__(self) -> None:
         self.calls = []
@@ -65,20 +65,33 @@ def test_whole_multiples_stay_sharp(side, sharp):
     assert (len(colours) == 2) == sharp
 
 
-@pytest.mark.parametrize(
-    "n, batch_size, cuts",
-    [(1, 2, [[1, 3], [4]]), (2, 2, [[1], [3], [4]]), (3, 2, [[1], [3], [4]]), (1, 9, [[1, 3, 4]])],
-)
-def test_a_batch_asks_for_lines_and_writes_each_where_it_belongs(tmp_path, monkeypatch, n, batch_size, cuts):
+@pytest.fixture
+def wishes(monkeypatch) -> list[Wish]:
+    """Every batch that is drawn; each picture is of another colour."""
+    asked: list[Wish] = []
+
+    def drawn(pipeline, batches):
+        for wish in batches:
+            asked.append(wish)
+            yield from (Image.new("RGB", (4, 4), (len(asked), k, 0)) for k in range(len(wish)))
+
     monkeypatch.setattr(batch, "identity", lambda pipeline: "noted 1")
-    made, prompts = Noted(), {1: "a cat", 3: "a dog", 4: "a car"}
+    monkeypatch.setattr(batch, "drawn", drawn)
+    return asked
+
+
+@pytest.mark.parametrize("n, batch_size", [(1, 2), (2, 2), (3, 2), (1, 9), (3, 4)])
+def test_a_batch_asks_for_what_is_missing_and_writes_each_where_it_belongs(tmp_path, wishes, n, batch_size):
+    model, prompts = tiny_pipeline(), {1: "a cat", 3: "a dog", 4: "a car"}
     options = {"steps": 3, "negative_prompt": "a bus", "class_": None}
-    assert batch.draw(made, prompts, tmp_path, n=n, seed=5, batch_size=batch_size, **options) == 3 * n
+    assert batch.draw(model, prompts, tmp_path, n=n, seed=5, batch_size=batch_size, **options) == 3 * n
     settings = Options(**options).model_dump()
-    assert made.calls == [
-        ([prompts[line] for line in lines], {"n": n, "seed": 5, "batch_size": batch_size, **settings})
-        for lines in cuts
+    pairs = [(line, k) for line in prompts for k in range(n)]
+    cut = [pairs[start : start + batch_size] for start in range(0, 3 * n, batch_size)]
+    assert [list(zip(wish.texts, wish.seeds, strict=True)) for wish in wishes] == [
+        [(prompts[line], fold(5, k)) for line, k in some] for some in cut
     ]
+    assert all(wish.options == Options(**options) for wish in wishes)
     rows = [json.loads(line) for line in (tmp_path / "index.jsonl").read_text().splitlines()]
     assert rows == [
         {
@@ -92,15 +105,15 @@ def test_a_batch_asks_for_lines_and_writes_each_where_it_belongs(tmp_path, monke
         for line, prompt in prompts.items()
         for k in range(n)
     ]
-    for call, lines in enumerate(cuts):
-        for at, (line, k) in enumerate((line, k) for line in lines for k in range(n)):
+    for call, some in enumerate(cut):
+        for at, (line, k) in enumerate(some):
             file = tmp_path / batch.file_name(line, prompts[line], k)
             assert Image.open(file).getpixel((0, 0)) == (call + 1, at, 0)
     assert json.loads((tmp_path / "batch.json").read_text()) == {"model": "noted 1", "seed": 5, **settings}
-    assert batch.draw(made, prompts, tmp_path, n=n, seed=5, batch_size=batch_size, **options) == 0
+    assert batch.draw(model, prompts, tmp_path, n=n, seed=5, batch_size=batch_size, **options) == 0
     with pytest.raises(ValueError, match="drawn with seed 5, not 6"):
-        batch.draw(made, prompts, tmp_path, n=n, seed=6, batch_size=batch_size, **options)
-    assert batch.draw(made, prompts, tmp_path, n=n, seed=6, overwrite=True, **options) == 3 * n
+        batch.draw(model, prompts, tmp_path, n=n, seed=6, batch_size=batch_size, **options)
+    assert batch.draw(model, prompts, tmp_path, n=n, seed=6, overwrite=True, **options) == 3 * n
 
 
 @pytest.mark.parametrize(
@@ -108,18 +121,18 @@ def test_a_batch_asks_for_lines_and_writes_each_where_it_belongs(tmp_path, monke
 )
 def test_senseless_counts_are_refused(tmp_path, given, said):
     with pytest.raises(ValueError, match=said):
-        batch.draw(Noted(), {1: "a"}, tmp_path, **{"n": 1, "seed": 0, "batch_size": 1, **given})
+        batch.draw(tiny_pipeline(), {1: "a"}, tmp_path / "x", **{"n": 1, "seed": 0, "batch_size": 1, **given})
+    assert not (tmp_path / "x").exists()
 
 
-def test_what_is_cut_off_is_noted_with_its_place(tmp_path, monkeypatch):
-    made, notes = Noted(), []
-    made.clip = SimpleNamespace(truncated=lambda text: text[3:] or None, context_length=16)
-    monkeypatch.setattr(batch, "identity", lambda pipeline: "noted")
-    monkeypatch.setattr(batch.warnings, "warn", lambda message, **_: notes.append(message))
-    batch.draw(made, {1: "a", 2: "abcd"}, tmp_path, n=1, seed=0, batch_size=4, negative_prompt="abcx")
-    assert notes == [
-        "the negative prompt is longer than 16 tokens; this was cut off: 'x'",
-        "line 2 is longer than 16 tokens; this was cut off: 'd'",
+def test_what_is_cut_off_is_noted_with_its_place_once(tmp_path, wishes):
+    long = " ".join(["cat"] * 14 + ["dog"])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        batch.draw(tiny_pipeline(), {1: "a", 2: long}, tmp_path, n=3, negative_prompt=f"{long} fish")
+    assert [str(one.message) for one in caught] == [
+        "the negative prompt is longer than 16 tokens; this was cut off: 'dog fish'",
+        "line 2 is longer than 16 tokens; this was cut off: 'dog'",
     ]
 
 

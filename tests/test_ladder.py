@@ -24,6 +24,7 @@ from unclip.data.writing import ShardWriter
 from unclip.diffusion import Noise, make_schedule
 from unclip.guides.classifier import Classifier, ClassifierStageConfig
 from unclip.options import Options
+from unclip.pipeline.request import Wish
 from unclip.stages import Process, Sampling
 
 pytestmark = pytest.mark.usefixtures("float32")
@@ -181,7 +182,7 @@ def test_the_distance_is_of_the_judges_features(runs):
     assert "likelihood" not in replace(same, bits=0).row(entry)
     drawn = same.draw(pipeline, entry.options)
     seeds = [ladder.fold(0, k) for k in range(10)]
-    alone = pipeline.decode(seeds[9:], classes=torch.tensor([samples[1]["record"]["class"]]))
+    alone = pipeline.decode(Wish(seeds[9:], classes=torch.tensor([samples[1]["record"]["class"]])))
     torch.testing.assert_close(drawn[9:], alone, atol=1e-4, rtol=1e-4)
 
 

@@ -20,6 +20,7 @@ from unclip.clip import save_clip
 from unclip.nets.unet import UNetConfig
 from unclip.options import Options
 from unclip.pipeline.pipeline import Pipeline
+from unclip.pipeline.request import Wish
 from unclip.stages import Decoder, DecoderStageConfig, LowRes, Process, Sampling
 
 pytestmark = pytest.mark.usefixtures("float32")
@@ -161,7 +162,7 @@ def test_clip_guidance_raises_the_similarity(pipeline, sampler):
     similarity = []
     for scale in (0, 1, 20):
         options = Options(clip_guidance_scale=scale, sampler=sampler, steps=8)
-        picture = pipeline.decode([0], embed, text, options)
+        picture = pipeline.decode(Wish([0], options=options, embed=embed, text=text))
         similarity.append((pipeline.clip.encode_image(picture) @ text.clip.embed[0]).item())
     assert similarity[0] + 0.05 < similarity[1] < similarity[2]
 
@@ -338,7 +339,7 @@ def edit(**changes):
     (lambda f: (f / "prior.safetensors").write_bytes(b"x" * 99), "not a readable safetensors file"),
     (lambda f: (f / "model.json").unlink(), "is not a model: it holds no model.json"),
     (lambda f: (f / "model.json").write_text("{"), "is damaged"),
-    (lambda f: (f / "model.json").write_text("[]"), "another version"),
+    (lambda f: (f / "model.json").write_text("[]"), "holds no JSON object"),
     (edit(format=2), "another version"),
     (edit(decoders="x"), "decoders: unknown key"),
     (lambda f: shutil.rmtree(f / "clip"), "holds no CLIP"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from unclip.nets.prior import PriorConfig
 from unclip.options import Options
 from unclip.pipeline.canvas import canvas_of
 from unclip.pipeline.pipeline import Pipeline
+from unclip.pipeline.request import Wish
 from unclip.stages import Conditions, Decoder, LowRes, Prior, PriorStageConfig, Process, Sampling
 
 TAKEN = {"image_embed_dim": WIDTH, "text_dim": WIDTH, "context_channels": 8, "classes": 3}
@@ -149,10 +151,10 @@ def test_classes_of_their_own_go_before_the_one_for_all(calls):
     made, options = whole(), Options(class_=1)
     own = torch.tensor([2, 0])
     text = made.encode_text(["a cat", "a dog"])
-    drawn = made.decode([0, 1], None, text, options, classes=own)
-    made.upsample(drawn, [0, 1], None, text, options, classes=own)
+    wish = Wish([0, 1], options=options, text=text)
+    for some in (replace(wish, classes=own), wish):
+        made.upsample(made.decode(some), some)
     assert all(torch.equal(calls[size][0].conditions["classes"], own) for size in ("8", "16", "32"))
-    made.upsample(made.decode([0, 1], None, text, options), [0, 1], None, text, options)
     assert all(calls[size][1].conditions["classes"].tolist() == [1, 1] for size in ("8", "16", "32"))
 
 
@@ -272,7 +274,6 @@ def test_drawing_keeps_nothing_for_a_gradient():
     made = tiny_pipeline().requires_grad_()
     text = made.encode_text(["a cat"])
     embed = made.sample_prior(text, [0])
-    small = made.decode([0], embed, text, Options(clip_guidance_scale=1.0))
-    assert not any(
-        one.requires_grad for one in (text.clip.embed, embed, small, made.upsample(small, [0], embed, text))
-    )
+    wish = Wish([0], options=Options(clip_guidance_scale=1.0), embed=embed, text=text)
+    small = made.decode(wish)
+    assert not any(one.requires_grad for one in (text.clip.embed, embed, small, made.upsample(small, wish)))

@@ -25,6 +25,7 @@ from unclip.nets.unet import UNetConfig
 from unclip.options import Options
 from unclip.pipeline.canvas import canvas_of
 from unclip.pipeline.pipeline import Pipeline
+from unclip.pipeline.request import Wish
 from unclip.stages import Decoder, DecoderStageConfig, LowRes, Prior, PriorStageConfig, Process, Sampling
 from unclip.stages.tokenizer import GlideTokenizer
 
@@ -120,7 +121,7 @@ def test_the_guide_leads_to_its_text(sampler):
     one, similarity = torch.ones(1, dtype=torch.int64), []
     for scale in (0, 3, 30):
         options = Options(clip_guidance_scale=scale, guidance_scale=1, steps=10, sampler=sampler)
-        picture = made.decode([0], text=text, options=options)
+        picture = made.decode(Wish([0], text=text, options=options))
         similarity.append((made.guide.encode_image(picture, one) * wanted).sum().item())
     assert similarity[0] + 0.01 < similarity[1] < similarity[2]
 

@@ -263,6 +263,36 @@ def test_mixture_follows_the_config():
     assert 130 < pairs < 240
 
 
+@pytest.mark.parametrize("kind", ["plain", "pair", "background", "placed"])
+def test_emphasis_says_how_often_a_drawing_is_chosen(kind):
+    """Three to one, and never what has weight 0; of several marks the weights multiply."""
+    weights = {"objects": 2.0, "flat": 1.5, "shaded": 0.5}
+    drawn = [
+        key for names in make(only(kind, emphasis=weights)).batch(0, 600).key for key in names.split("+")
+    ]
+    flat = sum(key.startswith("flat") for key in drawn) / len(drawn)
+    assert 0.69 < flat < 0.81
+    never = make(only(kind, emphasis={"flat": 0.0})).batch(0, 200).key
+    assert not any(key.startswith("flat") for names in never for key in names.split("+"))
+    even = make(only(kind, emphasis={})).batch(3, 9)
+    assert even.key == make(only(kind)).batch(3, 9).key
+
+
+@pytest.mark.parametrize(
+    "emphasis, reason",
+    [
+        ({"pets": 2.0}, "no drawing is of pets.*there are flat, objects, shaded"),
+        ({"objects": 0.0}, "leaves no drawing"),
+    ],
+)
+def test_an_emphasis_on_nothing_is_refused(emphasis, reason):
+    with pytest.raises(ValueError, match=reason):
+        make(ScenesConfig(emphasis=emphasis))
+    for wrong in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError):
+            ScenesConfig(emphasis={"objects": wrong})
+
+
 def test_what_may_be_mirrored_and_recoloured():
     assert mirrorable({"name": "cat", "category": "animals and nature"})
     for name, category in (("flag of france", "flags"), ("six o'clock", "travel and places"),

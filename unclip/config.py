@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 
 class ConfigError(ValueError):
     """A recipe that cannot be used; the message names the file and every wrong key."""
+
+
+# Numbers of configurations, which strangers' files declare: none so large that looking takes the memory.
+Width = Annotated[int, Field(ge=1, le=1 << 16)]  # channels, dimensions of an embedding, tokens of a text
+Depth = Annotated[int, Field(ge=1, le=512)]  # layers or blocks in a row, heads side by side
+Side = Annotated[int, Field(ge=1, le=1 << 14)]  # pixels
+Rows = Annotated[int, Field(ge=1, le=1 << 24)]  # of a table: classes, tokens, things remembered
+Timesteps = Annotated[int, Field(ge=1, le=100_000)]
+Chance = Annotated[float, Field(ge=0, le=1)]
+Factor = Annotated[float, Field(ge=0, le=1e4)]  # what something is multiplied by, or its strength
+
+MOST_ERRORS = 20  # that one message lists
 
 
 class Config(BaseModel):
@@ -23,21 +36,26 @@ class Config(BaseModel):
 C = TypeVar("C", bound=Config)
 
 
-def parse_config(cls: type[C], values: dict, source: str = "config") -> C:
-    """Validate ``values`` as ``cls``; raise ``ConfigError`` that lists every wrong key."""
+def parse_config(cls: type[C], values: Any, source: str = "config") -> C:
+    """Validate ``values`` as ``cls``; raise ``ConfigError`` that lists the wrong keys."""
     try:
         return cls.model_validate(values)
     except ValidationError as error:
+        errors = error.errors()
         lines = []
-        for item in error.errors():
-            key = ".".join(str(part) for part in item["loc"]) or "(top level)"
+        for item in errors[:MOST_ERRORS]:
+            key = ".".join(str(part)[:80] for part in item["loc"]) or "(top level)"
             message = "unknown key" if item["type"] == "extra_forbidden" else item["msg"]
             lines.append(f"  {key}: {message}")
+        if len(errors) > MOST_ERRORS:
+            lines.append(f"  and {len(errors) - MOST_ERRORS} more")
         raise ConfigError(f"{source} is not a valid {cls.__name__}:\n" + "\n".join(lines)) from None
 
 
 def load_config(cls: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:
     """Read a YAML recipe and apply ``key=value`` overrides (dots reach inside: ``net.channels=64``).
+
+    Relative paths are looked up from where the program runs; ~/ is the user's own folder.
 
     Raises ``ConfigError`` for a missing file, bad YAML, a malformed override or an unknown key.
     """
@@ -47,7 +65,7 @@ def load_config(cls: type[C], path: str | Path, overrides: Sequence[str] = ()) -
 
     path = Path(path)
     if not path.is_file():
-        raise ConfigError(f"there is no recipe at {path}")
+        raise ConfigError(f"there is no recipe at {path}{looked_up(path)}")
     for item in overrides:
         if "=" not in item:
             raise ConfigError(f"'{item}' is not key=value")
@@ -56,10 +74,24 @@ def load_config(cls: type[C], path: str | Path, overrides: Sequence[str] = ()) -
         asked = re.search(r"\$\{[^}]*:[^}]*\}", str(OmegaConf.to_container(merged, resolve=False)))
         if asked:  # such as the environment, in which there are secrets
             raise ValueError(f"it asks for {asked[0]}; a recipe may refer to its own keys alone")
-        values = OmegaConf.to_container(merged, resolve=True)
+        values = at_home(OmegaConf.to_container(merged, resolve=True))
     except (YAMLError, OmegaConfBaseException, OSError, TypeError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
     return parse_config(cls, values, source=str(path))
+
+
+def at_home(value: object) -> object:
+    """Values of a recipe whose paths that begin with ``~/`` lie in the home folder, as a shell has it."""
+    if isinstance(value, dict):
+        return {key: at_home(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [at_home(item) for item in value]
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
+
+
+def looked_up(path: str | Path) -> str:
+    """For the message that something is not there: from where a relative path was looked up."""
+    return "" if Path(path).is_absolute() else f" (looked up from {Path.cwd()})"
 
 
 def to_yaml(config: Config) -> str:

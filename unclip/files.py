@@ -7,8 +7,9 @@ import os
 import re
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -28,6 +29,45 @@ def written_aside(path: str | Path) -> Iterator[Path]:
         flush(path.parent)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: str | Path, names: str, seconds: float = 0.0) -> None:
+    """Remove what killed processes left half written in a folder: temporary files of our own naming.
+
+    names:   a regular expression of the files that they were to become.
+    seconds: how long nobody may have written to them.
+    """
+    for path in Path(folder).iterdir():
+        if re.fullmatch(rf"\.(?:{names})\.\w{{8}}(?:\.partial)?", path.name):
+            with suppress(FileNotFoundError):
+                if path.is_file() and time.time() - path.stat().st_mtime >= seconds:
+                    path.unlink()
+
+
+@contextmanager
+def sole(folder: str | Path, doing: str) -> Iterator[None]:
+    """Inside, this process is the only one here; ``ValueError`` if another one is.
+
+    doing: what it does, for the message: "draws into". The lock lies on the folder itself: it leaves no file,
+    and ends with the process. Where there are no such locks, there is none.
+    """
+    if os.name != "posix":
+        yield
+        return
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(
+                    f"another process {doing} {folder}; wait for its end, or name another folder"
+                ) from None
+        yield
+    finally:
+        os.close(handle)
 
 
 def flush(path: Path) -> None:

@@ -15,24 +15,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import CheckpointError, read_header
+from .checkpoint import CheckpointError, Saved, read_header
 from .config import Config, parse_config
-from .guides.classifier import Classifier, ClassifierStageConfig
-from .guides.noised_clip import NoisedClip, NoisedClipStageConfig
+from .guides.classifier import Classifier
+from .guides.noised_clip import NoisedClip
 from .resources.devices import parse_dtype, place
 from .resources.peak import peak_activations
-from .resources.weightless import held_bytes, parameters, weightless
-from .stages import Decoder, DecoderStageConfig, Prior, PriorStageConfig
+from .resources.weightless import held_bytes, parameters
+from .stages import Decoder, Prior
 
-TEXT_LENGTH = 77  # CLIP's; for a decoder of text tokens
 GIB, MIB = 2**30, 2**20
 GUIDES = ("classifier", "guide")
-KINDS = {
-    "prior": (PriorStageConfig, Prior),
-    "decoder": (DecoderStageConfig, Decoder),
-    "classifier": (ClassifierStageConfig, Classifier),
-    "noised_clip": (NoisedClipStageConfig, NoisedClip),
-}
+KINDS: dict[str, type[Saved]] = {one.kind(): one for one in (Prior, Decoder, Classifier, NoisedClip)}
 
 
 @dataclass(frozen=True)
@@ -114,8 +108,7 @@ def plan(name_or_path: str | Path, dtype: str | torch.dtype = "float32", picture
 
 def on_meta(config: Config) -> nn.Module:
     """The stage of a configuration, at full size and without any memory."""
-    with weightless():
-        return KINDS[config.kind][1](config).eval().requires_grad_(False)
+    return KINDS[config.kind].blank(config)
 
 
 def _parts(name_or_path: str | Path) -> tuple[str, list[tuple[str, Config]], int]:
@@ -172,7 +165,7 @@ def _config(path: Path) -> Config:
     header = read_header(path)
     if header["kind"] not in KINDS:
         raise CheckpointError(f"{path} holds a {header['kind']}, not a {' or a '.join(KINDS)}")
-    return parse_config(KINDS[header["kind"]][0], header["config"], source=str(path))
+    return parse_config(KINDS[header["kind"]].config_class, header["config"], source=str(path))
 
 
 def _stored(folder: Path) -> int:
@@ -201,37 +194,22 @@ def _call(module: nn.Module, n: int) -> object:
 def _call_prior(prior: Prior, n: int) -> object:
     net, sampling = prior.config.net, prior.config.sampling
     n *= sampling.candidates
+    embed = torch.empty(n, net.embed_dim, device="meta")
     text = torch.empty(n, net.text_length, net.text_dim, device="meta")
-    told = prior.conditions(torch.empty(n, net.embed_dim, device="meta"), text, _yes(n, net.text_length))
+    inputs = prior.conditions(embed, text, text.new_ones(n, net.text_length, dtype=torch.bool))
     denoise = prior.denoise(
-        told, told, sampling.guidance_scale, sampling.guidance_rescale, sampling.threshold
+        inputs, inputs, sampling.guidance_scale, sampling.guidance_rescale, sampling.threshold
     )
     return denoise(torch.empty(n, net.embed_dim, device="meta"), _whole(n))
 
 
 def _call_decoder(decoder: Decoder, n: int) -> object:
     decoder.last = None  # of two networks one works at a time, and which is a question to numbers
-    config, net = decoder.config, decoder.config.net
-    given: dict[str, Tensor] = {"classes": _whole(n)}
-    if decoder.takes_image:
-        given["image_embed"] = torch.empty(n, net.image_embed_dim, device="meta")
-    if decoder.takes_text:
-        given["text"] = torch.empty(n, TEXT_LENGTH, net.text_dim, device="meta")
-        given["text_mask"] = _yes(n, TEXT_LENGTH)
-    if config.low_res:
-        given["low_res"] = _pictures(n, config.low_res.size)
-    if config.inpaint:
-        given["image"], given["mask"] = _pictures(n, net.image_size), _pictures(n, net.image_size)[:, :1]
-    told = decoder.encode(decoder.conditions(n, **given))
+    inputs, sampling = decoder.encode(decoder.blank_conditions(n)), decoder.config.sampling
     denoise = decoder.denoise(
-        told,
-        told,
-        config.sampling.guidance_scale,
-        None,
-        config.sampling.guidance_rescale,
-        config.sampling.threshold,
+        inputs, inputs, sampling.guidance_scale, None, sampling.guidance_rescale, sampling.threshold
     )
-    return denoise(_pictures(n, net.image_size), _whole(n))
+    return denoise(_pictures(n, decoder.size), _whole(n))
 
 
 def _pictures(n: int, size: int) -> Tensor:
@@ -240,7 +218,3 @@ def _pictures(n: int, size: int) -> Tensor:
 
 def _whole(n: int) -> Tensor:
     return torch.zeros(n, dtype=torch.int64, device="meta")
-
-
-def _yes(*shape: int) -> Tensor:
-    return torch.ones(shape, dtype=torch.bool, device="meta")

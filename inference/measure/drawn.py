@@ -16,6 +16,7 @@ from unclip.data.images import to_tensor
 from unclip.diffusion.noise import fold
 from unclip.options import Options
 from unclip.pipeline.pipeline import Pipeline
+from unclip.pipeline.request import Wish
 
 Judges = Mapping[str, Clip]
 
@@ -58,13 +59,10 @@ def draw(
     pictures: real pictures whose embeddings the decoder is given; None = the prior's embeddings.
     classes:  int64 [N], for a model of classes.
     """
-    text, embed = pipeline.encode_text(captions) if pipeline.takes_prompt else None, None
-    if pictures is not None:
-        embed = pipeline.clip.encode_image(pictures)
-    elif pipeline.prior is not None:
-        embed = pipeline.sample_prior(text, seeds, options)
-    drawn = pipeline.decode(seeds, embed, text, options, classes=classes)
-    return pipeline.upsample(drawn, seeds, embed, text, options, classes=classes)
+    embed = None if pictures is None else pipeline.clip.encode_image(pictures)
+    texts = captions if pipeline.takes_prompt else None
+    wish = pipeline.understood(Wish(seeds, texts, options, classes, embed))
+    return pipeline.upsample(pipeline.decode(wish), wish)
 
 
 @torch.no_grad()

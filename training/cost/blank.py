@@ -10,13 +10,12 @@ from torch import nn
 from unclip.clip import CONFIG, Clip, build_clip
 from unclip.guides.classifier import Classifier
 from unclip.resources.weightless import weightless
-from unclip.stages import Conditions, Decoder, Prior, Stage
+from unclip.stages import Decoder, Prior, Stage
 
 from ..run.examples import Examples
 from ..tasks.recipes import ClassifierRecipe, PictureRecipe, PriorRecipe
 
 StageRecipe = PriorRecipe | PictureRecipe | ClassifierRecipe
-TEXT_LENGTH = 77  # of CLIP's texts, where the recipe does not say
 
 
 def stage_of(recipe: StageRecipe) -> Stage | Classifier:
@@ -37,33 +36,15 @@ def batch_of(recipe: StageRecipe, stage: Stage | Classifier, n: int) -> Examples
     keys = [f"blank-{i}" for i in range(n)]
     if isinstance(recipe, PriorRecipe):
         net = recipe.stage.net
-        told = stage.conditions(
+        conditions = stage.conditions(
             torch.zeros(n, net.embed_dim, device=device), *_text(n, net.text_length, net.text_dim, device)
         )
-        return Examples(torch.zeros(n, net.embed_dim, device=device), told, keys)
+        return Examples(torch.zeros(n, net.embed_dim, device=device), conditions, keys)
     picture = torch.zeros(n, 3, side_of(recipe), side_of(recipe), device=device)
     if isinstance(recipe, ClassifierRecipe):
         return Examples(picture, {"classes": torch.zeros(n, dtype=torch.int64, device=device)}, keys)
-    told = _told(recipe, stage, picture)
-    return Examples(stage.to_data(picture, told), told, keys)
-
-
-def _told(recipe: PictureRecipe, stage: Decoder, picture: torch.Tensor) -> Conditions:
-    """What a decoder is told about pictures of which nothing is known."""
-    n, net, device, low_res = len(picture), recipe.stage.net, picture.device, recipe.stage.low_res
-    given = {}
-    if stage.takes_image:
-        given["image_embed"] = torch.zeros(n, net.image_embed_dim, device=device)
-    if stage.takes_text:
-        given["text"], given["text_mask"] = _text(n, TEXT_LENGTH, net.text_dim, device)
-    if stage.takes_class:
-        given["classes"] = torch.zeros(n, dtype=torch.int64, device=device)
-    if low_res is not None:
-        side = picture.shape[-1] * low_res.size // stage.size
-        given["low_res"] = torch.zeros(n, 3, side, side, device=device)
-    if recipe.stage.inpaint:
-        given["image"] = picture
-    return stage.conditions(n, **given)  # tokens that are not given are those of no text, as many
+    conditions = stage.blank_conditions(n, side_of(recipe))
+    return Examples(stage.to_data(picture, conditions), conditions, keys)
 
 
 def _text(n: int, length: int, width: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

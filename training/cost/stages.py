@@ -9,7 +9,6 @@ from torch import nn
 from unclip.clip import build_clip
 from unclip.config import Config
 from unclip.resources.weightless import held_bytes, weightless
-from unclip.stages import Prior
 
 from ..tasks.recipes import ClassifierRecipe, PriorRecipe
 from .blank import batch_of, clip_of, loss_of, stage_of
@@ -49,7 +48,7 @@ def stage_cost(recipe: Config, gpus: int, clips: Mapping[str, dict | str]) -> Co
 
 def _frozen(recipe: Config, stage: nn.Module, clips: Mapping[str, dict | str]) -> tuple[int, int, list[str]]:
     """FLOPs a picture of the frozen CLIP, its bytes, and what is to be said of it."""
-    if isinstance(recipe, ClassifierRecipe) or recipe.clip is None or not _asks_clip(stage):
+    if isinstance(recipe, ClassifierRecipe) or recipe.clip is None or not stage.takes_clip:
         return 0, 0, []
     if recipe.clip in clips:
         with weightless():
@@ -69,10 +68,7 @@ def _frozen(recipe: Config, stage: nn.Module, clips: Mapping[str, dict | str]) -
         once = image_flops(clip, recipe.data.size) * recipe.embeddings
         note = f"embedding {recipe.embeddings:,} pictures at the start takes {once:.3g} FLOPs besides"
         return text_flops(clip), held_bytes(clip), [note]
-    flops = image_flops(clip, recipe.data.crop or recipe.data.size) if stage.takes_image else 0
-    flops += text_flops(clip) if stage.takes_text or stage.takes_text_embed else 0
+    towers = {kind.tower for kind in stage.kinds}
+    flops = image_flops(clip, recipe.data.crop or recipe.data.size) if "image" in towers else 0
+    flops += text_flops(clip) if "text" in towers else 0
     return flops, held_bytes(clip), []
-
-
-def _asks_clip(stage: nn.Module) -> bool:
-    return isinstance(stage, Prior) or stage.takes_image or stage.takes_text or stage.takes_text_embed

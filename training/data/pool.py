@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unclip.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from unclip.clip import same_weights
 from unclip.config import Config, ConfigError
 from unclip.files import read_json, regular, write_json
 
@@ -78,12 +79,17 @@ class Pool:
             raise ConfigError(
                 f"the pool's {path} cannot be read ({error}); delete it, and it is made again"
             ) from None
-        if by != clip:
+        if not same_weights(by, clip):
             raise ConfigError(
                 f"the pool {self.folder} was embedded by the CLIP {by}, not by {clip}; name "
                 f"another folder in data.pool, or delete {path}, and it is made again"
             )
         return found
+
+
+def as_bytes(images: Tensor) -> Tensor:
+    """Pictures in [-1,1] -> uint8, as a pool keeps them; what is that already stays as it is."""
+    return ((images + 1) * 127.5).round().to(torch.uint8) if images.is_floating_point() else images
 
 
 def open_pool(config: PoolConfig, size: int, facts: dict, draw: Callable[[int], Iterator[Drawn]]) -> Pool:

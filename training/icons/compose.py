@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from . import colours
@@ -143,3 +145,11 @@ def _weights(source: Tensor, width: Tensor, reach: int) -> Tensor:
     weight = outer.square().mul_(outer.sub_(1)).mul_(0.5)
     weight.add_(inner.square().mul_(inner.mul_(-2).add_(1)))
     return weight.div_(width)
+
+
+def premultiplied(image: Image.Image, size: int | None) -> np.ndarray:
+    """RGBA -> uint8 [4,S,S], colours times alpha, so that averages of pixels are right."""
+    picture = image.convert("RGBA").convert("RGBa")
+    if size is not None and picture.size != (size, size):
+        picture = picture.resize((size, size), Image.Resampling.BOX)
+    return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))

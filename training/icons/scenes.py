@@ -12,10 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Annotated
 
 import numpy as np
 import torch
-from PIL import Image
 from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
@@ -28,7 +28,7 @@ from . import captions, colours, compose
 from .captions import Phrase
 from .compose import Layer, Scene
 from .everyday import meanings
-from .traits import Traits
+from .traits import Emphasis, Traits
 
 # word, then the least and the largest length of the drawing's longer side
 SIZES = (
@@ -42,6 +42,7 @@ PLACES = (
     ("on the left", 0, 0.5), ("on the right", 1, 0.5),
     ("at the top", 0.5, 0), ("at the bottom", 0.5, 1), ("in the middle", 0.5, 0.5),
 )  # fmt: skip
+Weights = dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
 
 
 class ScenesConfig(Config):
@@ -55,6 +56,7 @@ class ScenesConfig(Config):
     everyday: float = Field(0.0, ge=0)  # plain, but called by a word of everyday life: "a goldfish"
     augment: bool = True  # shift, scale and mirror; False leaves plain pictures as they are
     still: float = Field(0.4, ge=0, le=1)  # share of plain ones moved by whole pixels, which stay crisp
+    emphasis: Weights = {}  # by category, "category: subcategory" or style, multiplied; unnamed = 1
     detail: float = Field(0.15, ge=0, le=1)  # chance that a pair or a background comes with a colour word
 
 
@@ -79,6 +81,7 @@ class Scenes:
         self.traits = Traits(rgba, self.records)
         self._paintable = frozenset(self.traits.paintable)
         self._meanings = meanings(self.records, self.traits)
+        self._emphasis, self._all = Emphasis(self.records, self.config.emphasis), range(len(self))
 
     @classmethod
     def load(
@@ -105,7 +108,7 @@ class Scenes:
                     record.setdefault("name", sample["caption"])
                     if only and record["name"] not in only:
                         continue
-                    found.append((_premultiplied(sample["image"], size), record))
+                    found.append((compose.premultiplied(sample["image"], size), record))
                     bar.update()
                 return found
 
@@ -161,8 +164,12 @@ class Scenes:
         image = compose.draw(scenes, self.rgba, self.traits.box, self.traits.typical, corners, side)
         return Batch(image, [scene.caption for scene in scenes], keys)
 
+    def _chosen(self, rng: Random, choices: Sequence[int] | None = None) -> int:
+        """One of these drawings, or of all."""
+        return self._emphasis.choose(rng, self._all if choices is None else choices)
+
     def _plain(self, rng: Random) -> Scene:
-        index = rng.randrange(len(self))
+        index = self._chosen(rng)
         return Scene((self._nudged(index, rng),), captions.caption(self.records[index], rng))
 
     def _recoloured(self, rng: Random) -> Scene:
@@ -171,17 +178,17 @@ class Scenes:
         choices = self.traits.paintable if painted else self.traits.coloured
         if not choices:
             return self._plain(rng)
-        index = rng.choice(choices)
+        index = self._chosen(rng, choices)
         colour = self._other_colour(index, rng) if painted else None
         phrase = self._phrase(index, colour or self.traits.colour[index])
         layer = replace(self._nudged(index, rng), colour=colour)
         return Scene((layer,), captions.dress(phrase, rng, self.traits.style[index]))
 
     def _pair(self, rng: Random) -> Scene:
-        left = rng.randrange(len(self))
+        left = self._chosen(rng)
         family = self.traits.family[self.records[left].get("family")]
         same = rng.random() < 0.85
-        right = rng.choice(family) if same else rng.randrange(len(self))
+        right = self._chosen(rng, family if same else None)
         if self._phrase(left) == self._phrase(right):
             return self._plain(rng)
         longest = rng.uniform(0.40, 0.48)
@@ -197,7 +204,7 @@ class Scenes:
         return Scene(tuple(layers), captions.dress(captions.beside(*phrases, rng), rng, style))
 
     def _on_background(self, rng: Random) -> Scene:
-        index = rng.randrange(len(self))
+        index = self._chosen(rng)
         name, rgb = self._contrasting(index, rng)
         longest = rng.uniform(0.65, 0.92)
         free = min(0.04, 0.49 - longest / 2)
@@ -210,7 +217,7 @@ class Scenes:
 
     def _placed(self, rng: Random) -> Scene:
         """A size word, a place, or both."""
-        index = rng.randrange(len(self))
+        index = self._chosen(rng)
         size, place = rng.choices(((True, False), (False, True), (True, True)), (45, 45, 10))[0]
         size = size and self.traits.phrase[index].kind != "proper"
         word, low, high = rng.choice([s for s in SIZES if s[2] < 0.5] if place else SIZES)
@@ -299,11 +306,3 @@ class Scenes:
                 if name != own and (saturation < 0.2 or abs((hue - other + 180) % 360 - 180) > 18)
             ]
         )
-
-
-def _premultiplied(image: Image.Image, size: int | None) -> np.ndarray:
-    """RGBA -> uint8 [4,S,S], colours times alpha, so that averages of pixels are right."""
-    picture = image.convert("RGBA").convert("RGBa")
-    if size is not None and picture.size != (size, size):
-        picture = picture.resize((size, size), Image.Resampling.BOX)
-    return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))

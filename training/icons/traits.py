@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from math import prod
+from random import Random
 
 import torch
 from torch import Tensor
@@ -84,3 +87,40 @@ def _measured(part: Tensor) -> colours.Colouring:
     """Colours are measured on at most 32 pixels a side: enough, and quick."""
     step = max(1, part.shape[-1] // 32)
     return colours.measure(part[:, :, ::step, ::step].float() / 255)
+
+
+class Emphasis:
+    """How often each drawing is chosen: the weights of its category, subcategory and style, multiplied.
+
+    emphasis: weights by "animals and nature", "travel and places: time", "flat", ...; unnamed = 1. Raises
+    ``ValueError`` for a name that no drawing has, and where no drawing is left.
+    """
+
+    def __init__(self, records: Sequence[Mapping], emphasis: Mapping[str, float]):
+        marks = [_marks(record) for record in records]
+        known = {mark for each in marks for mark in each}
+        if unknown := sorted(set(emphasis) - known):
+            raise ValueError(
+                f"no drawing is of {', '.join(unknown)}, which scenes.emphasis names; there are "
+                f"{', '.join(sorted(known))}"
+            )
+        self._weights = [prod(emphasis.get(mark, 1.0) for mark in each) for each in marks]
+        if not any(self._weights):
+            raise ValueError("scenes.emphasis leaves no drawing: every weight is 0")
+        self._even = not emphasis
+        self._sums: dict[int, tuple[Sequence[int], list[float]]] = {}
+
+    def choose(self, rng: Random, choices: Sequence[int]) -> int:
+        """One of these drawings; what is chosen from again and again is summed up once."""
+        if self._even:
+            return rng.choice(choices)
+        if id(choices) not in self._sums:  # the choices are held too: no other list can take their id
+            self._sums[id(choices)] = choices, list(accumulate(self._weights[i] for i in choices))
+        sums = self._sums[id(choices)][1]
+        return rng.choices(choices, cum_weights=sums)[0] if sums[-1] else rng.choice(choices)
+
+
+def _marks(record: Mapping) -> list[str]:
+    """What an emphasis may call a drawing by."""
+    category, part, style = (str(record.get(key) or "") for key in ("category", "subcategory", "style"))
+    return [mark for mark in (category, part and f"{category}: {part}", style) if mark]

@@ -24,13 +24,12 @@ def frozen_clip(
     With ``data.embeddings`` the CLIP is loaded only for texts whose states are not kept there. Raises
     ``ConfigError`` for a CLIP, or for embeddings, that do not fit.
     """
-    wants_text = stage.takes_text or stage.takes_text_embed
-    if not (stage.takes_image or wants_text):
+    if not stage.takes_clip:
         return None, None
     embeddings = None if recipe.data.embeddings is None else Embeddings(recipe.data.embeddings)
     if embeddings is not None and (embeddings.tokens or not stage.takes_text):
         embeddings.check_clip(recipe.clip)
-        _check_widths(stage, embeddings.dim, embeddings.text_dim, str(embeddings.folder))
+        _check_widths(stage, str(embeddings.folder), embeddings.dim, embeddings.text_dim)
         return None, embeddings.clip
     if recipe.clip is None:
         raise ConfigError(
@@ -38,18 +37,16 @@ def frozen_clip(
             + ("" if embeddings is None else ", or embeddings made with --tokens")
         )
     clip = load_clip(recipe.clip).to(device)
-    _check_widths(stage, clip.embed_dim, clip.text_dim, recipe.clip)
+    _check_widths(stage, recipe.clip, clip.embed_dim, clip.text_dim)
     if embeddings is not None:
         embeddings.check(clip.identity, recipe.clip)
     return clip, clip.identity
 
 
-def _check_widths(stage: Decoder, embed_dim: int, text_dim: int | None, source: str) -> None:
-    net = stage.config.net
-    for name, wanted, given in (
-        ("image_embed_dim", net.image_embed_dim, embed_dim),
-        ("text_dim", stage.takes_text and net.text_dim, text_dim),
-        ("text_embed_dim", stage.takes_text_embed and net.text_embed_dim, embed_dim),
-    ):
-        if wanted and wanted != given:
-            raise ConfigError(f"stage.net.{name} is {wanted}, but {source} has {given}")
+def _check_widths(stage: Decoder, source: str, embed_dim: int, text_dim: int | None) -> None:
+    widths = {"embed_dim": embed_dim, "text_dim": text_dim}
+    for kind in stage.kinds:
+        if kind.clip_width is not None and kind.width != widths[kind.clip_width]:
+            raise ConfigError(
+                f"stage.net.{kind.setting} is {kind.width}, but {source} has {widths[kind.clip_width]}"
+            )

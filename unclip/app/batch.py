@@ -17,23 +17,21 @@ import sys
 import time
 from pathlib import Path
 
-from ..batch.draw import draw
-from ..batch.lines import read_prompts
+from ..command_line import Parser
 from . import cli
+from .options import add_model, add_options, options_from
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="unclip batch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    made = Parser(prog="unclip batch", description=__doc__)
     add = made.add_argument
     add("prompts", type=Path, help="text file (UTF-8), a prompt a line")
     add("output", type=Path, help="folder for the pictures")
     add("-n", type=int, default=1, metavar="N", help="pictures a prompt (default 1)")
     add("--batch-size", type=int, default=16, metavar="B", help="pictures drawn at a time (default 16)")
     add("--overwrite", action="store_true", help="replace pictures of other options or prompts")
-    cli.add_model(made)
-    cli.add_options(made)
+    add_model(made)
+    add_options(made)
     return made
 
 
@@ -42,10 +40,13 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
 
     def work() -> None:
+        from ..batch.draw import draw
+        from ..batch.lines import read_prompts
+
         start = time.perf_counter()
         prompts = read_prompts(args.prompts)
         pipeline = cli.loaded(args)
-        made = draw(
+        count = draw(
             pipeline,
             prompts,
             args.output,
@@ -53,10 +54,10 @@ def main(argv: list[str] | None = None) -> int:
             seed=args.seed,
             batch_size=args.batch_size,
             overwrite=args.overwrite,
-            **cli.options_from(args),
+            **options_from(args),
         )
         print(
-            f"{args.output}: {made} pictures made of {len(prompts) * args.n}  (model {args.model}, "
+            f"{args.output}: {count} pictures made of {len(prompts) * args.n}  (model {args.model}, "
             f"seed {args.seed}, {time.perf_counter() - start:.1f} s)"
         )
 

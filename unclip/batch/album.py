@@ -6,19 +6,23 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 
-from PIL.Image import Image
+from PIL import Image
 
 from ..data.images import save_png
-from ..files import write_json, written_aside
+from ..files import parse_json, read_json, regular, remove_leftovers, sole, write_json, written_aside
 
 INDEX, OPTIONS = "index.jsonl", "batch.json"
+OWN = r"\d{4,}-[^/\\\0]+\.png"  # the names that ``draw`` gives
+LONGEST_LINE = 1 << 20  # bytes of the index
 
 
 class Album:
@@ -41,28 +45,39 @@ class Album:
     ) -> None:
         self.folder = Path(folder)
         self._make()
-        self.rows = self._read()
-        misfits = self._misfits(lines, options, overwrite)
-        for file in misfits:
-            (self.folder / file).unlink(missing_ok=True)
-            del self.rows[file]
-        self._write()
-        write_json(self.folder / OPTIONS, dict(options))
+        with self._alone():
+            self.rows = self._read()
+            if not overwrite:
+                self._check_strangers()
+            for file in self._misfits(lines, options, overwrite):
+                (self.folder / file).unlink(missing_ok=True)
+                del self.rows[file]
+            remove_leftovers(self.folder, rf"{OWN}|{re.escape(INDEX)}|{re.escape(OPTIONS)}")
+            self._write()
+            write_json(self.folder / OPTIONS, dict(options))
 
     def __enter__(self) -> Album:
+        self._lock = self._alone()
+        self._lock.__enter__()
         self._stream = open(self.folder / INDEX, "a", encoding="utf-8", buffering=1)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stream.close()
-        self._write()
+        try:
+            self._stream.close()
+            self._write()
+        finally:
+            self._lock.__exit__(kind, error, trace)
+
+    def _alone(self) -> AbstractContextManager:
+        return sole(self.folder, "draws into")
 
     def __contains__(self, file: str) -> bool:
         return file in self.rows
 
-    def add(self, row: dict[str, object], picture: Image) -> None:
+    def add(self, row: dict[str, object], picture: Image.Image) -> None:
         """Save ``picture`` as ``row["file"]``, whole or not at all, and then list it."""
         save_png(picture, self.folder / row["file"])
         self._stream.write(_line(row))
@@ -77,34 +92,41 @@ class Album:
             raise ValueError(f"{self.folder} cannot be written to")
 
     def _read(self) -> dict[str, dict]:
-        """The rows whose pictures are there; the line that a killed run left half is none."""
+        """The rows whose pictures are there, and whole; the line that a killed run left half is none."""
         path, rows = self.folder / INDEX, {}
         if not path.exists():
             return rows
-        with open(path, encoding="utf-8", errors="replace") as file:
-            for line in file:
+        with open(regular(path), "rb") as file:
+            for number in itertools.count(1):
+                line = file.readline(LONGEST_LINE)
+                if not line.endswith(b"\n") and len(line) < LONGEST_LINE:
+                    return rows
                 try:
-                    row = json.loads(line)
-                except ValueError:
-                    continue
-                if not isinstance(row, dict) or not {"file", "line", "prompt", "k"} <= row.keys():
-                    raise ValueError(f"{path} is no index of pictures; name another folder")
-                if not _is_own(row["file"]):  # such a file may be overwritten, and removed
+                    row = parse_json(line, f"line {number} of {path}", line=int, prompt=str, k=int)
+                except ValueError as error:
+                    raise ValueError(f"{error}; name another folder, or remove that line") from None
+                if not _is_own(row.get("file")):  # such a file may be overwritten, and removed
                     raise ValueError(
-                        f"{path} names {row['file']!r}, which this program does not write; name "
+                        f"{path} names {row.get('file')!r}, which this program does not write; name "
                         "another folder"
                     )
-                if (self.folder / row["file"]).is_file():
+                if _is_whole(self.folder / row["file"]):
                     rows[row["file"]] = row
-        return rows
+
+    def _check_strangers(self) -> None:
+        """Refuse a folder with pictures that a new album could replace without a word."""
+        if (self.folder / OPTIONS).exists():
+            return  # pictures that are not listed are those of a run that was killed
+        for path in sorted(self.folder.iterdir()):
+            if _is_own(path.name) and path.name not in self.rows:
+                raise ValueError(
+                    f"{path} is in no index, and could be replaced. Name another folder, or give --overwrite"
+                )
 
     def _misfits(self, lines: Mapping[int, str], options: Mapping[str, object], overwrite: bool) -> list[str]:
         """Files of other options or of lines that say something else now."""
         path = self.folder / OPTIONS
-        try:
-            old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        except ValueError as error:
-            raise ValueError(f"{path} is damaged: {error}") from None
+        old = read_json(path, "what the pictures were drawn with") if path.exists() else {}
         changed = {
             key: (old.get(key), options.get(key))
             for key in sorted({*old, *options})
@@ -132,7 +154,19 @@ class Album:
 
 def _is_own(file: object) -> bool:
     """Whether a name is one that ``draw`` gives: in the folder itself, its line first."""
-    return isinstance(file, str) and re.fullmatch(r"\d{4,}-[^/\\\0]+\.png", file) is not None
+    return isinstance(file, str) and re.fullmatch(OWN, file) is not None
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file is a PNG with all its parts and the right sums."""
+    if not path.is_file():
+        return False
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            picture.verify()
+    except Exception:  # PIL's reader raises whatever its parsing of a broken file runs into
+        return False
+    return True
 
 
 def _line(row: Mapping[str, object]) -> str:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from ..config import parse_config
 from ..files import words
-from ..options import Options
-from ..pipeline.pipeline import Pipeline
-from ..pipeline.prompts import contexts
+from ..pipeline.pipeline import Pipeline, drawn
+from ..pipeline.prompts import cuts
+from ..pipeline.request import integer, wish_of
 from .album import Album
 
 
@@ -50,56 +48,35 @@ def draw(
     prompts: by line number, as ``read_prompts`` gives them.
     options: fields of ``Options``.
 
-    Raises ``ValueError`` for an option out of range, and as ``Album`` does.
+    Raises ``ValueError`` for what ``generate`` refuses, before anything is written, and as ``Album`` does.
     """
-    settings = parse_config(Options, options, source="the call").model_dump()
-    for name, value in (("n", n), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, not {value}")
+    wish = wish_of(pipeline, list(prompts.values()), n=n, seed=seed, **options)
+    batch_size, settings = integer("batch_size", batch_size, 1), wish.options.model_dump()
     model = identity(pipeline)
-    album = Album(folder, prompts, {"model": model, "seed": seed, **settings}, overwrite)
-    rows = {
-        line: [
-            {
-                "file": file_name(line, prompt, k),
-                "line": line,
-                "prompt": prompt,
-                "k": k,
-                "seed": seed,
-                "model": model,
-            }
-            for k in range(n)
-        ]
+    rows = [
+        {"file": file_name(line, prompt, k), "line": line, "prompt": prompt, "k": k}
         for line, prompt in prompts.items()
-    }
-    todo = [line for line, wanted in rows.items() if any(row["file"] not in album for row in wanted)]
-    missing = sum(row["file"] not in album for line in todo for row in rows[line])
-    _warn_of_cuts(pipeline, [("the negative prompt", settings["negative_prompt"] or "")])
-    total, size = len(prompts) * n, max(1, batch_size // n)
-    with album, tqdm(total=total, initial=total - missing, unit="pic", smoothing=0.05) as bar:
-        for start in range(0, len(todo), size):
-            lines = todo[start : start + size]
-            _warn_of_cuts(pipeline, [(f"line {line}", prompts[line]) for line in lines])
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="the prompt is longer")  # said with its line
-                pictures = pipeline.generate(
-                    [prompts[line] for line in lines], n=n, seed=seed, batch_size=batch_size, **settings
-                )
-            wanted = [row for line in lines for row in rows[line]]
-            for row, picture in zip(wanted, pictures, strict=True):
-                if row["file"] not in album:
-                    album.add(row, picture)
-                    bar.update()
-    return missing
+        for k in range(n)
+    ]
+    facts = {"seed": seed, "model": model}
+    with Album(folder, prompts, {"model": model, "seed": seed, **settings}, overwrite) as album:
+        missing = [number for number, row in enumerate(rows) if row["file"] not in album]
+        _note_cuts(pipeline, "the negative prompt", settings["negative_prompt"] or "")
+        pictures, noted = drawn(pipeline, wish.rows(missing).batches(batch_size)), set()
+        with tqdm(total=len(rows), initial=len(rows) - len(missing), unit="pic", smoothing=0.05) as bar:
+            for number in missing:
+                line, prompt = rows[number]["line"], rows[number]["prompt"]
+                if line not in noted:
+                    noted.add(line)
+                    _note_cuts(pipeline, f"line {line}", prompt)
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", message="the prompt is longer")  # said with its line
+                    picture = next(pictures)
+                album.add(rows[number] | facts, picture)
+                bar.update()
+    return len(missing)
 
 
-def _warn_of_cuts(pipeline: Pipeline, texts: Iterable[tuple[str, str]]) -> None:
-    """Say what of each (where, text) does not fit into the model's context."""
-    encoders = contexts(pipeline.clip, pipeline.tokenizer) if pipeline.takes_prompt else []
-    for where, text in texts:
-        for encoder, length in encoders:
-            cut = encoder.truncated(text)
-            if cut:
-                warnings.warn(
-                    f"{where} is longer than {length} tokens; this was cut off: '{cut}'", stacklevel=3
-                )
+def _note_cuts(pipeline: Pipeline, where: str, text: str) -> None:
+    for cut in cuts(text, pipeline.clip, pipeline.tokenizer):
+        warnings.warn(f"{where} {cut}", stacklevel=3)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -25,23 +28,73 @@ def conditions_of(
 
     Raises ``ConfigError`` if the pictures have no class, or one that the stage does not know.
     """
-    told: dict[str, Tensor] = {}
-    device, embedded = stage.embed_mean.device, batch.embedded
-    if stage.takes_image:
-        told["image_embed"] = (
-            clip.encode_image(batch.image.to(device)) if embedded is None else embedded.image.to(device)
-        )
-    if stage.takes_text or stage.takes_text_embed:
-        if embedded is None or clip is not None:
-            text = clip.encode_text(batch.caption).trimmed()
-            told |= {"text": text.tokens, "text_mask": text.mask, "text_embed": text.embed}
-        else:
-            told |= {"text": embedded.tokens, "text_mask": embedded.mask, "text_embed": embedded.text}
-            told = {name: None if value is None else value.to(device) for name, value in told.items()}
-    if stage.takes_tokens:
-        told["tokens"], told["token_mask"] = (x.to(device) for x in tokenizer.tokenize(batch.caption))
-    if stage.takes_class:
-        told["classes"] = classes_of(batch, stage.config.net.classes).to(device)
-    if stage.config.inpaint:
-        told["image"] = picture
-    return stage.conditions(len(batch.image), low_res=low_res, **told)
+    samples = BatchSamples(stage, clip, batch, low_res, tokenizer, picture)
+    return stage.conditions_of(samples, len(batch.image))
+
+
+@dataclass
+class BatchSamples:
+    """The values of a batch (see ``stages.condition.Samples``), each made when it is asked for.
+
+    Pictures that ``batch.embedded`` holds are not embedded again; nor are texts, if there is no CLIP.
+    """
+
+    stage: Decoder
+    clip: Clip | None
+    batch: Batch
+    low_res: Tensor | None
+    tokenizer: GlideTokenizer | None
+    image: Tensor | None  # to be inpainted, at the stage's size
+    mask: None = None  # all of it is known, until training erases some
+
+    @property
+    def _device(self) -> torch.device:
+        return self.stage.embed_mean.device
+
+    @cached_property
+    def pictures(self) -> Tensor:
+        return self.batch.image.to(self._device)
+
+    @property
+    def image_embed(self) -> Tensor:
+        embedded = self.batch.embedded
+        return self.clip.encode_image(self.pictures) if embedded is None else embedded.image.to(self._device)
+
+    @cached_property
+    def _words(self) -> tuple[Tensor | None, ...]:
+        """Of the captions: states, their mask, and vectors."""
+        embedded = self.batch.embedded
+        if embedded is None or self.clip is not None:
+            text = self.clip.encode_text(self.batch.caption).trimmed()
+            return text.tokens, text.mask, text.embed
+        words = (embedded.tokens, embedded.mask, embedded.text)
+        return tuple(None if value is None else value.to(self._device) for value in words)
+
+    @property
+    def text(self) -> Tensor | None:
+        return self._words[0]
+
+    @property
+    def text_mask(self) -> Tensor | None:
+        return self._words[1]
+
+    @property
+    def text_embed(self) -> Tensor | None:
+        return self._words[2]
+
+    @cached_property
+    def _ids(self) -> tuple[Tensor, Tensor]:
+        ids, mask = self.tokenizer.tokenize(self.batch.caption)
+        return ids.to(self._device), mask.to(self._device)
+
+    @property
+    def tokens(self) -> Tensor:
+        return self._ids[0]
+
+    @property
+    def token_mask(self) -> Tensor:
+        return self._ids[1]
+
+    @property
+    def classes(self) -> Tensor:
+        return classes_of(self.batch, self.stage.config.net.classes).to(self._device)

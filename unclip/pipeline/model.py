@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import CheckpointError
-from ..clip import Clip
+from ..clip import Clip, same_weights
 from ..guides.classifier import Classifier
 from ..resources.devices import as_device, lent, parse_dtype, place
 from ..stages import Conditions, Decoder, Prior
@@ -53,14 +53,12 @@ def stages_fit(model: Model) -> None:
 
 def _clip_fits(model: Model) -> None:
     stages = [stage for stage in (model.prior, *model.picture_stages) if stage is not None]
-    wants_clip = [
-        s for s in stages if isinstance(s, Prior) or s.takes_image or s.takes_text or s.takes_text_embed
-    ]
+    wants_clip = [stage for stage in stages if stage.takes_clip]
     if wants_clip and model.clip is None:
         raise CheckpointError("this model takes text but comes without its CLIP")
     for stage in wants_clip:
         trained_with = stage.facts.get("clip", model.clip.identity)
-        if trained_with.rpartition("#")[2] != model.clip.identity.rpartition("#")[2]:  # by weights
+        if not same_weights(trained_with, model.clip.identity):
             raise CheckpointError(
                 f"the {stage.config.kind} was trained with CLIP {trained_with}, "
                 f"but the model holds {model.clip.identity}"
@@ -86,10 +84,10 @@ def _same_levels(model: Model, what: str, image_size: int, schedule: str, timest
         "schedule": (process.schedule, schedule),
         "timesteps": (process.timesteps, timesteps),
     }
-    for name, (wanted, given) in facts.items():
-        if wanted != given:
+    for name, (wanted, theirs) in facts.items():
+        if wanted != theirs:
             raise CheckpointError(
-                f"the {what} does not fit the decoder: its {name} is {given}, the decoder's {wanted}"
+                f"the {what} does not fit the decoder: its {name} is {theirs}, the decoder's {wanted}"
             )
 
 
@@ -214,13 +212,17 @@ class Model(nn.Module):
         low_res: Tensor | None = None,
         classes: Tensor | None = None,
         canvas: Canvas | None = None,
+        **more: Tensor | None,
     ) -> Conditions:
-        """What one of ``picture_stages`` is told about ``n`` pictures; what it does not take is left out."""
-        told: dict[str, Tensor | None] = {"image_embed": image_embed, "low_res": low_res, "classes": classes}
+        """What one of ``picture_stages`` is told about ``n`` pictures; what it does not take is left out.
+
+        more: values of other kinds of condition, as ``Decoder.conditions`` takes them.
+        """
+        values = dict(more, image_embed=image_embed, low_res=low_res, classes=classes)
         if text is not None and text.clip is not None:
-            told.update(text=text.clip.tokens, text_mask=text.clip.mask, text_embed=self._text_embed(text))
+            values.update(text=text.clip.tokens, text_mask=text.clip.mask, text_embed=self._text_embed(text))
         if text is not None:
-            told.update(tokens=text.ids, token_mask=text.mask)
+            values.update(tokens=text.ids, token_mask=text.mask)
         if canvas is not None:
-            told["image"], told["mask"] = canvas.at(stage.size)
-        return stage.conditions(n, **told)
+            values["image"], values["mask"] = canvas.at(stage.size)
+        return stage.conditions(n, **values)

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..config import parse_config
 from ..data.images import to_pil
 from ..diffusion.noise import Noise, fold
 from ..diffusion.samplers import Step
 from ..options import DEFAULTS, Options
 from ..resources.devices import as_device, autocast, parse_dtype
+from ..stages import Conditions, Decoder
 from . import directory
-from .canvas import Canvas, canvas_of
 from .guiding import guides, guiding
 from .model import Model
 from .prompts import Prompts
-from .request import check_request, class_asked, integer, override, prompts_of
-
-Progress = Callable[[str, int, int], None]
-"""(stage, steps done, steps in all), called after every step."""
-Watch = Callable[[Step], None]
-"""Called with every step of the decoder, of one batch of pictures after another."""
+from .request import Progress, Watch, Wish, classes_of, override, wish_of
 
 
 class Pipeline(Model):
@@ -41,7 +36,10 @@ class Pipeline(Model):
         options: Options = DEFAULTS,
         negative: Prompts | None = None,
     ) -> Tensor:
-        """Image embeddings [N,D], as the decoder takes them: the candidate nearest to the text."""
+        """Image embeddings [N,D], as the decoder takes them: the candidate nearest to the text.
+
+        Raises ``ValueError`` if it makes numbers that are none, as all steps of drawing do.
+        """
         sampling = override(
             self.prior.config.sampling, steps=options.prior_steps, guidance_scale=options.prior_guidance_scale
         )
@@ -52,78 +50,74 @@ class Pipeline(Model):
         noise = Noise([fold(seed, k) for seed in seeds for k in range(sampling.candidates)], self.device)
         with self._at_work(self.prior), self._autocast():
             embed = self.prior.sample(conditions, noise, sampling, null)
-        embed = embed.unflatten(0, (len(seeds), sampling.candidates))
+        embed = _sound(embed, "prior", self.prior).unflatten(0, (len(seeds), sampling.candidates))
         likeness = F.normalize(embed, dim=-1)
         best = torch.einsum("nkd,nd->nk", likeness, text.clip.embed.to(embed)).argmax(1)
         return embed[torch.arange(len(seeds)), best]
 
-    @torch.no_grad()
-    def decode(
-        self,
-        seeds: Sequence[int],
-        image_embed: Tensor | None = None,
-        text: Prompts | None = None,
-        options: Options = DEFAULTS,
-        negative: tuple[Tensor | None, Prompts | None] | None = None,
-        progress: Progress | None = None,
-        watch: Watch | None = None,
-        classes: Tensor | None = None,
-        canvas: Canvas | None = None,
-    ) -> Tensor:
-        """The decoder's pictures [N,3,S,S] in [-1,1], from an embedding, text, classes, or nothing.
+    def understood(self, wish: Wish) -> Wish:
+        """A batch with its texts encoded, and with the prior's embeddings where it has none of its own."""
+        if wish.texts is None:
+            return wish
+        n, words = len(wish), wish.options.negative_prompt
+        both = self.encode_text([*wish.texts, *([words] * n if words else [])])  # so that their lengths agree
+        if both.clip is not None:
+            _sound(both.clip.embed, "CLIP", self.clip)
+        text, away, embed, unwanted = both[:n], both[n:] if words else None, wish.embed, None
+        if self.prior is not None and embed is None:
+            embed = self.sample_prior(text, wish.seeds, wish.options, away)
+        if away is not None:
+            away_embed = None if self.prior is None else self.sample_prior(away, wish.seeds, wish.options)
+            unwanted = (away, away_embed)
+        return replace(wish, text=text, embed=embed, unwanted=unwanted)
 
-        negative: image embedding and text that guidance moves away from.
-        classes:  int64 [N], each picture's own; None = ``options.class_`` for all.
-        canvas:   a picture to be inpainted, the same for all.
-        """
-        stage, n = self.decoder, len(seeds)
+    @torch.no_grad()
+    def decode(self, wish: Wish) -> Tensor:
+        """The decoder's pictures [N,3,S,S] in [-1,1] of a batch, as ``understood`` gives it."""
+        stage, options, unwanted = self.decoder, wish.options, wish.unwanted
         sampling = override(
             stage.config.sampling,
             steps=options.steps,
             guidance_scale=options.guidance_scale,
             sampler=options.sampler,
         )
-        classes = self._classes(n, options) if classes is None else classes
-        if negative is None and text is not None and stage.config.null_text == "empty":
-            negative = (None, self._no_text(text))
-        noise, null = Noise(seeds, self.device), None
+        classes = classes_of(self, wish)
+        if unwanted is None and wish.text is not None and stage.config.null_text == "empty":
+            unwanted = (self._no_text(wish.text), None)
+        noise, null = Noise(wish.seeds, self.device), None
         with self._at_work(stage, *guiding(self, classes, options)):
-            conditions = self.conditions(stage, n, image_embed, text, classes=classes, canvas=canvas)
-            if negative is not None and sampling.guidance_scale != 1:
-                null = self.conditions(
-                    stage, n, *negative, canvas=canvas, classes=None if stage.config.drop_class else classes
-                )
+            conditions = self._told(stage, wish, classes)
+            if unwanted is not None and sampling.guidance_scale != 1:
+                text, embed = unwanted
+                away = replace(wish, text=text, embed=embed)
+                null = self._told(stage, away, None if stage.config.drop_class else classes)
             with self._autocast(text=True):
-                objective, climb = guides(self, text, classes, options)
+                objective, climb = guides(self, wish.text, classes, options)
             with self._autocast():
                 steps = stage.sample(conditions, noise, sampling, null, objective, climb)
-                x = _walk(steps, "decoder", len(stage.levels(sampling)) - 1, progress, watch)
-        return stage.to_picture(x, conditions)
+                x = _walk(steps, "decoder", len(stage.levels(sampling)) - 1, wish.progress, wish.watch)
+        return stage.to_picture(_sound(x, "decoder", stage), conditions)
 
     @torch.no_grad()
-    def upsample(
-        self,
-        picture: Tensor,
-        seeds: Sequence[int],
-        image_embed: Tensor | None = None,
-        text: Prompts | None = None,
-        options: Options = DEFAULTS,
-        progress: Progress | None = None,
-        classes: Tensor | None = None,
-        canvas: Canvas | None = None,
-    ) -> Tensor:
-        """Enlarge the decoder's pictures through every upsampler: [N,3,S,S] in [-1,1]."""
-        classes = self._classes(len(seeds), options) if classes is None else classes
+    def upsample(self, picture: Tensor, wish: Wish) -> Tensor:
+        """Enlarge the decoder's pictures of a batch through every upsampler: [N,3,S,S] in [-1,1]."""
+        classes = classes_of(self, wish)
         for number, stage in enumerate(self.upsamplers):
-            sampling = override(stage.config.sampling, steps=options.upsampler_steps)
-            noise = Noise([fold(seed, 1, number) for seed in seeds], self.device)
+            name = f"upsampler {stage.size}"
+            sampling = override(stage.config.sampling, steps=wish.options.upsampler_steps)
+            noise = Noise([fold(seed, 1, number) for seed in wish.seeds], self.device)
             with self._at_work(stage):
-                conditions = self.conditions(stage, len(seeds), image_embed, text, picture, classes, canvas)
+                conditions = self._told(stage, wish, classes, picture)
                 with self._autocast():
                     steps = stage.sample(conditions, noise, sampling)
-                    x = _walk(steps, f"upsampler {stage.size}", len(stage.levels(sampling)) - 1, progress)
-            picture = stage.to_picture(x, conditions)
+                    x = _walk(steps, name, len(stage.levels(sampling)) - 1, wish.progress)
+            picture = stage.to_picture(_sound(x, name, stage), conditions)
         return picture
+
+    def _told(
+        self, stage: Decoder, wish: Wish, classes: Tensor | None, low_res: Tensor | None = None
+    ) -> Conditions:
+        return self.conditions(stage, len(wish), wish.embed, wish.text, low_res, classes, wish.canvas)
 
     def generate(
         self,
@@ -142,62 +136,23 @@ class Pipeline(Model):
 
         prompt:     a text, or several; None for a model that takes none.
         n:          pictures a prompt.
-        seed:       picture k of a prompt depends on (prompt, seed, k) alone, not on its batch.
+        seed:       any integer; picture k of a prompt depends on (prompt, seed, k) alone, not on its batch.
         batch_size: pictures drawn at a time.
         image:      a picture, or its file, of which a part is painted anew, by a model that inpaints.
         mask:       which part: a picture of the same size, white = painted anew, black = kept.
         watch:      gets every ``Step`` of the decoder; ``strip.film_strip`` shows a list of them.
-        options:    fields of ``Options``: guidance_scale, prior_guidance_scale, clip_guidance_scale,
-                    steps, prior_steps, upsampler_steps, sampler, negative_prompt, class_,
-                    classifier_scale.
+        options:    the fields of ``Options``, which says what each does.
 
         Returns one picture for one prompt and n = 1, else a list, prompt by prompt. Raises
-        ``ValueError`` for an empty prompt, a seed that is no integer, or an option out of range.
+        ``ValueError`` for an empty prompt, a seed that is no integer, or an option out of range, before
+        work starts; and for a stage that makes numbers that are none.
         """
         single = (prompt is None or isinstance(prompt, str)) and n == 1
-        prompts = prompts_of(self, prompt)
-        settings = parse_config(Options, options, source="the call")
-        if (image is None) != (mask is None):
-            raise ValueError("inpainting takes both an image and a mask, of which white is painted anew")
-        check_request(self, settings, inpaints=image is not None)
-        canvas = None if image is None else canvas_of(image, mask)
-        seed, n = integer("seed", seed), integer("n", n, 1)
-        batch_size = integer("batch_size", batch_size, 1)
-        jobs = [(text, fold(seed, k)) for text in prompts for k in range(n)]
-        pictures: list[Image.Image] = []
-        for start in range(0, len(jobs), batch_size):
-            texts, seeds = zip(*jobs[start : start + batch_size], strict=True)
-            made = self._generate(list(texts), list(seeds), settings, canvas, progress, watch)
-            pictures += [to_pil(picture) for picture in made.float().cpu()]
+        wish = wish_of(
+            self, prompt, n=n, seed=seed, image=image, mask=mask, progress=progress, watch=watch, **options
+        )
+        pictures = list(drawn(self, wish.batches(batch_size)))
         return pictures[0] if single else pictures
-
-    def _generate(
-        self,
-        texts: list[str | None],
-        seeds: list[int],
-        options: Options,
-        canvas: Canvas | None,
-        progress: Progress | None,
-        watch: Watch | None,
-    ) -> Tensor:
-        """One batch: [N,3,S,S] in [-1,1]."""
-        text = away = embed = negative = None
-        n = len(texts)
-        if self.takes_prompt:
-            unwanted = [options.negative_prompt] * n if options.negative_prompt else []
-            both = self.encode_text(texts + unwanted)  # together, so that their lengths agree
-            text, away = both[:n], both[n:] if unwanted else None
-        if self.prior is not None:
-            embed = self.sample_prior(text, seeds, options, away)
-        if away is not None:
-            negative = (None if self.prior is None else self.sample_prior(away, seeds, options), away)
-        picture = self.decode(seeds, embed, text, options, negative, progress, watch, canvas=canvas)
-        return self.upsample(picture, seeds, embed, text, options, progress, canvas=canvas)
-
-    def _classes(self, n: int, options: Options) -> Tensor | None:
-        """The class that is asked for, int64 [n]; None for none."""
-        wanted = class_asked(self, options)
-        return None if wanted is None else torch.full((n,), wanted, device=self.device)
 
     def _autocast(self, text: bool = False) -> torch.autocast:
         """bfloat16 on a GPU that has it, and for weights of bfloat16. On a CPU float32 is as fast for a few
@@ -218,15 +173,40 @@ class Pipeline(Model):
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "float32",
         offload: bool = False,
+        downloads: bool = False,
     ) -> Pipeline:
-        """Read a model, strictly; device, dtype and offload as in ``place``.
+        """Read a model, strictly; device, dtype and offload as in ``place``, downloads as in ``load_clip``.
 
         folder: a pipeline directory; or, of a decoder that needs no other stage, its checkpoint or
                 the folder of its run.
         """
         dtype = parse_dtype(dtype)
-        parts = directory.read(Path(folder), torch.device("cpu") if offload else as_device(device), dtype)
+        to = torch.device("cpu") if offload else as_device(device)
+        parts = directory.read(Path(folder), to, dtype, downloads)
         return cls(**parts).eval().place(device, dtype, offload)
+
+
+def drawn(pipeline: Pipeline, wishes: Iterable[Wish]) -> Iterator[Image.Image]:
+    """The pictures of wishes in turn; each wish is one batch (``Wish.batches``), drawn when it is reached."""
+    for wish in wishes:
+        wish = pipeline.understood(wish)
+        pictures = pipeline.upsample(pipeline.decode(wish), wish)
+        yield from map(to_pil, pictures.float().cpu())
+
+
+def _sound(x: Tensor, name: str, part: nn.Module) -> Tensor:
+    """What a part made, if it is numbers; else ``ValueError``, before it becomes a picture."""
+    if x.isfinite().all():
+        return x
+    weights = part.state_dict().items()
+    damaged = next((key for key, value in weights if not value.isfinite().all()), None)
+    why = (
+        "guidance that is too strong does that, and so does bfloat16: lower the guidance scales, take other "
+        "steps, or keep the weights in float32"
+        if damaged is None
+        else f"its weights are damaged ({damaged}): fetch the model anew, or go back to an earlier checkpoint"
+    )
+    raise ValueError(f"the {name} made numbers that are infinite or none, which are no picture; {why}")
 
 
 def _walk(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -62,23 +61,22 @@ class Prompts:
         return len(self.texts)
 
 
-def contexts(clip: Clip | None, tokenizer: GlideTokenizer | None) -> list[tuple[Clip | GlideTokenizer, int]]:
-    """What reads texts, and how many tokens of each."""
-    found = [] if clip is None else [(clip, clip.context_length)]
-    return found + ([] if tokenizer is None else [(tokenizer, tokenizer.length)])
+def cuts(text: str, clip: Clip | None, tokenizer: GlideTokenizer | None) -> list[str]:
+    """What does not fit into the contexts of a model, a sentence each to be said of the text."""
+    readers = [] if clip is None else [(clip, clip.context_length)]
+    readers += [] if tokenizer is None else [(tokenizer, tokenizer.length)]
+    ends = [(length, reader.truncated(text)) for reader, length in readers]
+    return [f"is longer than {length} tokens; this was cut off: '{end}'" for length, end in ends if end]
 
 
 def encode(
     texts: Sequence[str], clip: Clip | None, tokenizer: GlideTokenizer | None, device: torch.device
 ) -> Prompts:
     """Texts for a model that has one of both, or both; warns of what does not fit into a context."""
-    for encoder, length in contexts(clip, tokenizer):
-        for cut, _ in itertools.groupby(filter(None, map(encoder.truncated, texts))):
-            warnings.warn(
-                f"the prompt is longer than {length} tokens; this was cut off: '{cut}'", stacklevel=4
-            )
-    made = None if clip is None else clip.encode_text(texts).trimmed()
+    for cut in dict.fromkeys(cut for text in dict.fromkeys(texts) for cut in cuts(text, clip, tokenizer)):
+        warnings.warn(f"the prompt {cut}", stacklevel=4)
+    words = None if clip is None else clip.encode_text(texts).trimmed()
     if tokenizer is None:
-        return Prompts(list(texts), made)
+        return Prompts(list(texts), words)
     ids, mask = tokenizer.tokenize(texts)
-    return Prompts(list(texts), made, ids.to(device), mask.to(device))
+    return Prompts(list(texts), words, ids.to(device), mask.to(device))

@@ -1,16 +1,109 @@
-"""What a pipeline is asked for, and what it refuses before work starts."""
+"""What a pipeline is asked for, as one object, and what it refuses before work starts."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..options import Options
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..config import parse_config
+from ..diffusion.noise import fold
+from ..diffusion.samplers import Step
+from ..options import DEFAULTS, Options, checked_text
 from ..stages import Sampling
+from .canvas import Canvas, canvas_of
+from .prompts import Prompts
 
 if TYPE_CHECKING:
     from .model import Model
+
+Progress = Callable[[str, int, int], None]
+"""(stage, steps done, steps in all), called after every step."""
+Watch = Callable[[Step], None]
+"""Called with every step of the decoder, of one batch of pictures after another."""
+MOST = 1_000_000  # pictures that one call may ask for
+
+
+@dataclass(frozen=True)
+class Wish:
+    """Pictures that are asked for, a row each; None = not asked for, or not known yet.
+
+    ``wish_of`` makes one of what a user says, for all pictures; ``batches`` cuts it up, ``Pipeline.decode``
+    and ``Pipeline.upsample`` draw what one says.
+    """
+
+    seeds: Sequence[int]  # of each picture's noise
+    texts: Sequence[str] | None = None  # the prompts; None for a model that takes none
+    options: Options = DEFAULTS
+    classes: Tensor | None = None  # int64 [N], each picture's own; None = ``options.class_`` for all
+    embed: Tensor | None = None  # [N,D], image embeddings; None = the prior's, if the model has one
+    canvas: Canvas | None = None  # a picture to be inpainted, the same for all
+    progress: Progress | None = None
+    watch: Watch | None = None
+    text: Prompts | None = None  # the texts, encoded
+    unwanted: tuple[Prompts | None, Tensor | None] | None = (
+        None  # what guidance moves away from, and its embed
+    )
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def rows(self, chosen: Sequence[int]) -> Wish:
+        """Some of the pictures, of a wish whose texts are not encoded yet."""
+        chosen = list(chosen)
+        own = {name: getattr(self, name) for name in ("classes", "embed")}
+        return replace(
+            self,
+            seeds=[self.seeds[k] for k in chosen],
+            texts=None if self.texts is None else [self.texts[k] for k in chosen],
+            **{name: None if value is None else value[chosen] for name, value in own.items()},
+        )
+
+    def batches(self, size: int) -> Iterator[Wish]:
+        """All pictures in turn, at most ``size`` at a time."""
+        size = integer("batch_size", size, 1)
+        for start in range(0, len(self), size):
+            yield self.rows(range(start, min(start + size, len(self))))
+
+
+def wish_of(
+    model: Model,
+    prompt: str | Sequence[str] | None = None,
+    *,
+    n: int = 1,
+    seed: int = 0,
+    image: Image.Image | str | Path | None = None,
+    mask: Image.Image | str | Path | None = None,
+    progress: Progress | None = None,
+    watch: Watch | None = None,
+    **options: object,
+) -> Wish:
+    """All pictures that a call asks for, prompt by prompt; the arguments are those of ``generate``.
+
+    Raises ``ValueError`` for whatever the model cannot do, or nobody could.
+    """
+    prompts = prompts_of(model, prompt)
+    settings = parse_config(Options, options, source="the call")
+    if (image is None) != (mask is None):
+        raise ValueError("inpainting takes both an image and a mask, of which white is painted anew")
+    check_request(model, settings, inpaints=image is not None)
+    seed, n = integer("seed", seed), integer("n", n, 1)
+    if n * len(prompts) > MOST:
+        raise ValueError(f"{n * len(prompts):,} pictures are more than one call draws ({MOST:,}); ask again")
+    return Wish(
+        seeds=[fold(seed, k) for k in range(n)] * len(prompts),
+        texts=[text for text in prompts for _ in range(n)] if model.takes_prompt else None,
+        options=settings,
+        canvas=None if image is None else canvas_of(image, mask),
+        progress=progress,
+        watch=watch,
+    )
 
 
 def prompts_of(model: Model, prompt: str | Sequence[str] | None) -> list[str | None]:
@@ -20,19 +113,20 @@ def prompts_of(model: Model, prompt: str | Sequence[str] | None) -> list[str | N
             raise ValueError(f"the model {model.name} takes no prompt")
         return [None]
     several = isinstance(prompt, Iterable) and not isinstance(prompt, str)
-    given = list(prompt) if several else [prompt]
-    for text in given:
+    prompts = list(prompt) if several else [prompt]
+    for text in prompts:
         if not isinstance(text, str):
-            raise ValueError(f"a prompt must be text, not {text!r}")
-        if not text.strip():
+            raise ValueError(f"a prompt must be text, not {text!r:.80}")
+        if not checked_text(text, "the prompt").strip():
             raise ValueError("the prompt is empty; say what to draw, for example: a goldfish")
-    return given
+    return prompts
 
 
 def check_request(model: Model, options: Options, inpaints: bool) -> None:
     """Refuse, before work starts, what would do nothing or cannot be done; raises ``ValueError``."""
     _negative(model, options)
     class_asked(model, options)
+    _steps(model, options)
     if options.class_ is None:
         for stage in model.picture_stages:
             if stage.takes_class and not stage.config.drop_class:
@@ -70,6 +164,14 @@ def _negative(model: Model, options: Options) -> None:
         )
 
 
+def _steps(model: Model, options: Options) -> None:
+    """Raises ``ValueError`` for steps that a stage's schedule does not have."""
+    asked = [(model.prior, options.prior_steps), (model.decoder, options.steps)]
+    for stage, steps in [*asked, *((stage, options.upsampler_steps) for stage in model.upsamplers)]:
+        if stage is not None and steps is not None:
+            stage.levels(override(stage.config.sampling, steps=steps))
+
+
 def class_asked(model: Model, options: Options) -> int | None:
     """The class that is asked for; ``ValueError`` if the model does not know it."""
     if options.classifier_scale is not None and model.classifier is None:
@@ -83,14 +185,27 @@ def class_asked(model: Model, options: Options) -> int | None:
     return options.class_
 
 
+def classes_of(model: Model, wish: Wish) -> Tensor | None:
+    """The classes that are asked for, int64 [N]; None for none."""
+    if wish.classes is not None:
+        return wish.classes
+    number = class_asked(model, wish.options)
+    return None if number is None else torch.full((len(wish),), number, device=model.device)
+
+
 def override(sampling: Sampling, **changes: object) -> Sampling:
     """A stage's defaults with the changes that are not None."""
     return sampling.model_copy(update={k: v for k, v in changes.items() if v is not None})
 
 
 def integer(name: str, value: object, least: int | None = None) -> int:
-    """An argument that must be a whole number; ``ValueError`` names it if it is none, or too small."""
+    """An argument that must be a whole number; ``ValueError`` names it if it is none, or too small.
+
+    True and False are none, though Python counts them as 1 and 0.
+    """
     try:
+        if isinstance(value, bool):
+            raise TypeError
         number = operator.index(value)
     except TypeError:
         raise ValueError(f"{name} must be an integer, not {value!r}") from None

@@ -22,8 +22,14 @@ def default_device() -> torch.device:
 
 
 def as_device(device: str | torch.device | None) -> torch.device:
-    """The device of that name; None = ``default_device``."""
-    return default_device() if device is None else torch.device(device)
+    """The device of that name; None = ``default_device``. ``ValueError`` for one that is not here."""
+    if device is None:
+        return default_device()
+    try:
+        torch.empty(0, device=device)
+        return torch.device(device)
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        raise ValueError(f"the device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
 
 
 def has_fast_bf16(device: torch.device) -> bool:

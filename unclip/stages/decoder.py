@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from ..diffusion import guidance
-from ..diffusion.noise import Noise, Random, randn
+from ..diffusion.noise import Noise, Random
 from ..diffusion.samplers import Step
 from ..nets.text import TextTransformer
 from ..nets.unet import UNet
+from .condition import Condition, Draws, Samples
+from .conditions import KINDS, Class, ImageEmbedding, Text, TextVector, Tokens, kinds_of
 from .config import DecoderStageConfig, Sampling
-from .inpaint import erase, known_part, put_back
+from .inpaint import put_back
 from .low_res import corrupt, enlarge
-from .stage import Conditions, Objective, Stage, chance
+from .stage import Conditions, Objective, Stage
 
 
 class Decoder(Stage):
@@ -24,9 +26,14 @@ class Decoder(Stage):
     The input's channels are [noised picture, known picture and mask, enlarged smaller picture].
     """
 
+    config_class = DecoderStageConfig
+    config: DecoderStageConfig
+
     def __init__(self, config: DecoderStageConfig) -> None:
-        _check(config)
+        kinds = kinds_of(config)
+        _check(config, kinds)
         super().__init__(config, UNet(config.net), config.net.image_embed_dim or 0)
+        self.kinds = kinds  # of condition that it takes
         self.text = None if config.text is None else TextTransformer(config.text)
         self.last = UNet(config.net) if config.last_network else None  # takes the step from level 1 to data
 
@@ -35,56 +42,69 @@ class Decoder(Stage):
         """Height and width of the pictures, in pixels."""
         return self.config.net.image_size
 
+    def takes(self, *kinds: type[Condition]) -> bool:
+        """Whether it is told something of any of these kinds."""
+        return any(isinstance(kind, kinds) for kind in self.kinds)
+
     @property
     def takes_image(self) -> bool:
-        return self.config.net.image_embed_dim is not None
+        return self.takes(ImageEmbedding)
 
     @property
     def takes_text(self) -> bool:
         """Whether it takes CLIP's text tokens."""
-        return self.config.net.text_dim is not None and self.config.text is None
+        return self.takes(Text)
 
     @property
     def takes_text_embed(self) -> bool:
         """Whether it takes CLIP's one vector for a text."""
-        return self.config.net.text_embed_dim is not None and self.config.text is None
+        return self.takes(TextVector)
 
     @property
     def takes_tokens(self) -> bool:
         """Whether it takes the ids of a tokenizer, for a text transformer of its own."""
-        return self.config.text is not None
+        return self.takes(Tokens)
 
     @property
     def takes_prompt(self) -> bool:
-        return self.takes_text or self.takes_text_embed or self.takes_tokens
+        return self.takes(Text, TextVector, Tokens)
 
     @property
     def takes_class(self) -> bool:
-        return self.config.net.classes is not None
+        return self.takes(Class)
+
+    @property
+    def takes_clip(self) -> bool:
+        return any(kind.tower is not None for kind in self.kinds)
 
     def call_network(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
         """Encode tokens that are not yet (in training, with a gradient), and join pictures to the input."""
-        told = self.encode(conditions)
-        more = [told.pop(key) for key in ("known", "base") if key in told]
-        x = torch.cat([x, *more], dim=1) if more else x
-        if self.last is None:
-            return self.network(x, t, **told)
+        inputs = self.encode(conditions)
+        joined = [inputs.pop(kind.joined) for kind in self._kinds_in(inputs) if kind.joined]
+        x = torch.cat([x, *joined], dim=1) if joined else x
+        return self.network(x, t, **inputs) if self.last is None else self._either(x, t, inputs)
+
+    def _either(self, x: Tensor, t: Tensor, inputs: Conditions) -> Tensor:
+        """By the second network what takes the step to data (t = 0), by the first the rest."""
         final = t == 0
         if final.all() or not final.any():
-            return (self.last if final.all() else self.network)(x, t, **told)
+            return (self.last if final.all() else self.network)(x, t, **inputs)
         parts = [(self.last, final), (self.network, ~final)]  # both, in training
-        made = [net(x[rows], t[rows], **{k: v[rows] for k, v in told.items()}) for net, rows in parts]
-        return torch.cat(made)[torch.cat([rows.nonzero()[:, 0] for _, rows in parts]).argsort()]
+        out = [
+            network(x[rows], t[rows], **{k: v[rows] for k, v in inputs.items()}) for network, rows in parts
+        ]
+        return torch.cat(out)[torch.cat([rows.nonzero()[:, 0] for _, rows in parts]).argsort()]
 
     def encode(self, conditions: Conditions) -> Conditions:
         """The same with what the text transformer makes of "tokens", if there are any: "text", "text_embed".
 
         Padding is attended to (it is learned, and so the empty text), hence there is no mask of the text.
         """
-        told = dict(conditions)
-        if "tokens" in told:
-            told["text_embed"], told["text"] = self.text(told.pop("tokens"), told.pop("token_mask"))
-        return told
+        inputs = dict(conditions)
+        if "tokens" in inputs:
+            vector, states = self.text(inputs.pop("tokens"), inputs.pop("token_mask"))
+            inputs |= {"text_embed": vector, "text": states}
+        return inputs
 
     def conditions(
         self,
@@ -92,111 +112,51 @@ class Decoder(Stage):
         image_embed: Tensor | None = None,
         text: Tensor | None = None,
         text_mask: Tensor | None = None,
-        classes: Tensor | None = None,
-        low_res: Tensor | None = None,
-        text_embed: Tensor | None = None,
-        tokens: Tensor | None = None,
-        token_mask: Tensor | None = None,
-        image: Tensor | None = None,
-        mask: Tensor | None = None,
+        **values: Tensor | None,
     ) -> Conditions:
         """What the network is told about ``n`` pictures; what it does not take is left out.
 
         image_embed [N,D] of length 1; text [N,L,W] with text_mask bool [N,L], and text_embed [N,D], all
         CLIP's; tokens int64 [N,L] with token_mask bool [N,L], for a text transformer of the stage's own;
         classes int64 [N]; low_res [N,3,s,s] in [-1,1]; image [N,3,S,S] in [-1,1] with mask [N,1,S,S],
-        1 = known, to be inpainted. None = not given (the network's "nothing").
+        1 = known, to be inpainted; and those of other ``KINDS``. None = not given (the network's "nothing").
 
         Raises ``ValueError`` without a low-resolution picture or a class that the stage cannot do without.
         """
-        made: Conditions = {}
-        net, device = self.config.net, self.embed_mean.device
-        if self.takes_image:
-            given = image_embed is not None
-            made["image_embed"] = (
-                self.whiten(image_embed) if given else torch.zeros(n, net.image_embed_dim, device=device)
-            )
-            made["has_image"] = torch.full((n,), given, dtype=torch.bool, device=device)
-        made.update(self._texts(n, text, text_mask, text_embed, tokens, token_mask))
-        if self.takes_class:
-            if classes is None and not self.config.drop_class:
-                raise ValueError(
-                    "this model knows no picture without a class (its drop_class is 0): ask "
-                    f"for one of 0 to {net.classes - 1}"
-                )
-            made["classes"] = classes if classes is not None else torch.full((n,), -1, device=device)
-        if self.config.low_res:
-            if low_res is None:
-                raise ValueError("an upsampler needs a low-resolution picture")
-            made["base"] = self.enlarge(low_res)
-        if self.config.inpaint:
-            like = made["base"] if "base" in made else torch.empty(n, 3, self.size, self.size, device=device)
-            made["known"] = known_part(image, mask, like)
-        return made
+        values.update(image_embed=image_embed, text=text, text_mask=text_mask)
+        unknown = set(values).difference(*(kind.names for kind in KINDS))
+        if unknown:
+            raise TypeError(f"no kind of condition is called {' or '.join(sorted(unknown))}")
+        return {key: value for kind in self.kinds for key, value in kind.inputs(values, n, self).items()}
 
-    def _texts(
-        self,
-        n: int,
-        text: Tensor | None,
-        text_mask: Tensor | None,
-        text_embed: Tensor | None,
-        tokens: Tensor | None,
-        token_mask: Tensor | None,
-    ) -> Conditions:
-        made: Conditions = {}
-        net, device = self.config.net, self.embed_mean.device
-        if self.takes_text:
-            given = text is not None
-            made["text"] = text if given else torch.zeros(n, 1, net.text_dim, device=device)
-            made["text_mask"] = text_mask if given else torch.zeros(n, 1, dtype=torch.bool, device=device)
-        if self.takes_text_embed:
-            given = text_embed is not None
-            made["text_embed"] = text_embed if given else torch.zeros(n, net.text_embed_dim, device=device)
-        if self.takes_tokens:
-            given, shape = tokens is not None, (n, self.config.text.length)
-            made["tokens"] = tokens if given else torch.zeros(shape, dtype=torch.int64, device=device)
-            made["token_mask"] = token_mask if given else torch.zeros(shape, dtype=torch.bool, device=device)
-        return made
+    def conditions_of(self, samples: Samples, n: int) -> Conditions:
+        """What the network is told about ``n`` samples, of which only that is asked for."""
+        return self.conditions(n, **{k: v for kind in self.kinds for k, v in kind.seen(samples).items()})
+
+    def blank_conditions(self, n: int, side: int | None = None) -> Conditions:
+        """Conditions of the right shapes, all of zeros, for ``n`` pictures of ``side`` pixels (None = its
+        own size): to count on the meta device what a call takes."""
+        device = self.embed_mean.device
+        blanks = [kind.blank(n, side or self.size, device) for kind in self.kinds]
+        return self.conditions(n, **{key: value for values in blanks for key, value in values.items()})
 
     def null(self, conditions: Conditions) -> Conditions:
         """The same with nothing to go by but the low-resolution picture and what is known of this one."""
-        empty = {
-            "has_image": torch.zeros_like,
-            "text_mask": torch.zeros_like,
-            "text_embed": torch.zeros_like,
-            "token_mask": torch.zeros_like,
-            "classes": lambda value: torch.full_like(value, -1),
-        }
-        return {key: empty[key](value) if key in empty else value for key, value in conditions.items()}
+        empty = dict(conditions)
+        for kind in self._kinds_in(conditions):
+            empty |= kind.null(conditions)
+        return empty
 
     def drop(self, conditions: Conditions, generator: Random = None) -> Conditions:
         """Training only: leave each condition out on its own chance, add noise to the embedding, and
         forget a part of what is known of the picture."""
-        kept, config = dict(conditions), self.config
-        if "has_image" in kept:
-            embed = kept["image_embed"]
-            kept["has_image"] = kept["has_image"] & ~chance(len(embed), config.drop_image, embed, generator)
-            if config.embed_noise:
-                noise = randn(embed.shape, embed.device, generator)
-                kept["image_embed"] = embed + config.embed_noise * noise
-        texts = [key for key in ("text_mask", "text_embed", "token_mask") if key in kept]
-        if texts:
-            if config.null_text == "empty" and config.drop_text and not self.takes_tokens:
-                raise ValueError(
-                    'guidance of this model starts from CLIP\'s encoding of "", which no text '
-                    "that is left out becomes; train it with drop_text 0 on captions some of "
-                    "which are empty"
-                )
-            left_out = chance(len(kept[texts[0]]), config.drop_text, kept[texts[0]], generator)
-            for key in texts:
-                kept[key] = kept[key].masked_fill(left_out[:, None], 0)
-        if "classes" in kept:
-            classes = kept["classes"]
-            dropped = chance(len(classes), config.drop_class, classes, generator)
-            kept["classes"] = torch.where(dropped, torch.full_like(classes, -1), classes)
-        if "known" in kept:
-            kept["known"] = erase(kept["known"], generator)
-        return kept
+        left, draws = dict(conditions), Draws(generator)
+        for kind in self._kinds_in(conditions):
+            left |= kind.drop(conditions, draws)
+        return left
+
+    def _kinds_in(self, conditions: Conditions) -> list[Condition]:
+        return [kind for kind in self.kinds if kind.is_in(conditions)]
 
     def corrupt(self, low_res: Tensor, generator: Random = None) -> Tensor:
         """Training only: blur the small picture and add noise, so that the upsampler mends both."""
@@ -238,11 +198,9 @@ class Decoder(Stage):
         climb: such a gradient itself, of something that knows noised pictures (``Classifier.climb``).
         """
         guided = guidance_scale != 1
-        if guided and self.takes_class and not self.config.drop_class and (null["classes"] < 0).any():
-            raise ValueError(
-                "this model knows no picture without a class (its drop_class is 0), from which "
-                "guidance would start: its guidance_scale must be 1"
-            )
+        if guided:
+            for kind in self.kinds:
+                kind.check_null(null)
         with torch.no_grad():  # once a call, not once a step
             conditions = self.encode(conditions)
             null = self.encode(null) if guided else conditions
@@ -302,10 +260,10 @@ class Decoder(Stage):
         return self.run(denoise, shape, noise, sampling, shift)
 
 
-def _check(config: DecoderStageConfig) -> None:
+def _check(config: DecoderStageConfig, kinds: Sequence[Condition]) -> None:
     """Refuse a network that does not fit the stage; raises ``ValueError``."""
     net, low_res, text = config.net, config.low_res, config.text
-    channels = 3 + (4 if config.inpaint else 0) + (3 if low_res else 0)
+    channels = 3 + sum(kind.channels for kind in kinds)
     outputs = 6 if config.process.variance == "learned" else 3
     if (net.in_channels, net.out_channels) != (channels, outputs):
         raise ValueError(

@@ -18,8 +18,15 @@ from .stage import Conditions, Stage, chance
 class Prior(Stage):
     """Text -> CLIP image embedding, by diffusion in the whitened embedding space."""
 
+    config_class = PriorStageConfig
+    config: PriorStageConfig
+
     def __init__(self, config: PriorStageConfig) -> None:
         super().__init__(config, PriorTransformer(config.net), config.net.embed_dim)
+
+    @property
+    def takes_clip(self) -> bool:
+        return True
 
     def set_memory(self, text_embed: Tensor, image_embed: Tensor) -> None:
         """Take known texts and their image embeddings, both [K,D], K <= ``net.memory``; statistics first."""
@@ -33,10 +40,10 @@ class Prior(Stage):
         length = self.config.net.text_length
         if text.shape[1] > length:
             raise ValueError(f"the prior takes {length} text tokens, not {text.shape[1]}")
-        told = {"text_embed": text_embed, "text": text, "text_mask": text_mask}
+        inputs = {"text_embed": text_embed, "text": text, "text_mask": text_mask}
         if self.config.net.null_text:
-            told["has_text"] = torch.ones(len(text), dtype=torch.bool, device=text.device)
-        return told
+            inputs["has_text"] = torch.ones(len(text), dtype=torch.bool, device=text.device)
+        return inputs
 
     def null(self, conditions: Conditions) -> Conditions:
         """The same without the text; ``ValueError`` for a prior that knows the text "" in its place."""
@@ -52,10 +59,10 @@ class Prior(Stage):
         2021); or its tokens; and blur its embedding. The last two are for words that no caption holds:
         their tokens are strange, but their embeddings lie near those of words with their meaning.
         """
-        kept, config, n = dict(conditions), self.config, len(conditions["text"])
-        embed, mask = kept["text_embed"], kept["text_mask"]
-        if "has_text" in kept:
-            kept["has_text"] = kept["has_text"] & ~chance(n, config.drop_text, embed, generator)
+        left, config, n = dict(conditions), self.config, len(conditions["text"])
+        embed, mask = left["text_embed"], left["text_mask"]
+        if "has_text" in left:
+            left["has_text"] = left["has_text"] & ~chance(n, config.drop_text, embed, generator)
         elif config.drop_text:
             raise ValueError(
                 'a prior whose null_text is false starts guidance from the text "", which no '
@@ -63,12 +70,12 @@ class Prior(Stage):
                 "which are empty"
             )
         if config.drop_tokens:
-            kept["text_mask"] = mask & ~chance(n, config.drop_tokens, embed, generator)[:, None]
+            left["text_mask"] = mask & ~chance(n, config.drop_tokens, embed, generator)[:, None]
         if config.text_noise:
             noise = randn(embed.shape, embed.device, generator)
             blurred = embed + config.text_noise * embed.shape[1] ** -0.5 * noise
-            kept["text_embed"] = F.normalize(blurred, dim=-1)
-        return kept
+            left["text_embed"] = F.normalize(blurred, dim=-1)
+        return left
 
     def denoise(
         self,

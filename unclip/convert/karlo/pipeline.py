@@ -6,7 +6,6 @@ from_original("karlo/v1.0.alpha")    # the files that kakaobrain/karlo's setup.s
 
 from __future__ import annotations
 
-import json
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -15,13 +14,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...checkpoint import CheckpointError
+from ...checkpoint import CheckpointError, load_strictly
 from ...clip import Clip, load_openai, load_transformers
+from ...files import read_json
 from ...pipeline.pipeline import Pipeline
-from ...resources.weightless import weightless
 from ...stages import Decoder, Prior
 from ..catalogue import PublicModel
-from ..tensors import fill, read
+from ..tensors import read
 from . import names
 from .configs import RELEASED, UNTOLD, Configs, Untold, original_configs, stage_configs
 
@@ -161,11 +160,11 @@ def _pipeline(prior: Prior, decoder: Decoder, upsampler: Decoder, clip: Clip) ->
 
 def _stage(kind: type, config, parts: list[names.Renamed], source: str | Path):
     """A stage without a second copy of any of its weights."""
-    with weightless():
-        stage = kind(config)
+    stage = kind.blank(config)
     tensors = {name: value for ours, _ in parts for name, value in ours.items()}
-    fill(stage, tensors, [name for _, unused in parts for name in unused], str(source))
-    return stage.eval().requires_grad_(False)
+    unused = [name for _, others in parts for name in others]
+    load_strictly(stage, tensors, str(source), unused, torch.float32)
+    return stage
 
 
 def _unwhitened(dim: int) -> names.Renamed:
@@ -184,14 +183,9 @@ def _check_parts(folder: Path) -> None:
 
 def _json(path: Path) -> Mapping[str, object]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"there is no file {path}") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} is damaged: it holds no settings by name")
-    return values
+        return read_json(path, "a part's settings")
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:
@@ -201,7 +195,10 @@ def _weights(folder: Path) -> dict[str, Tensor]:
             return read(folder / name)
         index = folder / f"{name}.index.json"
         if index.is_file():
-            files = sorted({str(file) for file in _json(index).get("weight_map", {}).values()})
+            parts = _json(index).get("weight_map")
+            files = sorted(set(map(str, parts.values()))) if isinstance(parts, dict) else []
+            if not files or any(Path(file).name != file for file in files):
+                raise CheckpointError(f"{index} is damaged: its weight_map does not name files beside it")
             return {name: value for file in files for name, value in read(folder / file).items()}
     raise CheckpointError(f"{folder} holds no weights: none of {', '.join(WEIGHTS)} is there")
 
