@@ -1,4 +1,4 @@
-"""One rule of captions for folder, table and shard: nothing lost or altered; what is no use is named."""
+"""One rule of captions for folder, table and shard: none is lost or altered, what cannot be used is named."""
 
 from __future__ import annotations
 

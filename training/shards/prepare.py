@@ -11,6 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from unclip.data.formats import formats
 from unclip.data.pictures import FULL, GAP, PIXELS, flatten, open_picture, orientation
 from unclip.data.samples import LONGEST, RECORD, NoCaption, Texts, joined, record_of
 from unclip.data.tars import LARGEST
@@ -153,7 +154,10 @@ def _picture(data: bytes, options: Options) -> tuple[bytes, str, tuple[int, int]
 
 def _held_as(data: bytes, image: Image.Image) -> str | None:
     """What a file is called in a shard if it can stay as it is: still, upright, 8-bit RGB or grey, opaque."""
-    raw = Image.open(io.BytesIO(data))
+    try:
+        raw = Image.open(io.BytesIO(data), formats=formats())
+    except Image.UnidentifiedImageError:
+        return None
     plain = raw.mode in ("RGB", "L") and image.mode == "RGB" and raw.size == image.info[FULL]
     upright = orientation(raw) == 1
     return KINDS.get(raw.format) if plain and upright and getattr(raw, "n_frames", 1) == 1 else None

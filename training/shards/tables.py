@@ -73,9 +73,7 @@ def _row(path: Path, number: int, row: dict | str, picture: str, captions: list[
     if isinstance(record.get("class"), str) and record["class"].isdecimal():
         record["class"] = int(record["class"])
     if None in row:  # where csv puts what is left over
-        return Item(
-            name, key_of(key), problem="a row of more cells than the table has columns; quote what has commas"
-        )
+        return Item(name, key_of(key), problem=TOO_MANY)
     if any(isinstance(value, str) and why_not(value) for value in record.values()):
         return Item(name, key_of(key), problem="a name that is no UTF-8 text")
     cells: list[object] = []
@@ -116,13 +114,13 @@ def _of_cell(value: Any, root: Path) -> bytes | Path:
 def _csv(path: Path) -> tuple[list[str], Iterator[dict | str]]:
     csv.field_size_limit(CELL)
     file = _open_text(path)
-    reader = csv.DictReader(_lines(file), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+    reader = csv.DictReader(_Lines(file), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
     try:
         names = list(reader.fieldnames or [])
     except csv.Error as error:
         file.close()
         raise SourceError(f"{path} is no table: {error}") from None
-    return names, _each(reader, csv.Error, file.close)
+    return names, _each(reader, (csv.Error, LongRow), file.close)
 
 
 def _open_text(path: Path) -> TextIO:
@@ -134,7 +132,9 @@ def _open_text(path: Path) -> TextIO:
     return file
 
 
-def _each(rows: Iterator[dict], errors: type[Exception], close: Callable[[], None]) -> Iterator[dict | str]:
+def _each(
+    rows: Iterator[dict], errors: tuple[type[Exception], ...], close: Callable[[], None]
+) -> Iterator[dict | str]:
     """The rows; one that cannot be read is its reason."""
     try:
         while True:
@@ -151,13 +151,16 @@ def _each(rows: Iterator[dict], errors: type[Exception], close: Callable[[], Non
 def _jsonl(path: Path) -> tuple[list[str], Iterator[dict | str]]:
     def rows() -> Iterator[dict | str]:
         with _open_text(path) as file:
-            for line in filter(str.strip, _lines(file)):
+            lines = _Lines(file)
+            while True:
                 try:
-                    yield (
-                        parse_json(line, "the row")
-                        if len(line) <= CELL
-                        else f"a row of more than {CELL:,} letters"
-                    )
+                    line = next(lines)
+                    if line.strip():
+                        yield parse_json(line, "the row")
+                except StopIteration:
+                    return
+                except LongRow as error:
+                    yield str(error)
                 except ValueError as error:
                     yield f"a row that is no JSON object: {error}"
 
@@ -167,13 +170,28 @@ def _jsonl(path: Path) -> tuple[list[str], Iterator[dict | str]]:
     return list(names), rows()
 
 
-def _lines(file: TextIO) -> Iterator[str]:
-    """A file's lines, of longer ones than can be used no more than shows that."""
-    while line := file.readline(CELL + 1):
-        rest = line
-        while rest and not rest.endswith("\n") and len(rest) > CELL:
-            rest = file.readline(CELL + 1)
-        yield line
+class LongRow(ValueError):
+    """A line of a table that is longer than any row."""
+
+
+class _Lines:
+    """A file's lines; ``LongRow`` in place of one that is too long, which is read past and not held."""
+
+    def __init__(self, file: TextIO) -> None:
+        self.file = file
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = self.file.readline(CELL + 1)
+        if not line:
+            raise StopIteration
+        if len(line) > CELL:
+            while line and not line.endswith("\n"):
+                line = self.file.readline(CELL + 1)
+            raise LongRow(TOO_LONG)
+        return line
 
 
 def _parquet(path: Path) -> tuple[list[str], Iterator[dict]]:

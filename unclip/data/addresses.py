@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterator
 
+LONGEST = 10_000  # letters of a pattern of braces
 PROGRAM = "pipe:"  # what follows is run by a shell, and its output read
 
 
@@ -52,6 +53,8 @@ def programs_in(value: object, key: str = "") -> Iterator[tuple[str, str]]:
 
 def variants(pattern: str) -> int:
     """How many names a pattern of braces ("a-{0..9}", "{a,b}") stands for, without writing them out."""
+    if len(pattern) > LONGEST:
+        return sys.maxsize
     try:
         return sum(_variants(re.sub(r"\\.", "", part)) for part in pattern.split("::"))
     except RecursionError:

@@ -69,7 +69,7 @@ try:
     if size[0] * size[1] > pixels:
         sys.exit(f"{size[0]} x {size[1]} pixels are more than {pixels:,}")
     png = resvg_py.svg_to_bytes(
-        svg_string=text.decode(), skip_system_fonts=True, width=size[0], height=size[1]
+        svg_string=text.decode(), skip_system_fonts=True, dpi=96.0, width=size[0], height=size[1]
     )
 except (ValueError, SyntaxError, MemoryError, OverflowError, StopIteration) as error:
     sys.exit(f"no SVG that can be drawn: {error}"[:200])

@@ -231,7 +231,7 @@ def samples(file: BinaryIO, url: str, problems: dict[str, str] | None = None) ->
     """The samples of an open tar, from front to back, as ``read`` gives them.
 
     problems: what is left out is entered here, by its name, with the reason. A tar that is damaged or cut
-    short raises ``TarError``; its ``rest`` is the sample that this fell into.
+    short raises ``TarError``, and ``file`` what it raises; ``rest`` of it is the sample that this fell into.
     """
     forward, current = Forward(file), None
     problems = {} if problems is None else problems
@@ -253,7 +253,7 @@ def samples(file: BinaryIO, url: str, problems: dict[str, str] | None = None) ->
             if kind in current:
                 problems[member.name] = TWICE
             current.setdefault(kind, data)
-    except TarError as error:
+    except Exception as error:
         error.rest = current
         raise
     if current is not None:
