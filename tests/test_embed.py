@@ -359,6 +359,6 @@ def test_damaged_embeddings_are_told(made, tmp_path):
     with pytest.raises(ValueError, match="train-000000.safetensors is not a readable"):
         Embeddings(copy)["train-000000"]
     (copy / "embeddings.json").write_text("{}")
-    with pytest.raises(ConfigError, match="embeddings.json is damaged"):
+    with pytest.raises(ConfigError, match="embeddings.json, the list of embeddings, is damaged"):
         Embeddings(copy)
     assert embeddings.name_of("a/b-000.tar.gz") == "b-000"

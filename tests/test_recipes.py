@@ -277,7 +277,7 @@ def test_every_promise_has_its_test():
         (ROOT / "docs" / "trust.md").read_text(encoding="utf-8"),
         re.MULTILINE,
     )
-    assert len(rows) == 18
+    assert len(rows) >= 18
     assert [name for file, name in rows if f"def {name}(" not in (ROOT / file).read_text("utf-8")] == []
 
 

@@ -55,6 +55,8 @@ def parse_config(cls: type[C], values: Any, source: str = "config") -> C:
 def load_config(cls: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:
     """Read a YAML recipe and apply ``key=value`` overrides (dots reach inside: ``net.channels=64``).
 
+    Relative paths are looked up from where the program runs; ~/ is the user's own folder.
+
     Raises ``ConfigError`` for a missing file, bad YAML, a malformed override or an unknown key.
     """
     from omegaconf import OmegaConf
@@ -63,7 +65,7 @@ def load_config(cls: type[C], path: str | Path, overrides: Sequence[str] = ()) -
 
     path = Path(path)
     if not path.is_file():
-        raise ConfigError(f"there is no recipe at {path}")
+        raise ConfigError(f"there is no recipe at {path}{looked_up(path)}")
     for item in overrides:
         if "=" not in item:
             raise ConfigError(f"'{item}' is not key=value")
@@ -85,6 +87,11 @@ def at_home(value: object) -> object:
     if isinstance(value, list):
         return [at_home(item) for item in value]
     return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
+
+
+def looked_up(path: str | Path) -> str:
+    """For the message that something is not there: from where a relative path was looked up."""
+    return "" if Path(path).is_absolute() else f" (looked up from {Path.cwd()})"
 
 
 def to_yaml(config: Config) -> str:
