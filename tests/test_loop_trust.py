@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import multiprocessing
 import os
 import pty
 import signal
@@ -17,6 +19,7 @@ from processes import Processes
 from runs import Rows, equal, fit, forget, make_run, metrics, noise, same, saved
 from test_loop import broken
 
+from training.data.feed import fed
 from training.run import loop, saves
 from training.run.learner import NoData
 from training.run.loop import Run
@@ -269,6 +272,33 @@ def test_an_error_before_the_first_batch_is_raised_as_it_is(tmp_path):
     assert not (tmp_path / "run" / "state").exists()
 
 
+class Fed(Rows):
+    """Batches that another process makes."""
+
+    def batches(self, start: int) -> Iterator:
+        make = super().batches
+        return fed(lambda first, step: itertools.islice(make(first), 0, None, step), start, 1)
+
+
+def test_a_data_worker_that_is_killed_ends_the_run_with_a_save(tmp_path):
+    run, before = make_run(tmp_path / "run", pictures=8_000), signal.getsignal(signal.SIGCHLD)
+    killed: list[int] = []
+    run.task, real = Fed(noise(), run.task.n), run._optimise
+
+    def optimise(batches: Iterator) -> None:
+        real(batches)
+        if run.step == 2 and not killed:
+            assert signal.getsignal(signal.SIGCHLD) is before  # no error in the midst of a step
+            (worker,) = multiprocessing.active_children()
+            os.kill(worker.pid, signal.SIGKILL)
+            killed.append(worker.pid)
+
+    run._optimise = optimise
+    with pytest.raises(NoData, match="the next samples did not come: .* a process that reads them may have"):
+        run.train()
+    assert saved(tmp_path / "run")["step"] == run.step >= 2
+
+
 def shortened(out: Path, settings: dict) -> None:
     short(make_run(out, **settings), 7, OSError("the disk is gone")).train()
 
@@ -284,7 +314,7 @@ def test_where_one_process_has_no_data_all_end_with_a_save(how, tmp_path):
     Processes(tmp_path / "0", 2, train, tmp_path / "whole", settings).succeed()
     both = Processes(tmp_path / "1", 2, shortened, tmp_path / "run", settings)
     assert both.wait() == [1, 1]
-    assert "OSError: the disk is gone" in both.log(1) and "another process says why" in both.log(0)
+    assert "OSError: the disk is gone" in both.log(1) and "to another process, which says why" in both.log(0)
     assert saved(tmp_path / "run")["step"] == 3
     Processes(tmp_path / "2", 2, train, tmp_path / "run", settings).succeed()
     assert same(tmp_path / "whole", tmp_path / "run")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from accelerate import Accelerator
 from filelock import FileLock, Timeout
 
 from unclip.config import Config, ConfigError, to_yaml
-from unclip.files import write_json, written_aside
+from unclip.files import read_json, write_json, written_aside
 
 from .saves import is_one
 from .settings import alone
@@ -92,9 +91,8 @@ def _take(lock: FileLock, out: Path) -> None:
 def _owner(out: Path) -> dict:
     """Who wrote that it holds the folder; {} if nobody did."""
     try:
-        owner = json.loads((out / OWNER).read_text(encoding="utf-8"))
-        return owner if isinstance(owner, dict) else {}
-    except (OSError, ValueError, RecursionError):
+        return read_json(out / OWNER, "who holds a folder")
+    except (OSError, ValueError):
         return {}
 
 

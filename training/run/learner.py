@@ -106,10 +106,15 @@ class Learner(ABC):
             return 0
         rest = "" if self.saved == self.step else f" from {self.last_save}"
         self.accelerator.print(f"stopped after {self.seen:,} {unit}; the same command goes on{rest}")
-        if isinstance(self._lost, ValueError | OSError):
+        if isinstance(self._lost, ValueError | OSError) and not isinstance(self._lost, ConnectionError):
             raise self._lost
+        if self._lost is not None:
+            raise NoData(
+                f"the next samples did not come: {self._lost}; a process that reads them may have died, of "
+                "too little memory, say"
+            )
         if self.stuck:
-            raise NoData(f"the next samples did not come: {self._lost or 'another process says why'}")
+            raise NoData("the next samples did not come to another process, which says why")
         return INTERRUPTED if self.interrupted else STOPPED
 
     def take(self, parts: list[Part], norm: Tensor) -> bool:

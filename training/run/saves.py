@@ -8,7 +8,6 @@ any moment a power cut leaves a whole save.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from unclip.checkpoint import CheckpointError
-from unclip.files import flush, write_json
+from unclip.files import flush, read_json, write_json
 
 from .settings import alone
 
@@ -120,11 +119,11 @@ def agreed(out: str | Path, accelerator: Accelerator) -> tuple[Path | None, list
 
 def fault(folder: Path) -> str | None:
     """What is wrong with a save; None if it is whole."""
+    if not (folder / MANIFEST).exists():
+        return f"{MANIFEST} is missing"
     try:
         files = manifest(folder)["files"]
-    except FileNotFoundError:
-        return f"{MANIFEST} is missing"
-    except (OSError, CheckpointError) as error:
+    except CheckpointError as error:
         return f"{MANIFEST} cannot be read: {error}"
     for name, wanted in files.items():
         path = folder / name
@@ -143,16 +142,18 @@ def fault(folder: Path) -> str | None:
 def manifest(folder: Path) -> dict:
     """What a save says of itself: "files", with the "bytes" and "sha256" of each, and its facts.
 
-    Raises ``OSError`` for one that is not there, ``CheckpointError`` for one that is none.
+    Raises ``CheckpointError`` for one that is none.
     """
     try:
-        facts = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        facts = read_json(folder / MANIFEST, "what a save says of itself", files=dict)
         known = all(
             name in NAMES and isinstance(entry["bytes"], int) and isinstance(entry["sha256"], str)
             for name, entry in facts["files"].items()
         )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{folder / MANIFEST} is damaged: {error}") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(str(error)) from None
+    except (KeyError, TypeError):
+        known = False
     if not known:
         raise CheckpointError(f"{folder / MANIFEST} names what no save has")
     return facts
