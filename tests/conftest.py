@@ -12,6 +12,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a process a core, so a thread a proce
 import pytest
 from tiny_models import tiny_pipeline
 
+import unclip
+from unclip.pipeline.pipeline import Pipeline
 from unclip.resources.devices import autocast
 
 
@@ -19,6 +21,18 @@ from unclip.resources.devices import autocast
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny untrained model; not to be written to."""
     return tiny_pipeline().save(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_model: Path) -> Pipeline:
+    """It, loaded; a file's tests share it."""
+    return unclip.load(tiny_model)
+
+
+@pytest.fixture
+def loaded(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands draw with it, whichever model they are asked for."""
+    monkeypatch.setattr("unclip.app.cli.load", lambda *_: pipeline)
 
 
 @pytest.fixture

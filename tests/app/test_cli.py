@@ -22,11 +22,6 @@ from unclip.stages import Decoder, DecoderStageConfig, Process, Sampling
 pytestmark = pytest.mark.usefixtures("float32")
 
 
-@pytest.fixture(scope="module")
-def pipeline(tiny_model: Path) -> Pipeline:
-    return unclip.load(tiny_model)
-
-
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The commands run in an empty folder."""
@@ -38,11 +33,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever loads a model has begun to work."""
     monkeypatch.setattr("unclip.app.cli.load", lambda *_: pytest.fail("a model was loaded"))
-
-
-@pytest.fixture
-def loaded(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unclip.app.cli.load", lambda *_: pipeline)
 
 
 def names(folder: Path) -> list[str]:

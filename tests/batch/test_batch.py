@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pictures import pixels
 from PIL import Image
 
 import unclip
@@ -18,21 +19,10 @@ from unclip.batch import album
 from unclip.batch import draw as batch
 from unclip.batch.lines import read_prompts
 from unclip.files import words
-from unclip.pipeline.pipeline import Pipeline
 
-pytestmark = pytest.mark.usefixtures("float32")
+pytestmark = pytest.mark.usefixtures("float32", "loaded")
 PROMPTS = "# animals\n\na goldfish\n  Cat & dog!  \na goldfish\n"
 FILES = ["0003-a-goldfish.png", "0004-cat-dog.png", "0005-a-goldfish.png"]
-
-
-@pytest.fixture(scope="module")
-def pipeline(tiny_model: Path) -> Pipeline:
-    return unclip.load(tiny_model)
-
-
-@pytest.fixture(autouse=True)
-def _loaded_once(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unclip.app.cli.load", lambda *_: pipeline)
 
 
 @pytest.fixture
@@ -48,10 +38,6 @@ def run(prompts: Path, out: Path, tiny_model: Path, *options: str) -> int:
 
 def index(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / album.INDEX).read_text().splitlines()]
-
-
-def pixels(path: Path) -> np.ndarray:
-    return np.asarray(Image.open(path)).astype(int)
 
 
 def pictures(out: Path) -> list[str]:

@@ -1,6 +1,5 @@
 """Pictures and shards, on the real icons in tests/data and on broken ones."""
 
-import io
 import itertools
 import json
 import shutil
@@ -11,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from places import DATA, HELDOUT, ROOT, TRAIN
+from shards import encoded
 
 from unclip.data.images import grid, save_png, to_pil, to_tensor
 from unclip.data.reading import ShardError, expand, read_shards
@@ -18,9 +18,7 @@ from unclip.data.writing import ShardWriter
 
 
 def picture(colour="red", size=(4, 4), kind="PNG", mode="RGB"):
-    file = io.BytesIO()
-    Image.new(mode, size, colour).save(file, kind)
-    return file.getvalue()
+    return encoded(Image.new(mode, size, colour), kind)
 
 
 def write(folder, count=5, prefix="train", per_shard=2):

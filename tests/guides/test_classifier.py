@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from runs import forget, metrics
+from shards import encoded
 from tiny import CLASSIFIER, NET, classifier, decoder, randn
 
 from training import classifier as program
@@ -139,10 +139,9 @@ def shards(tmp_path: Path) -> dict[str, str]:
     """Bright pictures are of class 1, dark ones of class 0."""
     with ShardWriter(tmp_path, "bright") as writer:
         for number in range(32):
-            file = io.BytesIO()
-            Image.new("L", (8, 8), 230 * (number % 2) + number % 5).save(file, "PNG")
+            image = encoded(Image.new("L", (8, 8), 230 * (number % 2) + number % 5))
             record = json.dumps({"class": number % 2}).encode()
-            writer.write(str(number), {"png": file.getvalue(), "txt": b"a", "json": record})
+            writer.write(str(number), {"png": image, "txt": b"a", "json": record})
     return {"shards": [str(writer.paths[0])], "heldout": [str(writer.paths[0])]}
 
 

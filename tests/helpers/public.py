@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 from places import FIXTURES
-from safetensors import safe_open
+from public_numbers import fixture
 
 from unclip.convert.catalogue import ADM, MODELS, PublicFile, PublicModel
 
@@ -17,36 +16,29 @@ NAME = "adm-tiny"
 
 def arguments(path: Path) -> dict:
     """The constructor's arguments in a fixture's header, with a process."""
-    with safe_open(path, "pt") as file:
-        return {**json.loads(file.metadata()["config"]), "noise_schedule": "linear", "diffusion_steps": 1000}
+    return {**fixture(path)[0], "noise_schedule": "linear", "diffusion_steps": 1000}
 
 
 def write_weights(path: Path, to: Path) -> Path:
     """A fixture's weights as the public code would store them."""
     to.parent.mkdir(parents=True, exist_ok=True)
-    with safe_open(path, "pt") as file:
-        weights = {
-            key.removeprefix("weights."): file.get_tensor(key).float()
-            for key in file.keys()
-            if key.startswith("weights.")
-        }
-    torch.save(weights, to)
+    torch.save({name: value.float() for name, value in fixture(path)[1].items()}, to)
     return to
 
 
 def publish(monkeypatch: pytest.MonkeyPatch, cache: Path) -> PublicModel:
     """Add a tiny ADM to the table, with its file in the cache."""
-    fixture = FIXTURES / "adm" / "unconditional_legacy.safetensors"
+    network = FIXTURES / "adm" / "unconditional_legacy.safetensors"
     model = PublicModel(
         NAME,
         "adm",
         "a tiny ADM",
         ADM,
         files={"decoder": PublicFile("http://127.0.0.1:1/tiny.pt")},
-        args={"decoder": arguments(fixture)},
+        args={"decoder": arguments(network)},
         sampling={"decoder": {"sampler": "ddpm", "steps": 2}},
     )
     monkeypatch.setenv("UNCLIP_CACHE", str(cache))
     monkeypatch.setitem(MODELS, NAME, model)
-    write_weights(fixture, cache / "adm" / "tiny.pt")
+    write_weights(network, cache / "adm" / "tiny.pt")
     return model

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from accelerate.state import AcceleratorState, GradientState
@@ -115,6 +117,18 @@ def fit(out: Path, *args: object, **settings: object) -> Path:
     """Train as ``make_run`` says; returns the folder of the run."""
     make_run(out, *args, **settings).train()
     return out
+
+
+def of_process(rank: int = 0, world: int = 1) -> SimpleNamespace:
+    """What a task asks of an accelerator, for one process of several."""
+    return SimpleNamespace(
+        process_index=rank,
+        num_processes=world,
+        device=torch.device("cpu"),
+        autocast=nullcontext,
+        is_main_process=rank == 0,
+        main_process_first=nullcontext,
+    )
 
 
 def forget() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
 import re
@@ -15,6 +14,7 @@ from PIL import Image
 from places import ROOT
 from runs import forget
 from safetensors.torch import load_file
+from shards import encoded
 
 from training import classifier, prior
 from training.clip import __main__, trainer
@@ -164,11 +164,9 @@ def material(tmp_path_factory) -> Path:
         for number, name in enumerate(names):
             picture = Image.effect_noise((64, 64), 60 + number).convert("RGBA")
             picture.putalpha(Image.radial_gradient("L").resize((64, 64)))
-            png = io.BytesIO()
-            picture.save(png, "PNG")
             record = json.dumps({"name": name, "caption": name, "class": number})
             writer.write(
-                f"{number:03d}", {"png": png.getvalue(), "txt": name.encode(), "json": record.encode()}
+                f"{number:03d}", {"png": encoded(picture), "txt": name.encode(), "json": record.encode()}
             )
     torch.manual_seed(0)
     save_clip(build_clip(read("configs/icons/clip.yaml").model), folder / "clip")

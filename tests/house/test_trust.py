@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from shards import encoded
 
 from training.doctor import look
 from training.embed import _samples
@@ -39,11 +40,10 @@ RUNS = (
 def downloaded(tmp_path, monkeypatch) -> Path:
     """A folder of one good picture a shard, in shards whose names are programs, patterns and switches."""
     monkeypatch.chdir(tmp_path)
-    picture = io.BytesIO()
-    Image.new("RGB", (8, 8), "red").save(picture, "PNG")
+    picture = encoded(Image.new("RGB", (8, 8), "red"))
     for name in RUNS:
         with tarfile.open(tmp_path / name, "w") as tar:
-            for file, data in (("0.png", picture.getvalue()), ("0.txt", name.encode())):
+            for file, data in (("0.png", picture), ("0.txt", name.encode())):
                 info = tarfile.TarInfo(file)
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))

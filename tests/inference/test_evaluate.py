@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import scipy.linalg
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from shards import encoded
 from tiny_models import tiny_clip
 
 import unclip
@@ -118,15 +118,14 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 if name == "unicorn" and family != "glass":
                     continue
                 noisy = np.clip(colours + rng.normal(0, 20, colours.shape), 0, 255).astype(np.uint8)
-                file = io.BytesIO()
-                Image.fromarray(noisy, "RGBA").resize((24, 24), 0).save(file, "WEBP", lossless=True)
+                image = encoded(Image.fromarray(noisy, "RGBA").resize((24, 24), 0), "WEBP", lossless=True)
                 record = {"name": name, "family": family, "style": style}
                 (heldout if family == "glass" else train).write(
                     f"{family}--{name}",
-                    {"webp": file.getvalue(), "txt": name.encode(), "json": json.dumps(record).encode()},
+                    {"webp": image, "txt": name.encode(), "json": json.dumps(record).encode()},
                 )
         with ShardWriter(folder, "other") as other:
-            other.write("flat--sun", {"webp": file.getvalue(), "txt": b"sun", "json": b'{"name": "sun"}'})
+            other.write("flat--sun", {"webp": image, "txt": b"sun", "json": b'{"name": "sun"}'})
         other.paths[0].rename(folder / "other.tar")
     return folder
 

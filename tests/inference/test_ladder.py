@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pictures import pixels
 from PIL import Image
+from shards import encoded
 from tiny import NET, awake, decoder
 
 import unclip
@@ -51,15 +52,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split, count in (("train", 20), ("heldout", 8)):
         with ShardWriter(folder / "shards", split) as writer:
             for number in range(count):
-                file = io.BytesIO()
-                Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(file, "PNG")
+                image = encoded(Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)))
                 record = json.dumps({"class": number % 3, "name": str(number % 3)}).encode()
-                writer.write(f"{split}{number}", {"png": file.getvalue(), "txt": b"a", "json": record})
+                writer.write(f"{split}{number}", {"png": image, "txt": b"a", "json": record})
     return folder
-
-
-def pixels(path: Path) -> np.ndarray:
-    return np.asarray(Image.open(path))
 
 
 def test_a_row_for_each_class_with_the_same_noise(runs, tmp_path):

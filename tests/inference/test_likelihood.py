@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from itertools import islice, pairwise
@@ -15,6 +14,7 @@ import torch
 from PIL import Image
 from places import HELDOUT
 from public_process import CASES, ROUNDING, close, load
+from shards import encoded
 from tiny_models import tiny_pipeline
 
 from inference import likelihood
@@ -243,10 +243,9 @@ def labelled(folder: Path, classes: list[object]) -> str:
     """A shard of flat pictures of 8 pixels with those classes; None = none."""
     with ShardWriter(folder, "labelled") as writer:
         for number, label in enumerate(classes):
-            file = io.BytesIO()
-            Image.new("RGB", (8, 8), (40 * number, 0, 0)).save(file, "PNG")
+            image = encoded(Image.new("RGB", (8, 8), (40 * number, 0, 0)))
             record = json.dumps({} if label is None else {"class": label}).encode()
-            writer.write(f"p{number}", {"png": file.getvalue(), "txt": b"a", "json": record})
+            writer.write(f"p{number}", {"png": image, "txt": b"a", "json": record})
     return str(writer.paths[0])
 
 

@@ -7,24 +7,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from networks import awake, close
+from torch import Tensor
 
 from unclip.nets import PriorConfig, PriorTransformer, TextConfig, TextTransformer
 from unclip.nets.attention import attend
 from unclip.nets.blocks import ResBlock, SpatialAttention, TransformerBlock, timestep_embedding
-
-
-def awake(net: nn.Module, seed: int = 0) -> nn.Module:
-    """No parameter is zero, so that every part has a say."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-    return net.eval()
-
-
-def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> bool:
-    return torch.allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
 def naive_attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:

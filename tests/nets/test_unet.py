@@ -4,6 +4,7 @@ from itertools import product
 
 import pytest
 import torch
+from networks import awake, close
 from torch import Tensor, nn
 
 from unclip.nets import TextConfig, TextTransformer, UNet, UNetConfig
@@ -27,15 +28,6 @@ def conditional(**options) -> UNet:
     return awake(UNet(unet_config(context_channels=12, **inputs, **options)))
 
 
-def awake(net: nn.Module, seed: int = 0) -> nn.Module:
-    """No parameter is zero, so that every part has a say."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-    return net.eval()
-
-
 def inputs(n: int = 3) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(1)
     return {
@@ -48,10 +40,6 @@ def inputs(n: int = 3) -> dict[str, Tensor]:
         "text_embed": torch.randn(n, 7, generator=generator),
         "classes": torch.tensor([2, -1, 0])[:n],
     }
-
-
-def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> bool:
-    return torch.allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize(

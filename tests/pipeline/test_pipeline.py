@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from pictures import apart, pixels
 from tiny_models import WIDTH, tiny_clip
 
 import unclip
@@ -25,11 +25,6 @@ from unclip.stages import Decoder, DecoderStageConfig, LowRes, Process, Sampling
 
 pytestmark = pytest.mark.usefixtures("float32")
 LONG = " ".join(["cat"] * 14 + ["dog", "fish"])  # two words more than fit into the context
-
-
-@pytest.fixture(scope="module")
-def pipeline(tiny_model: Path) -> Pipeline:
-    return unclip.load(tiny_model)
 
 
 @pytest.fixture
@@ -68,15 +63,6 @@ def glide() -> Pipeline:
 
 def unconditional() -> Pipeline:
     return Pipeline(lone_decoder(), name="nothing")
-
-
-def pixels(picture: Image.Image) -> np.ndarray:
-    return np.asarray(picture).astype(int)
-
-
-def apart(a: Image.Image, b: Image.Image) -> int:
-    """The largest difference of two pictures, of 255."""
-    return abs(pixels(a) - pixels(b)).max()
 
 
 def test_one_picture_or_a_list(pipeline):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from pictures import apart
 from PIL import Image
 from tiny import decoder, seeded
 from tiny_glide import FEW, guide, mask, model, picture
@@ -28,11 +29,6 @@ from unclip.stages import Decoder, DecoderStageConfig, LowRes, Prior, PriorStage
 from unclip.stages.tokenizer import GlideTokenizer
 
 pytestmark = pytest.mark.usefixtures("float32")
-
-
-def apart(a: Image.Image, b: Image.Image) -> int:
-    """The largest difference of a pixel, of 255."""
-    return np.abs(np.array(a).astype(int) - np.array(b).astype(int)).max().item()
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:

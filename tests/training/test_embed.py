@@ -50,13 +50,6 @@ DECODER = {
 CAPTIONS = ["a cat", "a dog that runs", ""]
 
 
-@pytest.fixture(autouse=True)
-def fresh():
-    forget()
-    yield
-    forget()
-
-
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory) -> Path:
     """Two CLIPs of one name: one/clip and two/clip."""

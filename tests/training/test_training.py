@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
@@ -10,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from PIL import Image
 from places import DATA, ROOT
 from processes import Processes
 from runs import files, forget, metrics, same, saved
+from shards import encoded
 from tiny_models import WIDTH
 
 from training import prior
@@ -57,14 +57,6 @@ STAGES = {
 }  # fmt: skip
 MAIN = {name: lambda argv, up=name == "upsampler": pictures.main("", up, argv) for name in STAGES}
 MAIN["prior"] = prior.main
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    """Each test begins like a program, and leaves nothing to the next."""
-    forget()
-    yield
-    forget()
 
 
 @pytest.fixture
@@ -267,10 +259,9 @@ def test_classes_come_from_the_records(write, tmp_path):
     """Of three classes those that are in the shards are learnt; icons that are composed have none."""
     with ShardWriter(tmp_path, "labelled") as writer:
         for number in range(8):
-            file = io.BytesIO()
-            Image.new("RGB", (16, 16), (30 * number, 0, 90)).save(file, "PNG")
+            image = encoded(Image.new("RGB", (16, 16), (30 * number, 0, 90)))
             record = json.dumps({"class": 2 * (number % 2)}).encode()
-            writer.write(str(number), {"png": file.getvalue(), "txt": b"a", "json": record})
+            writer.write(str(number), {"png": image, "txt": b"a", "json": record})
     more = ["stage.net.classes=3", "stage.drop_class=0", f"data.heldout=[{writer.paths[0]}]"]
     path = write("ddpm", weight_decay=0.0)
     MAIN["ddpm"]([str(path), f"data.shards=[{writer.paths[0]}]", *more])

@@ -44,12 +44,6 @@ NOISED = {
 ALONE = SimpleNamespace(process_index=0, num_processes=1, device=torch.device("cpu"))
 
 
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    yield
-    forget()
-
-
 # Batches
 
 

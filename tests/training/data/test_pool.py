@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import places
@@ -27,13 +26,6 @@ from unclip.config import ConfigError
 from unclip.stages import load_stage
 
 TRAIN, HELDOUT = str(places.TRAIN), str(places.HELDOUT)
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    forget()
-    yield
-    forget()
 
 
 def config(folder: Path, count: int = 40, **more: object) -> DataConfig:

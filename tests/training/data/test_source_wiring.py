@@ -13,12 +13,13 @@ import pytest
 import torch
 from PIL import Image
 from shards import encoded, noise, sample, uneven
+from sources import first, keys, source
 
 from training.data import composed, shards
 from training.data import source as data
 from training.data.config import DataConfig
 from training.data.framing import turned
-from training.data.source import Source, source_of
+from training.data.source import source_of
 from training.icons.scenes import ScenesConfig
 from training.streams import Purpose, numbers, seed_of
 from unclip.config import ConfigError
@@ -26,19 +27,6 @@ from unclip.data.images import to_tensor
 from unclip.data.reading import read_shards
 from unclip.data.writing import ShardWriter
 from unclip.diffusion.noise import fold
-
-
-def source(shards: object, rank: int = 0, world: int = 1, seed: int = 3, **config: object) -> Source:
-    made = {"shards": [str(path) for path in shards], "size": 8, "shuffle": 4, **config}
-    return Source(DataConfig(**made), seed, rank, world)
-
-
-def first(made: Source, n: int, count: int = 1, start: int = 0) -> list:
-    return list(itertools.islice(made.batches(n, start), count))
-
-
-def keys(batches: list) -> list[str]:
-    return [key for batch in batches for key in batch.key]
 
 
 def write(folder: Path, pictures: list[Image.Image], prefix: str = "some", **record: object) -> list[Path]:

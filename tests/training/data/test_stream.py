@@ -17,10 +17,10 @@ import torch
 from PIL import Image, ImageOps
 from places import TRAIN
 from shards import encoded, noise, sample, smooth, uneven
+from sources import first, keys, source
 
 from training.data import reader
 from training.data.config import DataConfig
-from training.data.source import Source
 from unclip.config import ConfigError, parse_config
 from unclip.data.images import to_tensor
 from unclip.data.lanes import Lane
@@ -30,20 +30,6 @@ from unclip.data.reading import ShardError, stream
 from unclip.data.writing import ShardWriter
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
-
-
-def source(shards: object, rank: int = 0, world: int = 1, seed: int = 3, **config: object) -> Source:
-    shards = [str(path) for path in shards]
-    config = {"shards": shards, "size": 8, "shuffle": 4, **config}
-    return Source(DataConfig(**config), seed, rank, world)
-
-
-def first(made: Source, n: int, count: int, start: int = 0) -> list:
-    return list(itertools.islice(made.batches(n, start), count))
-
-
-def keys(batches: list) -> list[str]:
-    return [key for batch in batches for key in batch.key]
 
 
 # The order

@@ -1,12 +1,12 @@
 """Scenes: pure in the seed, and captions that say what is in the picture."""
 
-import io
 import json
 
 import pytest
 import torch
 from PIL import Image
 from places import TRAIN
+from shards import encoded
 
 from training.icons import colours, compose, everyday
 from training.icons.compose import Layer, Scene
@@ -306,15 +306,10 @@ def test_what_may_be_mirrored_and_recoloured():
 def test_load_reads_shards_in_order(tmp_path, scenes):
     with ShardWriter(tmp_path, "train", per_shard=5) as writer:
         for rgba, record in zip(scenes.rgba, scenes.records, strict=True):
-            file = io.BytesIO()
-            Image.fromarray(rgba.permute(1, 2, 0).numpy(), "RGBA").save(file, "WEBP", lossless=True)
+            image = encoded(Image.fromarray(rgba.permute(1, 2, 0).numpy(), "RGBA"), "WEBP", lossless=True)
             writer.write(
                 record["key"],
-                {
-                    "webp": file.getvalue(),
-                    "txt": record["name"].encode(),
-                    "json": json.dumps(record).encode(),
-                },
+                {"webp": image, "txt": record["name"].encode(), "json": json.dumps(record).encode()},
             )
     loaded = Scenes.load(tmp_path)
     assert torch.equal(loaded.rgba, scenes.rgba) and loaded.records == scenes.records

@@ -7,7 +7,6 @@ import math
 import os
 import shutil
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,12 +24,6 @@ from unclip.config import ConfigError
 from unclip.data.images import to_tensor
 
 pytestmark = pytest.mark.bitwise
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    yield
-    forget()
 
 
 HARD = {

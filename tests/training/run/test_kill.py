@@ -6,12 +6,11 @@ import json
 import random
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from processes import Processes
-from runs import fit, forget, metrics, same
+from runs import fit, metrics, same
 
 from training.run import saves as state
 
@@ -28,12 +27,6 @@ SETTINGS = {
 
 
 pytestmark = pytest.mark.bitwise
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    yield
-    forget()
 
 
 def train(out: Path) -> None:

@@ -7,12 +7,11 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
-from runs import equal, fit, forget, make_run, metrics, noise, raw, saved, tiny_stage
+from runs import equal, fit, make_run, metrics, noise, raw, saved, tiny_stage
 from torch import nn
 
 from training.run.guard import NotFinite, Signals
@@ -24,12 +23,6 @@ from unclip.nets.blocks import Unit
 from unclip.nets.prior import PriorConfig, PriorTransformer
 from unclip.nets.text import TextConfig, TextTransformer
 from unclip.nets.unet import UNet, UNetConfig
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    yield
-    forget()
 
 
 def test_one_picture_is_learnt(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -17,12 +16,6 @@ from training.run.settings import Training, make_accelerator
 from unclip.nets.blocks import Unit
 from unclip.nets.unet import UNetConfig
 from unclip.stages import Decoder, DecoderStageConfig, Process
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    yield
-    forget()
 
 
 def test_each_interval_has_its_own_setting(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from runs import Rows, equal, forget, make_run, noise, raw, saved
+from runs import Rows, equal, make_run, noise, raw, saved
 from torch import Tensor
 
 from training.run.curves import Means
@@ -23,12 +23,6 @@ from training.streams import Purpose, numbers, seed_of, streams
 from unclip.checkpoint import load_checkpoint
 from unclip.diffusion.noise import fold
 from unclip.diffusion.timesteps import LossSecondMoment, uniform
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    yield
-    forget()
 
 
 class Classes(Rows):

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,12 +20,6 @@ from unclip.checkpoint import CheckpointError
 from unclip.config import ConfigError
 
 pytestmark = pytest.mark.bitwise
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    yield
-    forget()
 
 
 def halted(out: Path, step: int, number: int = signal.SIGTERM, **settings: object) -> Run:

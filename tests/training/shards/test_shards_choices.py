@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from runs import forget
 from shards import encoded, noise
 from tiny_models import tiny_clip
 
@@ -22,13 +21,6 @@ from unclip.data.reading import read_shards
 from unclip.data.writing import ShardWriter
 
 CLEAR = Image.merge("RGBA", (*noise(16, 16, 1).split(), Image.linear_gradient("L").resize((16, 16))))
-
-
-@pytest.fixture(autouse=True)
-def fresh():
-    forget()
-    yield
-    forget()
 
 
 @pytest.fixture

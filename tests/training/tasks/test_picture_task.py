@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
-from contextlib import nullcontext
 from functools import partialmethod
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from runs import SETTINGS, forget
+from runs import SETTINGS, forget, of_process
 from shards import encoded, noise, uneven
 from tiny import DIM, INPUTS, NET, TEXT
 from torch import Tensor
@@ -39,12 +37,6 @@ UPSAMPLER = {
     "process": {"predicts": "v"},
     "low_res": {"size": 8, "blur": 0.6, "noise": 0.2, "residual_scale": 0.3},
 }
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    yield
-    forget()
 
 
 @pytest.fixture(scope="module")
@@ -74,16 +66,6 @@ class Clip:
         )
         made.trimmed = lambda: made
         return made
-
-
-def of_process(rank: int = 0, world: int = 1) -> SimpleNamespace:
-    return SimpleNamespace(
-        process_index=rank,
-        num_processes=world,
-        device=torch.device("cpu"),
-        autocast=nullcontext,
-        main_process_first=nullcontext,
-    )
 
 
 def task_of(

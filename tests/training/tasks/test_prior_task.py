@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partialmethod
 from pathlib import Path
@@ -14,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from runs import SETTINGS, forget
+from runs import SETTINGS, forget, of_process
 from shards import encoded, noise
 from torch import Tensor
 
@@ -35,23 +33,6 @@ from unclip.stages import Prior, PriorStageConfig
 
 DIM, WORDS = 6, 5
 NET = {"embed_dim": DIM, "text_dim": WORDS, "text_length": 7, "width": 16, "layers": 1, "heads": 2}
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    yield
-    forget()
-
-
-def of_process(rank: int = 0, world: int = 1) -> SimpleNamespace:
-    return SimpleNamespace(
-        process_index=rank,
-        num_processes=world,
-        device=torch.device("cpu"),
-        autocast=nullcontext,
-        is_main_process=rank == 0,
-        main_process_first=nullcontext,
-    )
 
 
 class Clip:
