@@ -19,6 +19,7 @@ from torch.utils.benchmark import Timer
 from unclip import load
 from unclip.app import cli
 from unclip.app.options import add_device
+from unclip.command_line import Parser
 from unclip.diffusion.noise import Noise
 from unclip.pipeline.pipeline import Pipeline
 from unclip.resources.devices import autocast
@@ -88,11 +89,7 @@ def table(rows: list[tuple[str, int, dict[str, float]]]) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="python -m inference.benchmark",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    made = Parser(prog="python -m inference.benchmark", description=__doc__)
     add = made.add_argument
     add("model", help="a model's name or folder")
     add("--batch-sizes", nargs="+", type=int, default=[1, 4, 16], metavar="B", help="default 1 4 16")

@@ -16,16 +16,13 @@ from pathlib import Path
 
 from unclip import load
 from unclip.app import cli
+from unclip.command_line import Parser
 
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="python -m inference.convert",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    made = Parser(prog="python -m inference.convert", description=__doc__)
     made.add_argument("model", help="a name, a folder or a file")
     made.add_argument("output", type=Path, help="folder to write; it must not hold a model yet")
     made.add_argument("--dtype", choices=DTYPES, help="of the stored weights (default: as they are)")

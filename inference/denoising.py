@@ -22,6 +22,7 @@ from unclip import load
 from unclip.app import cli
 from unclip.app.options import add_device
 from unclip.app.strip import film_strip
+from unclip.command_line import Parser
 from unclip.data.images import save_png
 from unclip.data.reading import read_shards
 from unclip.diffusion.gaussian import diffuse
@@ -48,15 +49,12 @@ def look(stage: Decoder, x0: Tensor, conditions: Conditions, columns: int, noise
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="python -m inference.denoising",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    made = Parser(prog="python -m inference.denoising", description=__doc__)
     add = made.add_argument
     add("model", help="a model's name or folder, or a decoder's checkpoint")
     add("shards", help="shards, or a folder with heldout-*.tar")
     add("output", type=Path, help="PNG file to write")
+    cli.add_overwrite(made)
     add("-n", type=int, default=2, metavar="N", help="pictures (default 2)")
     add("--columns", type=int, default=11, metavar="N", help="levels of noise, with none at all (default 11)")
     add("--size", type=int, metavar="S", help="make pictures this high first, as the recipe's data.size did")
@@ -70,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
 
     def work() -> None:
-        cli.check_writable(args.output)
+        cli.check_writable(args.output, args.overwrite)
         if args.n < 1 or args.columns < 2:
             raise ValueError("-n must be at least 1, and --columns at least 2")
         pipeline = load(args.model, args.device)

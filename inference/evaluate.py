@@ -32,6 +32,7 @@ from torch import Tensor
 from unclip.app import cli
 from unclip.app.options import add_options, options_from
 from unclip.clip import Clip, load_clip
+from unclip.command_line import Parser
 from unclip.config import parse_config
 from unclip.data.reading import expand, read_shards
 from unclip.diffusion.noise import fold
@@ -199,11 +200,7 @@ def shard_sets(shards: str, train: Sequence[str] | None) -> tuple[list[str], lis
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="python -m inference.evaluate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    made = Parser(prog="python -m inference.evaluate", description=__doc__)
     add = made.add_argument
     add("model", help="a model's name or folder")
     add("shards", help="folder with heldout-*.tar and train-*.tar, or the held-out shards")

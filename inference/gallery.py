@@ -28,6 +28,7 @@ from PIL import Image, ImageDraw, ImageFont
 from unclip.app import cli
 from unclip.app.options import add_options, options_from
 from unclip.batch.lines import read_prompts
+from unclip.command_line import Parser
 from unclip.data.images import save_png
 from unclip.files import write_json
 from unclip.pipeline.pipeline import Pipeline
@@ -139,14 +140,11 @@ def sheet_of(pipeline: Pipeline, args: argparse.Namespace) -> Image.Image:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="python -m inference.gallery",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    made = Parser(prog="python -m inference.gallery", description=__doc__)
     add = made.add_argument
     add("model", help="a model's name or folder")
     add("output", type=Path, help="PNG file to write")
+    cli.add_overwrite(made)
     of = made.add_mutually_exclusive_group()
     of.add_argument("--prompts", nargs="+", metavar="PROMPT", help="prompts, or a file with one a line")
     of.add_argument("--classes", nargs="+", metavar="K", help="a row for each of these classes, or for all")
@@ -170,11 +168,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
 
     def work() -> None:
-        cli.check_writable(args.output)
+        cli.check_writable(args.output, args.overwrite)
         if args.blind is not None and not args.prompts:
             raise ValueError("--blind hides prompts; say them with --prompts")
         if args.blind is not None:
-            cli.check_writable(args.blind)
+            cli.check_writable(args.blind, args.overwrite)
         if min(args.n, args.side, args.batch_size, args.columns) < 1:
             raise ValueError("-n, --side, --columns and --batch-size must be at least 1")
         save_png(sheet_of(cli.loaded(args), args), args.output)

@@ -36,6 +36,7 @@ from unclip import load
 from unclip.app import cli
 from unclip.app.options import add_device
 from unclip.clip import load_clip
+from unclip.command_line import Parser
 from unclip.config import parse_config
 from unclip.data.batches import classes_of, shrink, stack
 from unclip.data.reading import expand, read_shards
@@ -210,11 +211,7 @@ def table(report: dict) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="python -m inference.ladder",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    made = Parser(prog="python -m inference.ladder", description=__doc__)
     add = made.add_argument
     add("shards", type=Path, help="folder with heldout-*.tar and train-*.tar")
     add("models", nargs="+", metavar="MODEL[:option=value]", help="a row of the table")

@@ -23,6 +23,7 @@ from pathlib import Path
 from unclip import load
 from unclip.app import cli
 from unclip.app.options import add_device
+from unclip.command_line import Parser
 from unclip.data.reading import read_shards
 from unclip.diffusion.noise import fold
 from unclip.files import write_json
@@ -50,11 +51,7 @@ def table(report: dict) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="python -m inference.likelihood",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    made = Parser(prog="python -m inference.likelihood", description=__doc__)
     add = made.add_argument
     add("model", help="a model's name or folder, or a decoder's checkpoint")
     add("shards", nargs="+", help="shards, or a folder (of which the heldout-*.tar if it has such)")

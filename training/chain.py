@@ -10,7 +10,6 @@ again goes on where it stopped. ``--assemble`` trains nothing: it puts together 
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -19,13 +18,14 @@ import torch
 
 from unclip.checkpoint import CheckpointError, read_header
 from unclip.clip import Clip, load_clip
+from unclip.command_line import Parser
 from unclip.config import ConfigError, load_config
 from unclip.pipeline.pipeline import Pipeline
 from unclip.stages import Decoder, Prior, load_stage
 from unclip.stages.tokenizer import GlideTokenizer
 
 from .clip.recipe import ClipRecipe
-from .programs import run
+from .programs import check_downloads, run
 from .recipes import Chain, Link, recipe_of
 from .tasks.recipes import TOKENIZER, PictureRecipe
 
@@ -100,15 +100,13 @@ def _wait(process: subprocess.Popen) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument("config", help="a chain, such as configs/icons/chain.yaml")
     parser.add_argument("--assemble", action="store_true", help="train nothing, put together what is there")
     args = parser.parse_args(argv)
     chain = load_config(Chain, args.config)
-    for link in chain.stages:
-        recipe_of(link)  # a mistake in the last recipe is an error now
+    for recipe in (chain, *map(recipe_of, chain.stages)):  # a mistake in the last recipe is an error now
+        check_downloads(recipe)
     for link in chain.stages:
         if not args.assemble and not finished(link):
             _wait(

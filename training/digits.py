@@ -10,7 +10,6 @@ scikit-learn: pip install "unclip[ladder]".
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import io
 import json
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from unclip.command_line import Parser
 from unclip.data.writing import ShardWriter
 
 from .programs import run
@@ -67,11 +67,7 @@ def build(out: Path, size: int = 8) -> dict[str, int]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m training.digits",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="python -m training.digits", description=__doc__)
     parser.add_argument("out", type=Path, help="folder for the shards")
     parser.add_argument(
         "--size", type=int, default=8, help="pixels a side; above 8 they are enlarged (bicubic) (default 8)"

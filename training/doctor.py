@@ -12,7 +12,6 @@ CLIP. Long captions and small pictures are counted, but are not wrong.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -24,6 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
+
+from unclip.command_line import Parser
 
 from .shards.examine import Examined, Problem, examine
 from .shards.parallel import ordered
@@ -234,11 +235,7 @@ def as_table(report: Report) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m training.doctor",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="python -m training.doctor", description=__doc__)
     parser.add_argument("shards", nargs="+", help="paths, globs, brace ranges, folders or URLs")
     parser.add_argument("--clip", help="the CLIP that will be trained with, whose tokens are counted")
     parser.add_argument("--embeddings", help="a folder of training.embed, to compare with the samples")

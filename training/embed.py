@@ -13,7 +13,6 @@ CLIP's identity, counts, mean and standard deviation. The same command again goe
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections import Counter
@@ -30,6 +29,7 @@ from tqdm import tqdm
 
 from unclip.checkpoint import CheckpointError, read_header
 from unclip.clip import Clip, load_clip
+from unclip.command_line import Parser
 from unclip.config import ConfigError
 from unclip.data.batches import floats, pixels
 from unclip.data.indexed import Indexed, on_disk
@@ -182,11 +182,7 @@ def _manifest(out: Path, shards: Sequence[str], facts: dict, tokens: bool) -> di
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m training.embed",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="python -m training.embed", description=__doc__)
     add = parser.add_argument
     add("shards", nargs="+", help="paths, globs, brace ranges, folders or URLs")
     add("--clip", required=True, help="as a recipe names it: a folder, open_clip:NAME@TAG, transformers:ID")

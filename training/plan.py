@@ -17,6 +17,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 
+from unclip.command_line import Parser
 from unclip.config import Config, ConfigError, load_config
 
 from .clip.recipe import ClipRecipe
@@ -156,7 +157,7 @@ def _time(seconds: float) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = Parser(description=__doc__)
     made.add_argument("config", help="a recipe of any training program, or a chain of them")
     made.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe")
     made.add_argument("--gpus", type=int, default=1, help="how many there are, over all machines (1)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -10,6 +9,8 @@ from typing import TypeVar
 import torch
 from accelerate.utils import parse_flag_from_env
 
+from unclip.clip import is_on_hub
+from unclip.command_line import Parser, ended
 from unclip.config import Config, ConfigError, load_config, to_yaml
 from unclip.data.addresses import programs_in
 from unclip.resources.devices import default_device, has_fast_bf16
@@ -19,9 +20,7 @@ C = TypeVar("C", bound=Config)
 
 def program(recipe_class: type[C], description: str, argv: list[str] | None = None) -> C | None:
     """Read ``CONFIG [key=value ...] [--dry-run]``; None after a dry run, which prints the recipe."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=description)
     parser.add_argument("config", help="a recipe, such as configs/icons/decoder.yaml")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="changes to the recipe, such as train.batch_size=32"
@@ -32,9 +31,14 @@ def program(recipe_class: type[C], description: str, argv: list[str] | None = No
         action="store_true",
         help="let the recipe run the programs that it names as pipe:COMMAND; they are printed",
     )
+    parser.add_argument(
+        "--allow-downloads", action="store_true", help="let the recipe fetch the CLIP that it names on a hub"
+    )
     args = parser.parse_intermixed_args(argv)
     recipe = load_config(recipe_class, args.config, args.overrides)
     _check_programs(recipe, args.overrides, args.allow_programs)
+    if not args.allow_downloads:
+        check_downloads(recipe, args.overrides)
     if args.dry_run:
         print(to_yaml(recipe), end="")
         return None
@@ -56,6 +60,21 @@ def _check_programs(recipe: Config, overrides: Sequence[str], allowed: bool) -> 
         print(f"{key} runs {name!r}", file=sys.stderr)
 
 
+def check_downloads(recipe: Config, overrides: Sequence[str] = ()) -> None:
+    """Refuse a recipe that names a CLIP on a hub, where anybody publishes; OpenCLIP's list is fetched.
+
+    What is typed on the command line is the user's own.
+    """
+    for key in ("clip", "start"):
+        source = getattr(recipe, key, None)
+        typed = any(override.partition("=")[0] == key for override in overrides)
+        if source is not None and not typed and is_on_hub(source):
+            raise ConfigError(
+                f"{key}: {source} would be fetched from the network; a recipe may do so only with "
+                f"--allow-downloads, or type {key}={source}"
+            )
+
+
 def wants_bf16(precision: str) -> bool:
     """Whether a run computes in bfloat16: "bf16", "fp32", or "auto", where the hardware has it.
 
@@ -69,9 +88,7 @@ def wants_bf16(precision: str) -> bool:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call ``main``; a user's mistake ends as one message and exit code 2, without a traceback."""
-    try:
-        main()
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    """Call ``main``; a mistake ends as one message and exit code 2, Ctrl-C as 130, without a traceback."""
+    code = ended("error", main)
+    if code:
+        sys.exit(code)

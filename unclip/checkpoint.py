@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from types import NoneType
+from typing import Any, ClassVar, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from .config import Config, parse_config
-from .files import written_aside
+from .files import parse_json, regular, written_aside
 from .resources.devices import align, aligned, in_precision
 from .resources.weightless import weightless
 
-M = TypeVar("M", bound=torch.nn.Module)
 FORMAT = 1  # the version of the header's form; raised when an old file would be misread
+HEADER_CHARACTERS = 16 << 20  # most of a header's JSON
 
 
 class CheckpointError(ValueError):
@@ -46,46 +48,74 @@ def save_checkpoint(
         value = value.detach().cpu().contiguous()
         return value.to(dtype) if dtype is not None and value.is_floating_point() else value
 
-    header = {"format": FORMAT, "kind": kind, "config": config, **facts}
+    written = {key: stored(value) for key, value in tensors.items()}
+    sums = {key: sum_of(value) for key, value in written.items()}
+    header = {"format": FORMAT, "kind": kind, "config": config, **facts, "sums": sums}
     with written_aside(path) as aside:
-        save_file(
-            {key: stored(value) for key, value in tensors.items()},
-            aside,
-            metadata={"unclip": json.dumps(header)},
-        )
+        save_file(written, aside, metadata={"unclip": json.dumps(header)})
+
+
+def sum_of(value: Tensor) -> int:
+    """CRC-32 of a tensor's bytes as they are stored."""
+    return zlib.crc32(value.contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+def impostor(path: str | Path) -> str | None:
+    """What a file is that stands in the place of weights, in words, if it is such a thing."""
+    with open(path, "rb") as file:
+        start = file.read(512)
+    if not start:
+        return "it is empty"
+    if start.startswith(b"version https://git-lfs.github.com/"):
+        return "it is a pointer of Git LFS, not the file that it stands for: fetch that with `git lfs pull`"
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "it is a page of the web, such as one that asks to log in: download the file itself"
+    return None
 
 
 def is_ours(path: str | Path) -> bool:
     """Whether a safetensors file describes itself as our checkpoints do; a damaged one counts as ours."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(regular(path), framework="pt") as file:
             return "unclip" in (file.metadata() or {})
-    except (SafetensorError, OSError):
+    except (SafetensorError, OSError, ValueError):
         return True
 
 
 def read_header(path: str | Path, kind: str | None = None) -> dict:
     """The header of a checkpoint; raises ``CheckpointError`` if it is not ours, or not of ``kind``."""
+    header, _ = _header_and_sums(path, kind)
+    return header
+
+
+def _header_and_sums(path: str | Path, kind: str | None) -> tuple[dict, dict[str, int] | None]:
     path = Path(path)
-    if not path.is_file():
+    if not path.exists() or path.is_dir():
         raise CheckpointError(f"there is no checkpoint at {path}")
     try:
+        if reason := impostor(regular(path)):
+            raise CheckpointError(f"{path} is not a readable safetensors file: {reason}")
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get("unclip")
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from None
+    except CheckpointError:
+        raise
+    except ValueError as error:  # no regular file
+        raise CheckpointError(str(error)) from None
     if text is None:
         raise CheckpointError(f"{path} was not written by unclip: its header has no description")
     try:
-        header = json.loads(text)
-        version, held, _ = header["format"], header["kind"], header["config"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{path} has a damaged header: {error!r}") from None
-    if version != FORMAT:
-        raise CheckpointError(f"{path} has format {version}; this version reads {FORMAT}")
-    if kind is not None and held != kind:
-        raise CheckpointError(f"{path} holds a {held}, not a {kind}")
-    return header
+        if len(text) > HEADER_CHARACTERS:
+            raise ValueError(f"it has {len(text):,} characters, of at most {HEADER_CHARACTERS:,}")
+        header = parse_json(text, "it", format=int, kind=str, config=dict, sums=(dict, NoneType))
+    except ValueError as error:
+        raise CheckpointError(f"{path} has a damaged header: {error}") from None
+    if header["format"] != FORMAT:
+        raise CheckpointError(f"{path} has format {header['format']}; this version reads {FORMAT}")
+    if kind is not None and header["kind"] != kind:
+        raise CheckpointError(f"{path} holds a {header['kind']}, not a {kind}")
+    return header, header.pop("sums", None)  # files of earlier versions have none
 
 
 def load_checkpoint(
@@ -93,54 +123,159 @@ def load_checkpoint(
     kind: str | None = None,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
+    like: Mapping[str, Tensor] | None = None,
 ) -> tuple[dict[str, Tensor], dict]:
     """Read ``(tensors, header)``, each tensor once, to where it stays: in aligned memory.
 
-    dtype: of weights, as ``memory.in_precision`` says; other floating tensors come back as float32.
+    dtype: of weights, as ``devices.in_precision`` says; other floating tensors come back as float32.
+    like:  tensors, perhaps on the meta device, whose names and shapes the file must have; they are compared
+           before any tensor is read.
+
+    Raises ``CheckpointError`` for a file that is no checkpoint, does not fit, or whose tensors are not as
+    they were written, by the sums in its header (files of earlier versions have none).
     """
-    header = read_header(path, kind)
+    header, sums = _header_and_sums(path, kind)
+    tensors = {}
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            tensors = {key: aligned(in_precision(file.get_tensor(key), dtype)) for key in file.keys()}
+        with safe_open(path, framework="pt") as file:
+            keys = list(file.keys())
+            if like is not None:
+                shapes = {key: torch.Size(file.get_slice(key).get_shape()) for key in keys}
+                check_fit({key: value.shape for key, value in like.items()}, shapes, _named(path, header))
+            if sums is not None and sums.keys() != set(keys):
+                raise CheckpointError(f"{path} has a damaged header: its sums are of other tensors")
+            for key in keys:
+                value = file.get_tensor(key)
+                if sums is not None and sum_of(value) != sums[key]:
+                    raise CheckpointError(
+                        f"{_named(path, header)} is damaged: {key} is not as it was written, by its "
+                        "checksum; copy or download the file again"
+                    )
+                tensors[key] = aligned(in_precision(value, dtype).to(device))
     except SafetensorError as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
     return tensors, header
 
 
-def load_strictly(module: torch.nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Fill ``module``; a missing, unexpected or misshapen tensor fails, and all are listed at once.
+def _named(path: str | Path, header: Mapping) -> str:
+    return f"the {header['kind']} {path}"
 
-    A module that was built on the meta device takes the tensors themselves, uncopied if they lie aligned.
-    """
-    target = module.state_dict()
-    missing = sorted(set(target) - set(tensors))
-    unexpected = sorted(set(tensors) - set(target))
+
+def check_fit(
+    wanted: Mapping[str, torch.Size], found: Mapping[str, torch.Size], source: str, unused: Iterable[str] = ()
+) -> None:
+    """Refuse tensors that are missing, unexpected or misshapen, by their shapes; all are listed at once."""
+    missing = sorted(wanted.keys() - found.keys())
+    unexpected = sorted({*unused, *(found.keys() - wanted.keys())})
     misshapen = [
-        f"{key} {tuple(tensors[key].shape)} for {tuple(target[key].shape)}"
-        for key in sorted(set(target) & set(tensors))
-        if tensors[key].shape != target[key].shape
+        f"{key} {tuple(found[key])} for {tuple(wanted[key])}"
+        for key in sorted(wanted.keys() & found.keys())
+        if found[key] != wanted[key]
     ]
     if missing or unexpected or misshapen:
         raise CheckpointError(
             f"{source} does not fit the network:\n  missing: {missing}\n"
             f"  unexpected: {unexpected}\n  of another shape: {misshapen}"
         )
+
+
+def load_strictly(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    source: str,
+    unused: Iterable[str] = (),
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Fill ``module``; a missing, unexpected or misshapen tensor fails, and all are listed at once.
+
+    unused: names of the source that are known to have no place; any is an error.
+    dtype:  of floating tensors; None = as they are.
+
+    A module that was built on the meta device takes the tensors themselves, uncopied if they lie aligned.
+    Raises ``CheckpointError`` as well for weights that are not finite, with which nothing can be drawn.
+    """
+    target = module.state_dict()
+    shapes = {key: value.shape for key, value in tensors.items()}
+    check_fit({key: value.shape for key, value in target.items()}, shapes, source, unused)
+    if bad := [key for key, value in tensors.items() if not _is_finite(value)]:
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        raise CheckpointError(
+            f"{source} holds weights that are no finite numbers, with which nothing can be drawn: "
+            f"{', '.join(bad[:3])}{more}"
+        )
+    if dtype is not None:
+        tensors = {k: value.to(dtype) if value.is_floating_point() else value for k, value in tensors.items()}
     module.load_state_dict(tensors, strict=True, assign=any(value.is_meta for value in target.values()))
     align(module)
 
 
-def rebuilt(
-    made: type[M], config: type[Config], tensors: Mapping[str, Tensor], header: Mapping, source: str
-) -> M:
-    """The module that a checkpoint of ours holds, strictly; eval mode, no gradients.
+def _is_finite(value: Tensor) -> bool:
+    """Without a second tensor of its size."""
+    if value.is_meta or not value.is_floating_point() or not value.numel():
+        return True
+    return bool(torch.stack(torch.aminmax(value)).isfinite().all())
 
-    made, config: its class, which takes a configuration alone, and the class of that.
 
-    It is built on the meta device and takes the tensors as they are. ``facts`` is what else the header says.
+class Saved(nn.Module):
+    """What a checkpoint holds whole: a module that its configuration alone builds.
+
+    facts: what the checkpoint says besides: pictures seen, the CLIP model, ...
     """
-    read = parse_config(config, header["config"], source=source)
-    with weightless():
-        module = made(read)
-    load_strictly(module, tensors, source)
-    module.facts = {k: v for k, v in header.items() if k not in ("format", "kind", "config")}
-    return module.eval().requires_grad_(False)
+
+    config_class: ClassVar[type[Config]]  # with a ``kind``, which a file's header names
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.facts: dict[str, Any] = {}
+
+    @classmethod
+    def kind(cls) -> str:
+        """What its files hold: "prior", "decoder", ..."""
+        return cls.config_class.model_fields["kind"].default
+
+    def save(self, path: str | Path, dtype: torch.dtype | None = None, **facts: object) -> None:
+        """Write it as one checkpoint; floats are stored as ``dtype`` (None = as they are)."""
+        save_checkpoint(
+            path,
+            self.state_dict(),
+            kind=self.kind(),
+            dtype=dtype,
+            config=self.config.model_dump(mode="json"),
+            **{**self.facts, **facts},
+        )
+
+    @classmethod
+    def blank(cls, config: Config) -> Self:
+        """At full size without memory, on the meta device; eval mode, no gradients."""
+        with weightless():
+            return cls(config).eval().requires_grad_(False)
+
+    @classmethod
+    def load(
+        cls, path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    ) -> Self:
+        """Rebuild it from its checkpoint, or from the folder of its run, strictly; eval mode, no gradients.
+
+        It is built on the meta device, compared with the file before a weight is read, and takes the file's
+        tensors as they are: nothing is initialised at random, and there is never a second copy. dtype: of its
+        weights; bfloat16 takes half the memory, and is to be run under autocast.
+        """
+        path = Path(path)
+        path = path / f"{cls.kind()}.safetensors" if path.is_dir() else path
+        header = read_header(path, cls.kind())
+        config = parse_config(cls.config_class, header["config"], source=str(path))
+        try:
+            module = cls.blank(config)
+        except ValueError as error:  # numbers that are in range, but do not go together
+            raise CheckpointError(f"{path} describes no network that can be built: {error}") from None
+        tensors, _ = load_checkpoint(path, cls.kind(), dtype, device, module.state_dict())
+        load_strictly(module, tensors, _named(path, header))
+        module.facts = {k: v for k, v in header.items() if k not in ("format", "kind", "config")}
+        module.check(_named(path, header))
+        return module.to(device)
+
+    def check(self, source: str) -> None:
+        """Refuse, after loading, what no such module can hold; raises ``CheckpointError``."""
+        if not isinstance(self.facts.get("clip", ""), str):
+            raise CheckpointError(f"{source} has a damaged header: its clip is no name")

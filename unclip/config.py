@@ -5,13 +5,25 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 
 class ConfigError(ValueError):
     """A recipe that cannot be used; the message names the file and every wrong key."""
+
+
+# Numbers of configurations, which strangers' files declare: none so large that looking takes the memory.
+Width = Annotated[int, Field(ge=1, le=1 << 16)]  # channels, dimensions of an embedding, tokens of a text
+Depth = Annotated[int, Field(ge=1, le=512)]  # layers or blocks in a row, heads side by side
+Side = Annotated[int, Field(ge=1, le=1 << 14)]  # pixels
+Rows = Annotated[int, Field(ge=1, le=1 << 24)]  # of a table: classes, tokens, things remembered
+Timesteps = Annotated[int, Field(ge=1, le=100_000)]
+Chance = Annotated[float, Field(ge=0, le=1)]
+Factor = Annotated[float, Field(ge=0, le=1e4)]  # what something is multiplied by, or its strength
+
+MOST_ERRORS = 20  # that one message lists
 
 
 class Config(BaseModel):
@@ -23,16 +35,19 @@ class Config(BaseModel):
 C = TypeVar("C", bound=Config)
 
 
-def parse_config(cls: type[C], values: dict, source: str = "config") -> C:
-    """Validate ``values`` as ``cls``; raise ``ConfigError`` that lists every wrong key."""
+def parse_config(cls: type[C], values: Any, source: str = "config") -> C:
+    """Validate ``values`` as ``cls``; raise ``ConfigError`` that lists the wrong keys."""
     try:
         return cls.model_validate(values)
     except ValidationError as error:
+        errors = error.errors()
         lines = []
-        for item in error.errors():
-            key = ".".join(str(part) for part in item["loc"]) or "(top level)"
+        for item in errors[:MOST_ERRORS]:
+            key = ".".join(str(part)[:80] for part in item["loc"]) or "(top level)"
             message = "unknown key" if item["type"] == "extra_forbidden" else item["msg"]
             lines.append(f"  {key}: {message}")
+        if len(errors) > MOST_ERRORS:
+            lines.append(f"  and {len(errors) - MOST_ERRORS} more")
         raise ConfigError(f"{source} is not a valid {cls.__name__}:\n" + "\n".join(lines)) from None
 
 

@@ -15,23 +15,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import CheckpointError, read_header
+from .checkpoint import CheckpointError, Saved, read_header
 from .config import Config, parse_config
-from .guides.classifier import Classifier, ClassifierStageConfig
-from .guides.noised_clip import NoisedClip, NoisedClipStageConfig
+from .guides.classifier import Classifier
+from .guides.noised_clip import NoisedClip
 from .resources.devices import parse_dtype, place
 from .resources.peak import peak_activations
-from .resources.weightless import held_bytes, parameters, weightless
-from .stages import Decoder, DecoderStageConfig, Prior, PriorStageConfig
+from .resources.weightless import held_bytes, parameters
+from .stages import Decoder, Prior
 
 GIB, MIB = 2**30, 2**20
 GUIDES = ("classifier", "guide")
-KINDS = {
-    "prior": (PriorStageConfig, Prior),
-    "decoder": (DecoderStageConfig, Decoder),
-    "classifier": (ClassifierStageConfig, Classifier),
-    "noised_clip": (NoisedClipStageConfig, NoisedClip),
-}
+KINDS: dict[str, type[Saved]] = {one.kind(): one for one in (Prior, Decoder, Classifier, NoisedClip)}
 
 
 @dataclass(frozen=True)
@@ -113,8 +108,7 @@ def plan(name_or_path: str | Path, dtype: str | torch.dtype = "float32", picture
 
 def on_meta(config: Config) -> nn.Module:
     """The stage of a configuration, at full size and without any memory."""
-    with weightless():
-        return KINDS[config.kind][1](config).eval().requires_grad_(False)
+    return KINDS[config.kind].blank(config)
 
 
 def _parts(name_or_path: str | Path) -> tuple[str, list[tuple[str, Config]], int]:
@@ -171,7 +165,7 @@ def _config(path: Path) -> Config:
     header = read_header(path)
     if header["kind"] not in KINDS:
         raise CheckpointError(f"{path} holds a {header['kind']}, not a {' or a '.join(KINDS)}")
-    return parse_config(KINDS[header["kind"]][0], header["config"], source=str(path))
+    return parse_config(KINDS[header["kind"]].config_class, header["config"], source=str(path))
 
 
 def _stored(folder: Path) -> int:
@@ -211,7 +205,7 @@ def _call_prior(prior: Prior, n: int) -> object:
 
 def _call_decoder(decoder: Decoder, n: int) -> object:
     decoder.last = None  # of two networks one works at a time, and which is a question to numbers
-    inputs, sampling = decoder.encode(decoder.blank(n)), decoder.config.sampling
+    inputs, sampling = decoder.encode(decoder.blank_conditions(n)), decoder.config.sampling
     denoise = decoder.denoise(
         inputs, inputs, sampling.guidance_scale, None, sampling.guidance_rescale, sampling.threshold
     )

@@ -253,7 +253,7 @@ def test_nothing_half_written(here, loaded, capsys, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(Image.Image, "save", full)
-        assert main(["a cat", "-o", "cat.png"]) == 2
+        assert main(["a cat", "-o", "cat.png", "--overwrite"]) == 2
     assert "no space left" in said(capsys)
     assert names(here) == ["cat.png"] and (here / "cat.png").read_bytes() == b"a picture of before"
 
@@ -261,7 +261,7 @@ def test_nothing_half_written(here, loaded, capsys, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Pipeline, "generate", stopped)
-    assert main(["a cat", "-o", "cat.png"]) == 130
+    assert main(["a cat", "-o", "cat.png", "--overwrite"]) == 130
     assert "stopped" in said(capsys)
     assert (here / "cat.png").read_bytes() == b"a picture of before"
 

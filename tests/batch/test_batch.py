@@ -232,7 +232,7 @@ def test_gallery(prompts, tmp_path, tiny_model, pipeline):
     assert gallery.main([*command, str(prompts)]) == 0
     from_file = pixels(sheet)
     assert from_file.shape == (3 * 36, 160 + 2 * 36, 3)
-    assert gallery.main([*command, "a goldfish", "Cat & dog!", "a goldfish"]) == 0
+    assert gallery.main([*command, "a goldfish", "Cat & dog!", "a goldfish", "--overwrite"]) == 0
     assert (pixels(sheet) == from_file).all()
     second = pipeline.generate("Cat & dog!", n=2, seed=5)[1].resize((32, 32), Image.Resampling.LANCZOS)
     assert abs(from_file[38:70, 196:228] - np.asarray(second)).max() <= 1

@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import unclip
-from unclip.checkpoint import CheckpointError
+from unclip.checkpoint import CheckpointError, load_strictly
 from unclip.convert.catalogue import MODELS, PublicFile, PublicModel
 from unclip.convert.openai import adm
-from unclip.convert.tensors import fill, read, renamed
+from unclip.convert.tensors import read, renamed
 from unclip.nets import NoisedClassifier, UNet
 from unclip.options import Options
 from unclip.pipeline.request import Wish
@@ -94,9 +94,11 @@ def test_a_filled_network_has_no_second_copy():
     weight = torch.randn(3, 2)
     with torch.device("meta"):
         layer = torch.nn.Linear(2, 3, bias=False)
-    fill(layer, {"weight": weight})
+    load_strictly(layer, {"weight": weight}, "it")
     assert layer.weight.data_ptr() == weight.data_ptr()
-    fill(layer, {"weight": weight}, dtype=torch.bfloat16)
+    with torch.device("meta"):
+        layer = torch.nn.Linear(2, 3, bias=False)
+    load_strictly(layer, {"weight": weight}, "it", dtype=torch.bfloat16)
     assert layer.weight.dtype == torch.bfloat16
 
 

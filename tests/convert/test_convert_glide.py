@@ -284,7 +284,7 @@ def test_a_model_may_come_without_its_noised_clip_but_not_misfit(tmp_path):
     torch.save(weights, files["base"])
     with pytest.raises(CheckpointError) as told:
         glide.pipeline(files, model=model)
-    for part in ("base.pt does not fit", "not used: ['unemb.weight']", "not filled: ['text.norm.bias']"):
+    for part in ("base.pt does not fit", "unexpected: ['unemb.weight']", "missing: ['text.norm.bias']"):
         assert part in str(told.value)
     files["base"].write_bytes(files["base"].read_bytes()[:5000])
     with pytest.raises(CheckpointError, match="base.pt cannot be read: it is damaged or cut short"):

@@ -14,10 +14,10 @@ from tiny import randn
 from torch import Tensor
 
 import unclip
+from unclip.checkpoint import load_strictly
 from unclip.convert.karlo import configs as karlo_configs
 from unclip.convert.karlo import names
 from unclip.convert.karlo import pipeline as karlo
-from unclip.convert.tensors import fill
 from unclip.diffusion.noise import Noise
 from unclip.diffusion.schedule import make_schedule
 from unclip.nets import PriorConfig, PriorTransformer, UNet
@@ -54,7 +54,8 @@ def test_a_prior(changes):
     stage = {name: tensors.pop(name) for name in ("embed_mean", "embed_std")}
     assert torch.equal(stage["embed_std"][None], theirs.clip_std)
     ours = PriorTransformer(config)
-    fill(ours, {name.removeprefix("network."): value for name, value in tensors.items()}, unused)
+    ours_alone = {name.removeprefix("network."): value for name, value in tensors.items()}
+    load_strictly(ours, ours_alone, "it", unused)
     embed, tokens, mask = texts(config.text_length)
     x, t = randn(3, small.DIM, seed=3), torch.tensor([0, 321, 999])
     wanted = theirs(x, t, embed, tokens, mask).predicted_image_embedding
@@ -105,9 +106,10 @@ def test_a_decoder(changes, tokens):
 
 def filled(config, parts: list[names.Renamed], network: str = "network") -> UNet:
     net = UNet(config)
-    fill(
+    load_strictly(
         net,
         {name.removeprefix(f"{network}."): value for ours, _ in parts for name, value in ours.items()},
+        "it",
         [name for _, unused in parts for name in unused],
     )
     return net
@@ -157,7 +159,7 @@ def covered(config, parts: list[names.Renamed], network: str = "network") -> int
         for name, value in ours.items()
         if not name.startswith("embed_")
     }
-    fill(net, tensors, [name for _, unused in parts for name in unused])
+    load_strictly(net, tensors, "it", [name for _, unused in parts for name in unused])
     return sum(value.numel() for value in net.parameters())
 
 

@@ -17,6 +17,7 @@ from places import fixtures
 import unclip
 from unclip import convert
 from unclip.checkpoint import CheckpointError
+from unclip.convert import fetch
 from unclip.convert.catalogue import MODELS
 from unclip.convert.openai import recognise
 
@@ -132,24 +133,27 @@ def layout(folder: Path, *files: str) -> Path:
         (["base.pt", "upsample.pt"], ("glide", "glide")),
         (["base_inpaint.pt"], ("glide", "glide-inpaint")),
         (["base.pt", "base_inpaint.pt"], ("glide", "glide")),
-        (["model_index.json"], ("karlo", "from_diffusers")),
-        (["prior-ckpt-step=01000000-of-01000000.ckpt", "ViT-L-14.pt"], ("karlo", "from_original")),
+        (["model_index.json"], ("karlo", "diffusers")),
+        (["prior-ckpt-step=01000000-of-01000000.ckpt", "ViT-L-14.pt"], ("karlo", "original")),
         (["notes.txt"], None),
     ],
 )
 def test_original_layouts_are_recognised(tmp_path, monkeypatch, files, wanted):
-    monkeypatch.setattr(convert, "_glide", lambda model, folder: ("glide", model.name))
-    monkeypatch.setattr(convert, "_karlo", lambda folder, layout: ("karlo", layout))
+    monkeypatch.setattr(fetch, "fetch_model", lambda model, folder: {model.name: folder})
     folder = layout(tmp_path / "some", *files)
     assert convert.recognised(folder) == (wanted is not None)
     if wanted:
-        assert convert._builder(folder)() == wanted
+        family = convert.family_of(folder)
+        assert family.name == wanted[0] and family.files_of(folder)[1] == {wanted[1]: folder}
 
 
 def test_one_file_of_glide_means_its_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(convert, "_glide", lambda model, folder: (model.name, folder))
+    asked: list[tuple] = []
+    monkeypatch.setattr(fetch, "fetch_model", lambda *args: asked.append(args))
     folder = layout(tmp_path / "some", "base.pt", "base_inpaint.pt")
-    assert convert._builder(folder / "base_inpaint.pt")() == ("glide-inpaint", folder)
+    model, _ = convert.family_of(folder / "base_inpaint.pt").files_of(folder / "base_inpaint.pt")
+    needed = {"base", "upsample", "encoder", "vocab"}  # it draws without its noised CLIP
+    assert model.name == "glide-inpaint" and asked[0][1] == folder and asked[0][0].files.keys() == needed
 
 
 def picture(pipeline: unclip.Pipeline) -> np.ndarray:

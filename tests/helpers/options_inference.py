@@ -90,8 +90,9 @@ UNCLIP = Program(
      "strip: none": ([], {"generate.watch": None, "generate.batch_size": None, "film_strip.steps": None,
                           "film_strip.columns": None, "save_png'.image": None, "save_png'.path": None}),
      "columns": (["--columns", "3"], {"film_strip.columns": 3}),
-     "image": (["--image", "i.png"], {"generate.image": "i.png"}),
-     "mask": (["--mask", "m.png"], {"generate.mask": "m.png"}),
+     "overwrite": (["--overwrite"], {}),  # what is there: test_overwrite
+     "image": (["--image", "i.png"], {"generate.image": (4, 4)}),
+     "mask": (["--mask", "m.png"], {"generate.mask": (4, 4)}),
      "plan": (["--plan"], {"plan.name_or_path": "icons", "plan.dtype": "float32", "plan.pictures": 1,
                            "load.name_or_path": None}),
      "models": (["--models"], {"_models": "called", "load.name_or_path": None}),
@@ -106,7 +107,7 @@ PLAN = Program(
 
 BATCH = Program(
     unclip.app.batch.main, {"prompts": ["lines.txt"], "output": ["out"]},
-    {**LOADED, "unclip.app.batch.draw": 0},
+    {**LOADED, "unclip.batch.draw.draw": 0},
     {"prompts": (["others.txt"], {"draw.prompts": {1: "a dog", 2: "a car"}}),
      "output": (["x"], {"draw.folder": Path("x")}),
      "batch_size": (["--batch-size", "6"], {"draw.batch_size": 6}),
@@ -120,6 +121,7 @@ SHEET = {**LOADED, "inference.gallery.draw": [[PICTURE]], "inference.gallery.dra
 GALLERY = Program(
     inference.gallery.main, {"model": ["some"], "output": ["sheet.png"]}, SHEET,
     {"output": (["x.png"], {"save_png.path": Path("x.png")}),
+     "overwrite": (["--overwrite"], {}),
      "columns": (["--columns", "4"], {"sheet.captions": ["", ""],
                                       "sheet.rows": [[PICTURE] * 4, [PICTURE] * 2]}),
      "side": (["--side", "32"], {"draw_classes.side": 32}),
@@ -223,6 +225,7 @@ DENOISING = Program(
      "inference.denoising.save_png": None},
     {"shards": (["x.tar"], {"expand.paths": ["x.tar"], "read_shards.shards": ["x.tar"]}),
      "output": (["x.png"], {"save_png.path": Path("x.png")}),
+     "overwrite": (["--overwrite"], {}),
      "n": (["-n", "3"], {"examples.samples": samples()[:3], "look.x0": (3, 3, 8, 8),
                          "Noise.seeds": [fold(0, k) for k in range(3)]}),
      "columns": (["--columns", "4"], {"look.columns": 4, "film_strip.columns": 4}),

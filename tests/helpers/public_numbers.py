@@ -9,8 +9,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from unclip.checkpoint import load_strictly
 from unclip.convert.openai import adm
-from unclip.convert.tensors import fill
 from unclip.nets import NoisedClassifier, UNet
 
 
@@ -37,7 +37,7 @@ def build(args: dict, weights: dict[str, Tensor], source: str) -> UNet | NoisedC
         else:
             config = adm.unet_config(args, weights)
             net, (ours, unused) = UNet(config), adm.unet(weights, config, new_order, source)
-    fill(net, ours, unused, source)
+    load_strictly(net, ours, source, unused, torch.float32)
     return net.eval()
 
 

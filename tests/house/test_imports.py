@@ -21,12 +21,16 @@ FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.p
 MOST_FILES, MOST_LINES = 12, 310  # of a room (besides __init__ and __main__), and of a file
 
 # What the files of a room may import of ours, besides the room itself; late imports and annotations count.
-MODELS = "config files options checkpoint data nets clip stages guides resources diffusion pipeline convert"
+MODELS = (
+    "config files command_line options checkpoint data nets clip stages guides resources diffusion pipeline "
+    "convert"
+)
 LAW = {
     room: {f"unclip.{name}" for name in below.split()}
     for room, below in {
         "unclip.config": "",
         "unclip.files": "",
+        "unclip.command_line": "",
         "unclip.resources": "",
         "unclip.diffusion": "",
         "unclip.data": "files config diffusion.noise",
@@ -63,7 +67,7 @@ LAW |= {
         "training": "recipes cost tasks clip run data shards icons streams programs",  # the programs
     }.items()
 }
-LAW["training.shards"] = {"unclip.data", "training.programs"}
+LAW["training.shards"] = {"unclip.data", "unclip.command_line", "training.programs"}
 LAW["inference.measure"] = UNCLIP | {"training.icons.captions"}
 LAW["inference"] = UNCLIP | {"unclip.app", "unclip.load", "inference.measure", "training.icons.captions"}
 # What a room may import of others' libraries, besides the doors; the rooms that are not named, anything.

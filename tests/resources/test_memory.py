@@ -12,7 +12,7 @@ from torch import nn
 
 import unclip
 from unclip.checkpoint import load_strictly
-from unclip.convert.tensors import fill, read
+from unclip.convert.tensors import read
 from unclip.guides.classifier import load_classifier
 from unclip.nets.unet import UNetConfig
 from unclip.pipeline.pipeline import Pipeline
@@ -59,7 +59,7 @@ def test_a_public_file_is_mapped_and_taken_as_it_is(tmp_path):
     with torch.device("meta"):
         empty = nn.Sequential(nn.Linear(300, 300), nn.Linear(300, 300))
     with LiveBytes("cpu") as live:
-        fill(empty, read(tmp_path / "a.pt"))
+        load_strictly(empty, read(tmp_path / "a.pt"), "a.pt")
     assert live.peak <= 1.1 * held_bytes(module)
     assert all((a == b).all() for a, b in zip(module.parameters(), empty.parameters(), strict=True))
 

@@ -43,7 +43,7 @@ def batch_of(recipe: StageRecipe, stage: Stage | Classifier, n: int) -> Examples
     picture = torch.zeros(n, 3, side_of(recipe), side_of(recipe), device=device)
     if isinstance(recipe, ClassifierRecipe):
         return Examples(picture, {"classes": torch.zeros(n, dtype=torch.int64, device=device)}, keys)
-    conditions = stage.blank(n, side_of(recipe))
+    conditions = stage.blank_conditions(n, side_of(recipe))
     return Examples(stage.to_data(picture, conditions), conditions, keys)
 
 

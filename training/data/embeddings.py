@@ -8,21 +8,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from unclip.checkpoint import CheckpointError, read_header, save_checkpoint
+from unclip.clip import WEIGHTS, digest_of, load_clip, named, same_weights
 from unclip.config import ConfigError
 from unclip.data.reading import ShardError, expand, spelled_out
-
-if TYPE_CHECKING:
-    pass
-
 
 MANIFEST, KIND = "embeddings.json", "embeddings"
 
@@ -148,7 +143,7 @@ class Embeddings:
 
     def check(self, known: str, source: str) -> None:
         """The same, of a CLIP whose identity is ``known``."""
-        if known != (self.clip if "#" in known else self.clip.rpartition("#")[0]):
+        if not same_weights(known, self.clip):
             raise ConfigError(
                 f"{self.folder} holds embeddings of the CLIP {self.clip}, but the recipe's "
                 f"{source} is {known}; run training.embed with it, or name the other"
@@ -162,8 +157,6 @@ def name_of(shard: str | Path) -> str:
 
 def identity_of(source: str) -> str:
     """``Clip.identity`` of what ``load_clip`` takes; of a published model only what comes before the "#"."""
-    from unclip.clip import WEIGHTS, load_clip
-
     kind, _, name = source.partition(":")
     folder = Path(source)
     if kind in ("open_clip", "transformers") and name:
@@ -172,9 +165,6 @@ def identity_of(source: str) -> str:
         if not local:
             return f"{kind}:{model}@{tag}" if kind == "open_clip" else source
     elif (folder / WEIGHTS).is_file():  # the same sum as ``Clip.identity``, without building the network
-        digest = sha256()
         with safe_open(folder / WEIGHTS, framework="pt") as file:
-            for key in sorted(file.keys()):
-                digest.update(key.encode() + file.get_tensor(key).half().numpy().tobytes())
-        return f"{folder.resolve().name}#{digest.hexdigest()[:12]}"
+            return named(folder.resolve().name, digest_of(file.keys(), file.get_tensor))
     return load_clip(source).identity

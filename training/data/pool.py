@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unclip.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from unclip.clip import same_weights
 from unclip.config import Config, ConfigError
 from unclip.files import write_json
 
@@ -77,7 +78,7 @@ class Pool:
             raise ConfigError(
                 f"the pool's {path} cannot be read ({error}); delete it, and it is made again"
             ) from None
-        if by != clip:
+        if not same_weights(by, clip):
             raise ConfigError(
                 f"the pool {self.folder} was embedded by the CLIP {by}, not by {clip}; name "
                 f"another folder in data.pool, or delete {path}, and it is made again"

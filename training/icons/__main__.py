@@ -16,6 +16,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from unclip.command_line import Parser, ended
+
 from .build import BuildError, build, check_writable
 from .collect import Icon, collect_all
 from .fetch import FAMILIES, KEYWORDS, FetchError, default_cache, fetch
@@ -23,11 +25,7 @@ from .fetch import FAMILIES, KEYWORDS, FetchError, default_cache, fetch
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.icons",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="python -m training.icons", description=__doc__)
     parser.add_argument("out", type=Path, help="folder for the shards and manifest.json")
     parser.add_argument(
         "--size", type=int, action="append", dest="sizes", help="pixels a side; may be repeated"
@@ -82,4 +80,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended("training.icons", lambda: sys.exit(main())))

@@ -22,17 +22,15 @@ import os
 import sys
 from pathlib import Path
 
+from unclip.command_line import Parser
+
 from .build import build, summary
 from .prepare import Options
 from .sources import Columns, SourceError
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="python -m training.shards",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    made = Parser(prog="python -m training.shards", description=__doc__)
     add = made.add_argument
     add("source", help="a folder, a table, or shards (a path, a glob, a brace range, a URL)")
     add("out", type=Path, help="the folder to be made")

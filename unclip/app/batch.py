@@ -17,16 +17,13 @@ import sys
 import time
 from pathlib import Path
 
-from ..batch.draw import draw
-from ..batch.lines import read_prompts
+from ..command_line import Parser
 from . import cli
 from .options import add_model, add_options, options_from
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="unclip batch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    made = Parser(prog="unclip batch", description=__doc__)
     add = made.add_argument
     add("prompts", type=Path, help="text file (UTF-8), a prompt a line")
     add("output", type=Path, help="folder for the pictures")
@@ -43,10 +40,13 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
 
     def work() -> None:
+        from ..batch.draw import draw
+        from ..batch.lines import read_prompts
+
         start = time.perf_counter()
         prompts = read_prompts(args.prompts)
         pipeline = cli.loaded(args)
-        made = draw(
+        count = draw(
             pipeline,
             prompts,
             args.output,
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
             **options_from(args),
         )
         print(
-            f"{args.output}: {made} pictures made of {len(prompts) * args.n}  (model {args.model}, "
+            f"{args.output}: {count} pictures made of {len(prompts) * args.n}  (model {args.model}, "
             f"seed {args.seed}, {time.perf_counter() - start:.1f} s)"
         )
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from .. import __version__
+from ..command_line import Parser
 from ..files import words
 from ..models import DEFAULT_MODEL, shipped_models
 from . import cli
@@ -17,14 +18,15 @@ from .options import add_model, add_options, options_from
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="unclip",
         description="Draw pictures of a text.",
         epilog="unclip batch LINES FOLDER draws a picture for every line of a file; see unclip batch --help",
     )
     add = made.add_argument
     add("prompt", nargs="?", help='what to draw, such as "a goldfish"')
-    add("-o", "--output", type=Path, help="file to write (default: the prompt's words, .png)")
+    add("-o", "--output", type=Path, help="file to write (default: the prompt's words, .png; or -2.png, ...)")
+    cli.add_overwrite(made)
     add("-n", type=int, default=1, metavar="N", help="number of pictures, as one grid (default 1)")
     add(
         "--strip",
@@ -50,16 +52,16 @@ def parser() -> argparse.ArgumentParser:
 
 def draw(args: argparse.Namespace) -> Path:
     """Draw what the command line asks for; returns the picture's file."""
-    from PIL import Image
-
     from ..data.images import grid, save_png, to_tensor
+    from ..pipeline.canvas import opened
 
     if args.prompt is not None and not args.prompt.strip():
         raise ValueError("the prompt is empty; say what to draw, for example: a goldfish")
-    output = args.output or Path(f"{words(args.prompt or args.model)}.png")
+    default = Path(f"{words(args.prompt or args.model)}.png")
+    output = args.output or (default if args.overwrite else cli.unused(default))
     _check_files(args, output)
     files = {"image": args.image, "mask": args.mask}
-    given = {name: Image.open(file) for name, file in files.items() if file is not None}
+    shown = {name: opened(file) for name, file in files.items() if file is not None}
     pipeline, frames, watching = cli.loaded(args), [], {}
     if args.strip:
         watching = {"watch": frames.append, "batch_size": args.n}  # one batch: a strip of every picture
@@ -69,7 +71,7 @@ def draw(args: argparse.Namespace) -> Path:
         seed=args.seed,
         **options_from(args),
         **watching,
-        **given,
+        **shown,
         progress=_progress if sys.stderr.isatty() else None,
     )
     if isinstance(made, list):
@@ -89,7 +91,7 @@ def _check_files(args: argparse.Namespace, output: Path) -> None:
     for file in (output, args.strip) if args.strip else (output,):
         if file.suffix.lower() != ".png":
             raise ValueError(f"{file}: pictures are written as PNG; give the file a name that ends in .png")
-        cli.check_writable(file)
+        cli.check_writable(file, args.overwrite)
     if args.columns < 1:
         raise ValueError(f"--columns must be at least 1, not {args.columns}")
     if args.strip and args.strip.resolve() == output.resolve():

@@ -7,9 +7,11 @@
 Radford et al. 2021 (arXiv:2103.00020).
 """
 
+from .description import MEAN, STD
 from .encoders import Clip, Text
-from .files import CONFIG, WEIGHTS, build_clip, load_clip, save_clip
-from .public import MEAN, STD, load_openai, load_transformers
+from .files import CONFIG, WEIGHTS, build_clip, is_on_hub, load_clip, save_clip
+from .identity import digest_of, named, same_weights, weights_of
+from .public import load_openai, load_transformers
 
 __all__ = [
     "CONFIG",
@@ -19,8 +21,13 @@ __all__ = [
     "Clip",
     "Text",
     "build_clip",
+    "digest_of",
+    "is_on_hub",
     "load_clip",
     "load_openai",
     "load_transformers",
+    "named",
+    "same_weights",
     "save_clip",
+    "weights_of",
 ]

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import sha256
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..config import ConfigError
 from ..resources.devices import align
+from .identity import digest_of, named
 from .towers import OpenClipTowers, PlainTowers, TransformersTowers
 
 
@@ -58,6 +59,8 @@ class Clip(nn.Module):
     towers: a backend of `unclip.clip.towers`; one without pictures serves for texts alone.
     mean, std: per channel, of pictures in [0, 1]. source: its name.
     exact: saved without a loss; otherwise at half precision.
+
+    Raises ConfigError for statistics that pictures cannot have.
     """
 
     def __init__(
@@ -72,8 +75,8 @@ class Clip(nn.Module):
         self.towers, self.source, self.exact = towers, source, exact
         self.image_size: int | None = towers.image_size  # pixels a side; None = it takes no pictures
         self.context_length: int = towers.context_length
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, _channels(name, values, source), persistent=False)
         align(self.requires_grad_(False).eval().to(memory_format=torch.channels_last))
 
     def train(self, mode: bool = True) -> Clip:
@@ -97,10 +100,8 @@ class Clip(nn.Module):
     @cached_property
     def identity(self) -> str:
         """The model's name and a hash of its weights (at half precision, whatever they are saved at)."""
-        digest = sha256()
-        for name, tensor in sorted(self.towers.model.state_dict().items()):
-            digest.update(name.encode() + tensor.detach().cpu().half().numpy().tobytes())
-        return f"{self.source}#{digest.hexdigest()[:12]}"
+        state = self.towers.model.state_dict()
+        return named(self.source, digest_of(state, state.__getitem__))
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """ids int64 [N, L], cut at the context length, and mask bool [N, L]."""
@@ -139,3 +140,16 @@ class Clip(nn.Module):
             raise ValueError(
                 f"the CLIP {self.source} knows texts alone and cannot {purpose}; a CLIP with both towers can"
             )
+
+
+def _channels(name: str, values: Sequence[float], source: str) -> Tensor:
+    """A statistic of three channels, [3, 1, 1], checked."""
+    try:
+        statistic = torch.tensor(values, dtype=torch.float32, device="cpu")
+        sound = statistic.shape == (3,) and bool((statistic.abs() <= 100).all())
+        sound = sound and (name == "mean" or bool((statistic > 1e-6).all()))
+    except (TypeError, ValueError, RuntimeError):
+        sound = False
+    if not sound:
+        raise ConfigError(f"{source}: {name} {values!r} is not that of three channels of pictures in [0, 1]")
+    return statistic.view(3, 1, 1).to(torch.get_default_device())

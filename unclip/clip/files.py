@@ -10,17 +10,20 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 import torch
-from pydantic import ValidationError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..checkpoint import CheckpointError, load_strictly
+from ..config import ConfigError
 from ..files import written_aside
-from ..nets.clip import ClipConfig
+from ..resources.weightless import weightless
+from .description import MEAN, STD, plain_config, read_description, statistics_of, to_fetch
 from .encoders import Clip
+from .identity import digest_of, weights_of
 from .public import (
-    MEAN,
-    STD,
+    OTHER_CONFIG,
+    all_finite,
     byte_pairs,
     fresh_open_clip,
     load_open_clip,
@@ -28,44 +31,65 @@ from .public import (
     named_config,
     quiet,
 )
-from .towers import PlainTowers, TransformersTowers
+from .towers import OpenClipTowers, PlainTowers, TransformersTowers
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
-OTHER_CONFIG = "config.json"  # of transformers
+DIGEST = "digest"  # what WEIGHTS says of itself, as ``Clip.identity`` does
 
 
-def build_clip(model_cfg: dict | str, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Clip:
+def build_clip(
+    model_cfg: dict | str, mean: Sequence[float] = MEAN, std: Sequence[float] = STD, downloads: bool = False
+) -> Clip:
     """A CLIP with random weights, from an OpenCLIP `model_cfg` or the name of one.
 
-    Raises ValueError for an unknown name.
+    downloads: as in ``load_clip``. Raises ValueError for an unknown name, and for what cannot be built.
     """
-    if isinstance(model_cfg, str):
-        name, model_cfg = model_cfg, named_config(model_cfg)
-    else:
-        name = "clip"
-    try:
-        towers = PlainTowers(ClipConfig.model_validate(model_cfg), byte_pairs())
-    except ValidationError:  # more than our towers can
-        towers = fresh_open_clip(model_cfg)
-    return Clip(towers, mean, std, name)
+    name, config = (model_cfg, named_config(model_cfg)) if isinstance(model_cfg, str) else ("clip", model_cfg)
+    return Clip(_towers(config, name, downloads), mean, std, name)
 
 
-def load_clip(source: str | Path, device: str | torch.device = "cpu") -> Clip:
-    """`open_clip:NAME[@tag-or-checkpoint]`, `transformers:ID-or-folder`, or a folder of `save_clip`.
+def _towers(model_cfg: dict, source: str, downloads: bool) -> PlainTowers | OpenClipTowers:
+    config = plain_config(model_cfg, source)
+    if config is not None:
+        return PlainTowers(config, byte_pairs())
+    if not downloads and (part := to_fetch(model_cfg)):
+        raise ConfigError(
+            f"{source} would fetch a part of its CLIP from the network ({part}); if you trust it, allow "
+            "that: --allow-downloads, or downloads=True"
+        )
+    return fresh_open_clip(model_cfg, source)
 
-    Raises CheckpointError for a folder that is none, ValueError for an unknown name.
+
+def load_clip(source: str | Path, device: str | torch.device = "cpu", downloads: bool = False) -> Clip:
+    """`open_clip:NAME@tag-or-checkpoint`, `transformers:ID-or-folder`, or a folder of `save_clip`.
+
+    source:    who passes such a name asks for what it says, which is fetched if it is not here. A Path is
+               always a folder, whatever it is called.
+    downloads: whether what a folder's description names besides (a tower of timm, a tokenizer of the hub)
+               may be fetched, too. Without it a folder reaches no network.
+
+    Raises CheckpointError for a folder that is none, is damaged or does not fit its description, ConfigError
+    for a description that no CLIP can have or that asks for downloads, ValueError for an unknown name.
     """
-    kind, _, name = str(source).partition(":")
+    kind, _, name = ("" if isinstance(source, Path) else source).partition(":")
     if kind == "open_clip" and name:
         clip = load_open_clip(name)
     elif kind == "transformers" and name:
         clip = load_transformers(name)
     else:
-        clip = _load_folder(Path(source))
+        clip = _load_folder(Path(source), downloads)
     return clip.to(device)
 
 
-def _load_folder(folder: Path) -> Clip:
+def is_on_hub(source: str) -> bool:
+    """Whether ``load_clip(source)`` fetches what anybody can publish, and not one that OpenCLIP lists."""
+    kind, _, name = source.partition(":")
+    if kind == "open_clip":
+        return name.startswith("hf-hub:")
+    return kind == "transformers" and not Path(name).is_dir()
+
+
+def _load_folder(folder: Path, downloads: bool) -> Clip:
     if not (folder / CONFIG).is_file() and (folder / OTHER_CONFIG).is_file():
         clip = load_transformers(folder)
         clip.source = folder.resolve().name
@@ -74,14 +98,47 @@ def _load_folder(folder: Path) -> Clip:
         raise CheckpointError(
             f"{folder} holds no CLIP: it needs {CONFIG} and {WEIGHTS}, or what transformers writes"
         )
-    described = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    statistics = described["preprocess_cfg"]
-    clip = build_clip(described["model_cfg"], statistics["mean"], statistics["std"])
-    clip.source = folder.resolve().name
-    weights = load_file(folder / WEIGHTS)
-    clip.exact = any(value.dtype == torch.float32 for value in weights.values())
-    load_strictly(clip.towers.model, {name: value.float() for name, value in weights.items()}, str(folder))
+    described, source = read_description(folder / CONFIG), str(folder)
+    weights, digest = _read_weights(folder / WEIGHTS)
+    towers = _filled(described.get("model_cfg"), weights, source, downloads)
+    exact = any(value.dtype == torch.float32 for value in weights.values())
+    clip = all_finite(Clip(towers, *statistics_of(described), folder.resolve().name, exact))
+    if digest is not None and digest != weights_of(clip.identity):
+        raise CheckpointError(
+            f"{folder / WEIGHTS} is damaged: its weights are not those that were written; copy it again"
+        )
     return clip
+
+
+def _read_weights(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    """The tensors of a file, and the digest that they were written with."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            digest = (file.metadata() or {}).get(DIGEST)
+            return {name: file.get_tensor(name) for name in file.keys()}, digest
+    except (SafetensorError, OSError) as error:
+        with open(path, "rb") as file:
+            start = file.read(64).lstrip().lower()
+        reason = str(error)
+        if start.startswith(b"version https://git-lfs"):
+            reason = "it is a pointer of Git LFS, not the weights; run git lfs pull"
+        elif start.startswith(b"<"):
+            reason = "it is a web page, not the weights; fetch it again"
+        raise CheckpointError(f"{path} is damaged or cut short: {reason}") from None
+
+
+def _filled(
+    model_cfg: object, weights: dict[str, Tensor], source: str, downloads: bool
+) -> PlainTowers | OpenClipTowers:
+    """Towers with these weights; first without memory, so that none is taken for what does not fit."""
+    floats = {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
+    with weightless():
+        towers = _towers(model_cfg, source, downloads)
+    load_strictly(towers.model, floats, source)
+    if isinstance(towers, OpenClipTowers):  # whose constants were not computed
+        towers = _towers(model_cfg, source, downloads)
+        load_strictly(towers.model, floats, source)
+    return towers
 
 
 def save_clip(clip: Clip, folder: str | Path) -> None:
@@ -102,7 +159,7 @@ def save_clip(clip: Clip, folder: str | Path) -> None:
                            "interpolation": "bicubic", "resize_mode": "squash"},
     }  # fmt: skip
     with written_aside(folder / WEIGHTS) as aside:
-        save_file(weights, aside, metadata={"format": "pt"})
+        save_file(weights, aside, metadata={"format": "pt", DIGEST: digest_of(weights, weights.__getitem__)})
     with written_aside(folder / CONFIG) as aside:
         aside.write_text(json.dumps(described, indent=2), encoding="utf-8")
 

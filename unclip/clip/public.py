@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..checkpoint import CheckpointError, load_strictly
-from ..config import parse_config
+from ..config import ConfigError, parse_config
 from ..nets.clip import ClipConfig
-from ..resources.weightless import weightless
+from ..resources.weightless import parameters, weightless
+from .description import MEAN, STD, brief, local_only, read_description, transformers_config
 from .encoders import Clip
-from .towers import OpenClipTowers, PlainTowers, TransformersTowers
+from .towers import OpenClipTowers, PlainTowers, TransformersTowers, spelling_marks
 
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+OTHER_CONFIG = "config.json"  # of transformers
+CLASSES = {"clip": "CLIPModel", "clip_text_model": "CLIPTextModelWithProjection"}  # of transformers, by kind
 
 
 def byte_pairs():
@@ -26,70 +33,159 @@ def byte_pairs():
     spec = importlib.util.spec_from_file_location("_open_clip_tokenizer", package / "tokenizer.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module._tokenizer
+    return spelling_marks(module._tokenizer)
 
 
-def fresh_open_clip(model_cfg: dict) -> OpenClipTowers:
-    """Any of OpenCLIP's towers, with random weights."""
+def fresh_open_clip(model_cfg: dict, source: str) -> OpenClipTowers:
+    """Any of OpenCLIP's towers, with random weights; ``ConfigError`` for what it cannot build."""
     from open_clip.model import CLIP
-    from open_clip.tokenizer import SimpleTokenizer
+    from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
-    model = CLIP(**model_cfg)
-    return OpenClipTowers(model, SimpleTokenizer(context_length=model.context_length), model_cfg)
+    try:
+        config = local_only(model_cfg)
+        text = config["text_cfg"]
+        model = CLIP(**config)
+        more, length = text.get("tokenizer_kwargs") or {}, model.context_length
+        if words := text.get("hf_tokenizer_name"):
+            return OpenClipTowers(
+                model, HFTokenizer(words, length, trust_remote_code=False, **more), model_cfg
+            )
+        return OpenClipTowers(model, SimpleTokenizer(context_length=length, **more), model_cfg)
+    except ConfigError:
+        raise
+    except Exception as error:  # of a configuration that it did not write, it may say anything
+        raise ConfigError(f"OpenCLIP cannot build {source}: {brief(error)}") from None
 
 
 def named_config(name: str) -> dict:
-    """OpenCLIP's `model_cfg` of that name; ValueError for an unknown one."""
+    """OpenCLIP's `model_cfg` of that name; ValueError for an unknown one. Nothing is fetched."""
     import open_clip
 
-    config = open_clip.get_model_config(name)
+    config = None if ":" in name else open_clip.get_model_config(name)
     if config is None:
         raise ValueError(f"OpenCLIP knows no model {name!r}; it knows {', '.join(open_clip.list_models())}")
     return config
 
 
 def load_open_clip(name: str) -> Clip:
-    """NAME[@tag-or-checkpoint]."""
+    """NAME@tag, fetched if it is not here; NAME@checkpoint, a file; or hf-hub:ID, fetched.
+
+    Raises ValueError for what OpenCLIP does not know, for a name alone, which would stand for random
+    weights, and CheckpointError for weights that cannot be fetched or read.
+    """
     import open_clip
 
     name, _, pretrained = name.partition("@")
-    named_config(name)
-    model = open_clip.create_model(name, pretrained=pretrained or None)
+    if not name.startswith("hf-hub:"):
+        _check_weights(name, pretrained)
+    source = f"open_clip:{name}@{pretrained}"
+    try:
+        with _unlogged():
+            model = open_clip.create_model(name, pretrained=pretrained or None, require_pretrained=True)
+            tokenizer, config = open_clip.get_tokenizer(name), open_clip.get_model_config(name)
+    except Exception as error:  # of a network or a file that fails in any way
+        raise CheckpointError(
+            f"{source} cannot be loaded: {brief(error)}; a file serves, too: open_clip:{name}@FILE"
+        ) from None
     mean, std = model.visual.image_mean or MEAN, model.visual.image_std or STD
-    towers = OpenClipTowers(model, open_clip.get_tokenizer(name), open_clip.get_model_config(name))
-    return Clip(towers, mean, std, f"open_clip:{name}@{pretrained}")
+    return all_finite(Clip(OpenClipTowers(model, tokenizer, config), mean, std, source))
+
+
+def _check_weights(name: str, pretrained: str) -> None:
+    """Refuse what names no weights: OpenCLIP would draw them at random."""
+    import open_clip
+
+    named_config(name)
+    if Path(pretrained).is_file() or pretrained and open_clip.get_pretrained_cfg(name, pretrained):
+        return
+    tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none is published"
+    lacking = f"there is no file and no tag {pretrained!r}" if pretrained else "it names no weights"
+    raise ConfigError(
+        f"open_clip:{name}{'@' * bool(pretrained)}{pretrained}: {lacking}; write open_clip:{name}@TAG "
+        f"(tags: {tags}) or open_clip:{name}@FILE"
+    )
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """OpenCLIP logs what it then raises."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def all_finite(clip: Clip) -> Clip:
+    """The same; ``CheckpointError`` if it holds weights that are no numbers."""
+    for name, weight in clip.towers.model.state_dict().items():
+        if not weight.isfinite().all():
+            raise CheckpointError(f"{clip.source} is damaged: its {name} holds what is no number")
+    return clip
 
 
 def load_transformers(model: str | Path, tokenizer: str | Path | None = None) -> Clip:
     """A CLIPModel of transformers, or a CLIPTextModelWithProjection, which takes no pictures.
 
-    model:     a name on the hub, or a folder. tokenizer: likewise; None = it lies with the model.
+    model:     a name on the hub, which is fetched if it is not here, or a folder, of which nothing is.
+    tokenizer: likewise; None = it lies with the model.
 
-    Raises CheckpointError for a folder that is damaged or holds another model.
+    Raises CheckpointError for what cannot be fetched, is damaged, or holds another model.
     """
     import transformers
 
-    local = {"local_files_only": Path(model).is_dir()}
+    ours = {"local_files_only": Path(model).is_dir(), "trust_remote_code": False}
     named = "dtype" if int(transformers.__version__.partition(".")[0]) > 4 else "torch_dtype"
-    how = {"output_loading_info": True, named: torch.float32, **local}
     try:
-        config = transformers.AutoConfig.from_pretrained(model, **local)
-        classes = {
-            "clip": transformers.CLIPModel,
-            "clip_text_model": transformers.CLIPTextModelWithProjection,
-        }
-        if config.model_type not in classes:
-            raise CheckpointError(f"{model} holds a model of type {config.model_type!r}, not a CLIP")
+        config = _described(model, ours)
+        kind = CLASSES[config.model_type]
         with quiet():
-            made, info = classes[config.model_type].from_pretrained(model, **how)
-        pieces = transformers.AutoTokenizer.from_pretrained(tokenizer or model, **local)
+            network, info = getattr(transformers, kind).from_pretrained(
+                model, config=config, output_loading_info=True, **{named: torch.float32}, **ours
+            )
+        pieces = transformers.AutoTokenizer.from_pretrained(tokenizer or model, **ours)
+        towers = TransformersTowers(network, pieces)
+        mean, std = (MEAN, STD) if towers.image_size is None else _statistics(model, ours)
     except CheckpointError:
         raise
     except Exception as error:  # a damaged file can lead to any
-        raise CheckpointError(f"{model} cannot be read as a CLIP of transformers: {error}") from None
+        raise CheckpointError(f"{model} cannot be read as a CLIP of transformers: {brief(error)}") from None
     _check_complete(info, str(model))
-    mean, std = (MEAN, STD) if config.model_type != "clip" else _statistics(model, local)
-    return Clip(TransformersTowers(made, pieces), mean, std, f"transformers:{model}", exact=True)
+    return all_finite(Clip(towers, mean, std, f"transformers:{model}", exact=True))
+
+
+def _described(model: str | Path, ours: dict) -> PreTrainedConfig:
+    """The configuration of a CLIP, of which a folder's says only what shapes the networks.
+
+    So it names no code, no kernels and no other files, and a network that is much larger than the folder's
+    weights is never built.
+    """
+    import transformers
+
+    if not Path(model).is_dir():
+        config = transformers.AutoConfig.from_pretrained(model, **ours)
+        _check_kind(model, config.model_type)
+        return config
+    said = read_description(Path(model) / OTHER_CONFIG)
+    _check_kind(model, said.get("model_type"))
+    config = transformers.AutoConfig.for_model(**transformers_config(said, str(model)))
+    with weightless():
+        needed = parameters(getattr(transformers, CLASSES[config.model_type])(config))
+    held = sum(
+        file.stat().st_size for file in Path(model).iterdir() if file.suffix in (".safetensors", ".bin")
+    )
+    if needed > held:
+        raise CheckpointError(
+            f"{model} does not fit its {OTHER_CONFIG}: that asks for {needed:,} weights, but the files "
+            f"with weights have {held:,} bytes"
+        )
+    return config
+
+
+def _check_kind(model: str | Path, kind: object) -> None:
+    if kind not in CLASSES:
+        raise CheckpointError(f"{model} holds a model of type {kind!r}, not a CLIP")
 
 
 @contextmanager
@@ -106,11 +202,11 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _statistics(model: str | Path, local: dict) -> tuple[list[float], list[float]]:
+def _statistics(model: str | Path, ours: dict) -> tuple[list[float], list[float]]:
     from transformers import CLIPImageProcessor
 
     try:
-        processor = CLIPImageProcessor.from_pretrained(model, **local)
+        processor = CLIPImageProcessor.from_pretrained(model, local_files_only=ours["local_files_only"])
     except OSError:  # a folder without statistics: all CLIPs of OpenAI share these
         return list(MEAN), list(STD)
     return list(processor.image_mean), list(processor.image_std)
@@ -144,7 +240,7 @@ def load_openai(tensors: Mapping[str, Tensor], source: str, head_width: int = 64
         towers = PlainTowers(config, byte_pairs())
     towers.model.to_empty(device="cpu")
     load_strictly(towers.model, tensors, source)
-    return Clip(towers, MEAN, STD, source, exact=True)
+    return all_finite(Clip(towers, MEAN, STD, source, exact=True))
 
 
 def _sizes(tensors: Mapping[str, Tensor], source: str, head_width: int) -> dict:

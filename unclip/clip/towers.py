@@ -13,6 +13,9 @@ Nothing is normalised to unit length here, and no library is imported.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,6 +31,28 @@ def read_at(hidden: Tensor, mask: Tensor) -> Tensor:
 def upto(ids: Tensor, end: int) -> Tensor:
     """Mask [N, L], True up to and with the first `end` token."""
     return (ids == end).int().cumsum(1) - (ids == end).int() == 0
+
+
+def spelling(marks: Iterable[str]) -> Callable[[str], str]:
+    """What takes a tokenizer's control marks in a text apart, so that they are read as ordinary words.
+
+    "<end_of_text>" -> "< end _ of _ text >", which CLIP's byte pairs take for the same words. Whatever its
+    case: some tokenizers lower it first.
+    """
+    apart = {mark.lower(): " ".join(re.findall(r"[^\W_]+|[\W_]+", mark)) for mark in marks}
+    pattern = "|".join(re.escape(mark) for mark, words in apart.items() if mark != words.lower())
+    if not pattern:
+        return lambda text: text
+    return lambda text: re.sub(pattern, lambda found: apart[found[0].lower()], text, flags=re.IGNORECASE)
+
+
+def spelling_marks(tokenizer):
+    """A tokenizer of OpenCLIP that no longer takes control marks in a text for such."""
+    inner = getattr(tokenizer, "tokenizer", None)  # one of transformers
+    marks = inner.all_special_tokens if inner else [tokenizer.decoder[i] for i in tokenizer.all_special_ids]
+    spell, clean = spelling(marks), getattr(tokenizer, "clean_fn", str)
+    tokenizer.clean_fn = lambda text: spell(clean(text))  # which turns "&lt;" into "<"
+    return tokenizer
 
 
 class PlainTowers(nn.Module):
@@ -65,7 +90,7 @@ class OpenClipTowers(nn.Module):
 
     def __init__(self, model: nn.Module, tokenizer, config: dict) -> None:
         super().__init__()
-        self.model, self.tokenizer, self.config = model, tokenizer, config
+        self.model, self.tokenizer, self.config = model, spelling_marks(tokenizer), config
         size = model.visual.image_size
         self.image_size = size[0] if isinstance(size, tuple) else size
         self.context_length = model.context_length
@@ -83,6 +108,7 @@ class OpenClipTowers(nn.Module):
     def encode(self, text: str) -> list[int]:
         if hasattr(self.tokenizer, "eot_token_id"):
             return self.tokenizer.encode(text)
+        text = self.tokenizer.clean_fn(text)
         return self.tokenizer.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def decode(self, ids: list[int]) -> str:
@@ -108,20 +134,24 @@ class TransformersTowers(nn.Module):
 
     def __init__(self, model: nn.Module, tokenizer) -> None:
         super().__init__()
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer, self.spell = model, tokenizer, spelling(tokenizer.all_special_tokens)
         config = model.config
         self.image_size = config.vision_config.image_size if hasattr(config, "vision_config") else None
         text = getattr(config, "text_config", config)
         self.context_length = min(text.max_position_embeddings, tokenizer.model_max_length)
 
     def tokenize(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        made = self.tokenizer(
-            texts, padding="max_length", truncation=True, max_length=self.context_length, return_tensors="pt"
+        batch = self.tokenizer(
+            [self.spell(text) for text in texts],
+            padding="max_length",
+            truncation=True,
+            max_length=self.context_length,
+            return_tensors="pt",
         )
-        return made["input_ids"], made["attention_mask"].bool()
+        return batch["input_ids"], batch["attention_mask"].bool()
 
     def encode(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return self.tokenizer(self.spell(text), add_special_tokens=False, verbose=False)["input_ids"]
 
     def decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids)

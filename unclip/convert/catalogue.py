@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 _OPENAI = "https://openaipublic.blob.core.windows.net/diffusion"
 _GLIDE_CODE = (
@@ -54,7 +53,7 @@ class PublicModel:
     """
 
     name: str
-    family: Literal["glide", "adm", "karlo"]
+    family: str  # one of ``convert.FAMILIES``
     about: str
     licence: Licence
     files: Mapping[str, PublicFile] = field(default_factory=dict)

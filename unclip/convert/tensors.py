@@ -5,17 +5,17 @@ from __future__ import annotations
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..checkpoint import CheckpointError
-from ..resources.devices import align
+from ..checkpoint import CheckpointError, impostor
+from ..files import regular
 
 Rules = Mapping[str, str]
 """Regular expressions over whole names -> our names; the first that matches counts."""
@@ -29,8 +29,12 @@ def read(path: str | Path) -> dict[str, Tensor]:
     which names the file, for one that is absent, cut short, damaged, or holds more than tensors.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"there is no file {path}")
+    try:
+        reason = impostor(regular(path))
+    except ValueError as error:  # nothing is there, or no regular file
+        raise CheckpointError(str(error)) from None
+    if reason:
+        raise CheckpointError(f"{path} cannot be read: {reason}")
     try:
         found = load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
     except (SafetensorError, OSError) as error:
@@ -90,39 +94,3 @@ def renamed(tensors: Mapping[str, Tensor], rules: Rules, source: str) -> tuple[d
 def linear(weight: Tensor) -> Tensor:
     """The weight of a 1x1 convolution, [out, in, 1] or [out, in, 1, 1], as that of a linear layer."""
     return weight.flatten(1) if weight.dim() > 2 and set(weight.shape[2:]) == {1} else weight
-
-
-def fill(
-    module: nn.Module,
-    tensors: Mapping[str, Tensor],
-    unused: Iterable[str] = (),
-    source: str = "the file",
-    dtype: torch.dtype | None = torch.float32,
-) -> None:
-    """Put tensors into a module, which may be on the meta device: they become its own, uncopied if they lie
-    aligned (as those of PyTorch's files do, unlike most of safetensors files).
-
-    unused: names of the source that no rule knew; any is an error.
-    dtype:  of floating tensors; None = as they are.
-
-    Raises CheckpointError, which lists the unused, the unfilled and the misshapen at once.
-    """
-    target = module.state_dict()
-    unused = sorted({*unused, *(set(tensors) - set(target))})
-    unfilled = sorted(set(target) - set(tensors))
-    misshapen = [
-        f"{key} {tuple(tensors[key].shape)} for {tuple(target[key].shape)}"
-        for key in sorted(set(target) & set(tensors))
-        if tensors[key].shape != target[key].shape
-    ]
-    if unused or unfilled or misshapen:
-        raise CheckpointError(
-            f"{source} does not fit the network:\n  not used: {unused}\n"
-            f"  not filled: {unfilled}\n  of another shape: {misshapen}"
-        )
-    if dtype is not None:
-        tensors = {
-            key: value.to(dtype) if value.is_floating_point() else value for key, value in tensors.items()
-        }
-    module.load_state_dict(tensors, strict=True, assign=True)
-    align(module)

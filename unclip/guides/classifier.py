@@ -5,16 +5,14 @@ Dhariwal & Nichol 2021, section 4: the gradient of log p(class | x_t) is added t
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..checkpoint import load_checkpoint, rebuilt, save_checkpoint
-from ..config import Config
+from ..checkpoint import Saved
+from ..config import Config, Factor, Timesteps
 from ..diffusion.gaussian import diffuse
 from ..diffusion.guidance import GradFn
 from ..diffusion.schedule import make_schedule
@@ -28,19 +26,20 @@ class ClassifierStageConfig(Config):
     kind: Literal["classifier"] = "classifier"
     net: ClassifierConfig
     schedule: ScheduleName = "cosine"  # that of the decoder to be guided
-    timesteps: int = Field(1000, ge=1)
-    scale: float = Field(1.0, ge=0)  # how strongly it leads where nothing else is asked for
+    timesteps: Timesteps = 1000
+    scale: Factor = 1.0  # how strongly it leads where nothing else is asked for
 
 
-class Classifier(nn.Module):
+class Classifier(Saved):
     """p(class | x_t), for the training loop a stage like the others."""
 
+    config_class = ClassifierStageConfig
+    config: ClassifierStageConfig
+
     def __init__(self, config: ClassifierStageConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.network = NoisedClassifier(config.net)
         self.schedule = make_schedule(config.schedule, config.timesteps)
-        self.facts: dict = {}  # what the checkpoint said besides: pictures seen, ...
 
     @property
     def classes(self) -> int:
@@ -80,26 +79,5 @@ class Classifier(nn.Module):
 
         return gradient
 
-    def save(self, path: str | Path, dtype: torch.dtype | None = None, **facts: object) -> None:
-        """Write the classifier as one checkpoint."""
-        save_checkpoint(
-            path,
-            self.state_dict(),
-            kind=self.config.kind,
-            dtype=dtype,
-            config=self.config.model_dump(mode="json"),
-            **{**self.facts, **facts},
-        )
 
-
-def load_classifier(
-    path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
-) -> Classifier:
-    """Rebuild a classifier from its checkpoint, or from the folder of its run; eval mode, no gradients.
-
-    dtype: of its weights, as in ``load_stage``.
-    """
-    path = Path(path)
-    path = path / "classifier.safetensors" if path.is_dir() else path
-    tensors, header = load_checkpoint(path, "classifier", dtype, device)
-    return rebuilt(Classifier, ClassifierStageConfig, tensors, header, str(path)).to(device)
+load_classifier = Classifier.load

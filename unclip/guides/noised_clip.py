@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..checkpoint import load_checkpoint, rebuilt, save_checkpoint
+from ..checkpoint import Saved
 from ..config import Config
 from ..diffusion.guidance import GradFn
 from ..nets.noised_clip import NoisedClipConfig, NoisedClipNet
@@ -29,14 +28,15 @@ class NoisedClipStageConfig(Config):
     schedule: ScheduleName = "cosine"  # that of the decoder to be guided
 
 
-class NoisedClip(nn.Module):
+class NoisedClip(Saved):
     """Embeddings of texts and of noised pictures, and the gradient that brings them together."""
 
+    config_class = NoisedClipStageConfig
+    config: NoisedClipStageConfig
+
     def __init__(self, config: NoisedClipStageConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.network = NoisedClipNet(config.net)
-        self.facts: dict = {}  # what the checkpoint said besides
 
     @cached_property
     def _byte_pairs(self):
@@ -79,21 +79,5 @@ class NoisedClip(nn.Module):
 
         return gradient
 
-    def save(self, path: str | Path, dtype: torch.dtype | None = None, **facts: object) -> None:
-        """Write it as one checkpoint."""
-        save_checkpoint(
-            path,
-            self.state_dict(),
-            kind=self.config.kind,
-            dtype=dtype,
-            config=self.config.model_dump(mode="json"),
-            **{**self.facts, **facts},
-        )
 
-
-def load_noised_clip(
-    path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
-) -> NoisedClip:
-    """Rebuild it from its checkpoint, strictly; eval mode, no gradients. dtype: as in ``load_stage``."""
-    tensors, header = load_checkpoint(path, "noised_clip", dtype, device)
-    return rebuilt(NoisedClip, NoisedClipStageConfig, tensors, header, str(path)).to(device)
+load_noised_clip = NoisedClip.load

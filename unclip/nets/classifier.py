@@ -17,7 +17,7 @@ from .encoder import EncoderConfig, encoder, middle
 
 
 class ClassifierConfig(EncoderConfig):
-    classes: int = Field(gt=1)  # number of classes
+    classes: int = Field(gt=1, le=1 << 24)  # number of classes
     # How the classes are read: from the last grid by attention or as its mean, or from the means of
     # all grids by two layers (with a group norm between them in v2). Named as in the public code.
     pool: Literal["attention", "adaptive", "spatial", "spatial_v2"] = "attention"

@@ -5,44 +5,67 @@ OpenCLIP's, so either code reads what the other wrote.
 """
 
 import math
+from typing import Annotated, Self
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ..config import Config
 from .attention import attend
-from .blocks import Unit
+from .blocks import Unit, normal
+
+Width = Annotated[int, Field(gt=0, le=2**16)]  # of a layer; no published CLIP has a tenth of that
+Depth = Annotated[int, Field(gt=0, le=1024)]
+Ratio = Annotated[float, Field(gt=0, le=64)]
+Pixels = Annotated[int, Field(gt=0, le=2**14)]
 
 
 class VisionConfig(Config):
     """A vision transformer, or a ResNet where `layers` holds its four depths; sizes in pixels."""
 
-    image_size: int = 224
-    patch_size: int = 16
-    width: int = 768
-    layers: int | tuple[int, int, int, int] = 12
-    head_width: int = 64
-    mlp_ratio: float = 4.0
-    patch_dropout: float = 0.0  # share of a picture's patches left out in training
+    image_size: Pixels = 224
+    patch_size: Pixels = 16
+    width: Width = 768
+    layers: Depth | tuple[Depth, Depth, Depth, Depth] = 12
+    head_width: Width = 64
+    mlp_ratio: Ratio = 4.0
+    patch_dropout: float = Field(0.0, ge=0, lt=1)  # share of a picture's patches left out in training
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        inside = self.width if isinstance(self.layers, int) else 32 * self.width
+        if inside % self.head_width:
+            raise ValueError(f"{inside} channels do not divide into heads of {self.head_width}")
+        smallest = self.patch_size if isinstance(self.layers, int) else 32
+        if self.image_size < smallest:
+            raise ValueError(f"a picture of {self.image_size} pixels is smaller than a patch of {smallest}")
+        return self
 
 
 class TextConfig(Config):
     """A causal text transformer."""
 
-    context_length: int = 77
-    vocab_size: int = 49408
-    width: int = 512
-    layers: int = 12
-    heads: int = 8
-    mlp_ratio: float = 4.0
+    context_length: int = Field(77, ge=3, le=2**16)  # with the marks of start and end
+    vocab_size: int = Field(49408, gt=0, le=2**22)
+    width: Width = 512
+    layers: Depth = 12
+    heads: Width = 8
+    mlp_ratio: Ratio = 4.0
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"{self.width} channels do not divide into {self.heads} heads")
+        return self
 
 
 class ClipConfig(Config):
     """What OpenCLIP calls `model_cfg`, as far as these towers go."""
 
-    embed_dim: int
+    embed_dim: Width
     vision_cfg: VisionConfig
     text_cfg: TextConfig
     quick_gelu: bool = False
@@ -52,7 +75,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.in_proj_weight = nn.Parameter(torch.randn(3 * width, width) * width**-0.5)
+        self.in_proj_weight = normal(3 * width, width, std=width**-0.5)
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
 
@@ -110,14 +133,14 @@ class VisionTransformer(nn.Module):
         self.patch_dropout = config.patch_dropout
         patches = (config.image_size // patch) ** 2
         self.conv1 = nn.Conv2d(3, width, patch, patch, bias=False)
-        self.class_embedding = nn.Parameter(torch.randn(width) * width**-0.5)
-        self.positional_embedding = nn.Parameter(torch.randn(patches + 1, width) * width**-0.5)
+        self.class_embedding = normal(width, std=width**-0.5)
+        self.positional_embedding = normal(patches + 1, width, std=width**-0.5)
         self.ln_pre = nn.LayerNorm(width)
         self.transformer = Transformer(
             width, config.layers, width // config.head_width, config.mlp_ratio, quick_gelu
         )
         self.ln_post = nn.LayerNorm(width)
-        self.proj = nn.Parameter(torch.randn(width, embed_dim) * width**-0.5)
+        self.proj = normal(width, embed_dim, std=width**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv1(x).flatten(2).transpose(1, 2)  # [N, P, W]
@@ -164,7 +187,7 @@ class AttentionPool(nn.Module):
     def __init__(self, places: int, width: int, heads: int, out: int) -> None:
         super().__init__()
         self.heads = heads
-        self.positional_embedding = nn.Parameter(torch.randn(places + 1, width) * width**-0.5)
+        self.positional_embedding = normal(places + 1, width, std=width**-0.5)
         self.k_proj, self.q_proj, self.v_proj = (nn.Linear(width, width) for _ in range(3))
         self.c_proj = nn.Linear(width, out)
         for linear in (self.k_proj, self.q_proj, self.v_proj, self.c_proj):
@@ -224,9 +247,9 @@ class PlainClip(nn.Module):
             self.visual = ModifiedResNet(vision, config.embed_dim)
         self.transformer = Transformer(text.width, text.layers, text.heads, text.mlp_ratio, config.quick_gelu)
         self.token_embedding = nn.Embedding(text.vocab_size, text.width)
-        self.positional_embedding = nn.Parameter(torch.randn(text.context_length, text.width) * 0.01)
+        self.positional_embedding = normal(text.context_length, text.width, std=0.01)
         self.ln_final = nn.LayerNorm(text.width)
-        self.text_projection = nn.Parameter(torch.randn(text.width, config.embed_dim) * text.width**-0.5)
+        self.text_projection = normal(text.width, config.embed_dim, std=text.width**-0.5)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         nn.init.normal_(self.token_embedding.weight, std=0.02)
 

@@ -1,9 +1,11 @@
 """The way down of a U-Net, which a classifier has too: its configuration, its blocks, its middle."""
 
-from pydantic import model_validator
+from typing import Annotated
+
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from ..config import Config
+from ..config import Chance, Config, Depth, Side, Width
 from .attention import Backend
 from .blocks import Downsample, ResBlock, SpatialAttention, Unit
 
@@ -11,25 +13,28 @@ from .blocks import Downsample, ResBlock, SpatialAttention, Unit
 class EncoderConfig(Config):
     """The way down, which a U-Net and a classifier have in common."""
 
-    image_size: int  # pixels a side of the picture
-    in_channels: int = 3  # with those of a low-resolution picture or a mask
-    channels: int  # of the first level; the others are multiples
-    channel_mult: tuple[float, ...]  # one for each level; each level halves the grid
-    num_res_blocks: int  # a level, going down; one more going up
-    attention_resolutions: tuple[int, ...] = ()  # grid sizes: image_size / pixel_unshuffle / 2^i
+    image_size: Side  # pixels a side of the picture
+    in_channels: Width = 3  # with those of a low-resolution picture or a mask
+    channels: Width  # of the first level; the others are multiples
+    # One for each level; each level halves the grid.
+    channel_mult: tuple[Annotated[float, Field(gt=0, le=64)], ...] = Field(min_length=1, max_length=12)
+    num_res_blocks: Annotated[int, Field(ge=1, le=64)]  # a level, going down; one more going up
+    attention_resolutions: tuple[Side, ...] = ()  # grid sizes: image_size / pixel_unshuffle / 2^i
     middle_attention: bool = True  # attention at the smallest grid, in the middle
-    head_channels: int = 64  # channels of an attention head
-    num_heads: int | None = None  # a fixed number of heads instead
-    dropout: float = 0.0  # chance, in the residual blocks
-    norm_groups: int = 32  # of the group norms; see `group_norm` for speed
+    head_channels: Width = 64  # channels of an attention head
+    num_heads: Depth | None = None  # a fixed number of heads instead
+    dropout: Chance = 0.0  # chance, in the residual blocks
+    norm_groups: Width = 32  # of the group norms; see `group_norm` for speed
     scale_shift: bool = True  # how the time embedding acts; False: it is added
     updown_in_blocks: bool = True  # False: plain convolutions, as in improved DDPM
     conv_resample: bool = True  # False: none at all, where they would be plain
-    pixel_unshuffle: int = 1  # k x k pixels become channels inside the network
+    pixel_unshuffle: Annotated[int, Field(ge=1, le=64)] = 1  # k x k pixels become channels inside the network
     attention: Backend = "sdpa"
 
     @model_validator(mode="after")
     def _grids_exist(self) -> "EncoderConfig":
+        if not all(1 <= width <= 1 << 16 for width in self.widths):
+            raise ValueError(f"channel_mult makes levels of {self.widths} channels")
         multiple = self.pixel_unshuffle * 2 ** (len(self.channel_mult) - 1)
         if self.image_size % multiple:
             raise ValueError(f"image_size {self.image_size} is no multiple of {multiple}")

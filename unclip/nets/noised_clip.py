@@ -10,7 +10,7 @@ from einops import rearrange
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from ..config import Config
+from ..config import Config, Depth, Factor, Rows, Side, Timesteps, Width
 from .attention import Backend, attend
 from .blocks import Unit, normal
 
@@ -19,21 +19,21 @@ STD = (68.50053285, 66.63215831, 70.32316309)
 
 
 class TowerConfig(Config):
-    width: int  # channels
-    layers: int
-    heads: int
+    width: Width  # channels
+    layers: Depth
+    heads: Depth
 
 
 class NoisedClipConfig(Config):
-    embed_dim: int  # of the embedding that both make
+    embed_dim: Width  # of the embedding that both make
     image: TowerConfig
-    image_size: int  # pixels a side
-    patch_size: int  # pixels a side of what becomes one token
-    timesteps: int = 1000  # noise levels that the picture may have
+    image_size: Side  # pixels a side
+    patch_size: Side  # pixels a side of what becomes one token
+    timesteps: Timesteps = 1000  # noise levels that the picture may have
     text: TowerConfig
-    vocab_size: int  # rows of the token embedding; may be more than there are tokens
-    length: int = 77  # tokens a text is padded to
-    logit_scale: float = 100.0  # on the cosine of two embeddings; learned, then fixed
+    vocab_size: Rows  # rows of the token embedding; may be more than there are tokens
+    length: Width = 77  # tokens a text is padded to
+    logit_scale: Factor = 100.0  # on the cosine of two embeddings; learned, then fixed
     attention: Backend = "sdpa"
 
     @model_validator(mode="after")

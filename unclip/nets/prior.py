@@ -2,24 +2,25 @@
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
-from ..config import Config
+from ..config import Chance, Config, Depth, Width
 from .attention import Backend
 from .blocks import TransformerBlock, normal, time_mlp, timestep_embedding, zero
 
 
 class PriorConfig(Config):
-    embed_dim: int  # of the image embedding and of the text embedding
-    text_dim: int  # width of the text tokens that come in
-    text_length: int  # text tokens, padding included
-    width: int  # channels
-    layers: int
-    heads: int
-    dropout: float = 0.0  # chance, on every residual branch
+    embed_dim: Width  # of the image embedding and of the text embedding
+    text_dim: Width  # width of the text tokens that come in
+    text_length: Width  # text tokens, padding included
+    width: Width  # channels
+    layers: Depth
+    heads: Depth
+    dropout: Chance = 0.0  # chance, on every residual branch
     null_text: bool = True  # a learned embedding of no text; False: encode "" instead
-    memory: int = 0  # slots that recall the image embeddings of known texts; 0 = none
-    memory_scale: float = 25.0  # how sharply: what a cosine of texts is multiplied by
+    memory: int = Field(0, ge=0, le=1 << 24)  # slots that recall embeddings of known texts; 0 = none
+    memory_scale: float = Field(25.0, gt=0, le=1e4)  # how sharply: what a cosine of texts is multiplied by
     attention: Backend = "sdpa"
 
 

@@ -3,18 +3,18 @@
 import torch
 from torch import Tensor, nn
 
-from ..config import Config
+from ..config import Chance, Config, Depth, Rows, Width
 from .attention import Backend
 from .blocks import TransformerBlock, normal
 
 
 class TextConfig(Config):
-    vocab_size: int  # number of token ids
-    length: int  # tokens a text is padded to
-    width: int  # channels
-    layers: int
-    heads: int
-    dropout: float = 0.0  # chance, on every residual branch
+    vocab_size: Rows  # number of token ids
+    length: Width  # tokens a text is padded to
+    width: Width  # channels
+    layers: Depth
+    heads: Depth
+    dropout: Chance = 0.0  # chance, on every residual branch
     padding: bool = True  # False: a text is padded with its tokens, whatever the mask says
     final_norm: bool = True  # a layer norm at the end
     attention: Backend = "sdpa"

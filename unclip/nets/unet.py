@@ -6,25 +6,26 @@ Dhariwal & Nichol 2021 (ADM), Nichol et al. 2021 (GLIDE), Ramesh et al. 2022 (un
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from ..config import Depth, Rows, Width
 from .blocks import Refine, Upsample, group_norm, normal, time_mlp, timestep_embedding, zero
 from .encoder import Block, EncoderConfig, attention, encoder, middle, res_block
 
 
 class UNetConfig(EncoderConfig):
-    out_channels: int = 3  # 6 with a learned variance
-    refine: int | None = None  # channels of two last convolutions on whole pixels, which
+    out_channels: Width = 3  # 6 with a learned variance
+    refine: Width | None = None  # channels of two last convolutions on whole pixels, which
     # see the input too; None: none (with pixel_unshuffle)
-    num_heads_up: int | None = None  # num_heads on the way up; None: as on the way down
-    context_channels: int | None = None  # width of the tokens that join the keys
-    image_embed_dim: int | None = None  # of the CLIP image embedding; None: no such input
-    image_tokens: int = 4  # context tokens made from the image embedding
-    text_dim: int | None = None  # width of the text tokens; None: no such input
+    num_heads_up: Depth | None = None  # num_heads on the way up; None: as on the way down
+    context_channels: Width | None = None  # width of the tokens that join the keys
+    image_embed_dim: Width | None = None  # of the CLIP image embedding; None: no such input
+    image_tokens: int = Field(4, ge=0, le=1024)  # context tokens made from the image embedding
+    text_dim: Width | None = None  # width of the text tokens; None: no such input
     text_project: bool = True  # False: text tokens are context as they come
-    text_embed_dim: int | None = None  # of a vector for the whole text; None: no such
-    classes: int | None = None  # number of classes; None: no such input
+    text_embed_dim: Width | None = None  # of a vector for the whole text; None: no such
+    classes: Rows | None = None  # number of classes; None: no such input
 
     @model_validator(mode="after")
     def _consistent(self) -> "UNetConfig":
@@ -32,8 +33,6 @@ class UNetConfig(EncoderConfig):
             raise ValueError("text_dim needs context_channels")
         if self.text_dim and not self.text_project and self.text_dim != self.context_channels:
             raise ValueError("text_project false needs text_dim equal to context_channels")
-        if self.refine is not None and self.refine < 1:
-            raise ValueError(f"refine must be at least 1 channel, not {self.refine}")
         if self.num_heads_up and not self.num_heads:
             raise ValueError("num_heads_up needs num_heads")
         return self

@@ -9,10 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..data.images import to_tensor
+from ..data.pictures import PictureError, open_picture, orientation, plain
+from ..files import read_whole
+
+BYTES = 1 << 30  # the largest file of a picture that is read
 
 
 @dataclass(frozen=True)
@@ -33,13 +37,28 @@ class Canvas:
         return image.to(device), kept.to(device)
 
 
+def opened(picture: Image.Image | str | Path) -> Image.Image:
+    """A picture of PIL, or of a regular file: upright, RGB, or RGBA where something is transparent.
+
+    Raises ``ValueError`` for a file that is none, is no picture, or has too many bytes or pixels.
+    """
+    if isinstance(picture, Image.Image):
+        return plain(picture if orientation(picture) == 1 else ImageOps.exif_transpose(picture))
+    if not isinstance(picture, str | Path):
+        raise ValueError(f"a picture is one of PIL or the path of a file, not {type(picture).__name__}")
+    try:
+        return open_picture(read_whole(picture, BYTES))
+    except PictureError as error:
+        raise ValueError(f"{picture} cannot be used as a picture: {error}") from None
+
+
 def canvas_of(image: Image.Image | str | Path, mask: Image.Image | str | Path) -> Canvas:
     """A picture and its mask, of one size: white is painted anew, black is kept.
 
     Only the middle square of them is used. Raises ``ValueError`` if the sizes differ or the mask has no
-    white in that square, ``OSError`` for a file that is no picture.
+    white in that square, and as ``opened`` does.
     """
-    image, mask = (one if isinstance(one, Image.Image) else Image.open(one) for one in (image, mask))
+    image, mask = opened(image), opened(mask)
     if image.size != mask.size:
         raise ValueError(
             f"the mask is {mask.width} x {mask.height} pixels, the picture {image.width} x "

@@ -91,7 +91,7 @@ def read(folder: Path, device: torch.device, dtype: torch.dtype = torch.float32)
     manifest = read_manifest(folder)
     prior, classifier, to = manifest.prior, manifest.classifier, (device, dtype)
     return {
-        "clip": None if manifest.clip is None else load_clip(str(folder / manifest.clip)).to(device),
+        "clip": None if manifest.clip is None else load_clip(folder / manifest.clip, device),
         "prior": None if prior is None else load_stage(folder / prior, "prior", *to),
         "decoder": load_stage(folder / manifest.decoder, "decoder", *to),
         "upsamplers": [load_stage(folder / file, "decoder", *to) for file in manifest.upsamplers],

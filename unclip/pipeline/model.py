@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import CheckpointError
-from ..clip import Clip
+from ..clip import Clip, same_weights
 from ..guides.classifier import Classifier
 from ..resources.devices import as_device, lent, parse_dtype, place
 from ..stages import Conditions, Decoder, Prior
@@ -58,7 +58,7 @@ def _clip_fits(model: Model) -> None:
         raise CheckpointError("this model takes text but comes without its CLIP")
     for stage in wants_clip:
         trained_with = stage.facts.get("clip", model.clip.identity)
-        if trained_with.rpartition("#")[2] != model.clip.identity.rpartition("#")[2]:  # by weights
+        if not same_weights(trained_with, model.clip.identity):
             raise CheckpointError(
                 f"the {stage.config.kind} was trained with CLIP {trained_with}, "
                 f"but the model holds {model.clip.identity}"

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from ..config import Config
+from ..config import Chance, Config, Factor, Side, Timesteps
 from ..diffusion.denoiser import check_prediction
 from ..diffusion.losses import check_loss
 from ..diffusion.samplers import SAMPLERS
@@ -29,23 +29,23 @@ def _entry_of(table: dict[str, object], what: str) -> AfterValidator:
 
 SamplerName = Annotated[str, _entry_of(SAMPLERS, "sampler")]
 ScheduleName = Annotated[str, _entry_of(SCHEDULES, "schedule")]
-Variance = Annotated[float, Field(ge=0)]
-Steps = Annotated[int | str, BeforeValidator(parse_steps)]  # 24, "10,10,3,2,2", "ddim25" or "fast27"
+# 24, "10,10,3,2,2", "ddim25" or "fast27"
+Steps = Annotated[Timesteps | Annotated[str, Field(max_length=1000)], BeforeValidator(parse_steps)]
 
 
 class Process(Config):
     """A diffusion process, what the network says about it, and the loss that trains it."""
 
     schedule: ScheduleName = "cosine"
-    timesteps: int = Field(1000, ge=1)
-    shift: float = Field(1.0, gt=0, allow_inf_nan=False)  # of alpha / sigma: base size / size (see schedule)
-    time_scale: float = Field(1.0, gt=0)  # the network is fed (t - 1) times this; improved DDPM: 1000 / T
+    timesteps: Timesteps = 1000
+    shift: float = Field(1.0, gt=0, le=1e4)  # of alpha / sigma: base size / size (see schedule)
+    time_scale: float = Field(1.0, gt=0, le=1e6)  # the network is fed (t - 1) times it; IDDPM: 1000 / T
     predicts: Literal["eps", "x0", "v"] = "eps"
     variance: Literal["small", "large", "learned"] = "small"
     loss: Literal["simple", "hybrid", "vlb", "rescaled", "auxiliary"] = "simple"
     weighting: Literal["none", "min_snr", "min_snr_plus_one", "p2"] = "none"  # of the squared error in simple
     # and hybrid
-    auxiliary_weight: float = Field(0.001, ge=0)  # of the x0 term in auxiliary
+    auxiliary_weight: Factor = 0.001  # of the x0 term in auxiliary
 
     @model_validator(mode="after")
     def _parts_go_together(self) -> Process:
@@ -61,16 +61,16 @@ class Sampling(Config):
 
     sampler: SamplerName = "dpm++2m"
     steps: Steps = 24
-    guidance_scale: float = Field(1.0, ge=0)
-    guidance_rescale: float = Field(0.0, ge=0, le=1)  # against overexposure (Lin et al. 2023); 0 = off
+    guidance_scale: Factor = 1.0
+    guidance_rescale: Chance = 0.0  # against overexposure (Lin et al. 2023); 0 = off
     threshold: Literal["static", "dynamic", "none"] = "static"  # how x0 is kept in the data's range
-    eta: float = Field(0.0, ge=0, le=1)  # ddim: share of fresh noise
-    noise_scale: float = Field(1.0, gt=0)  # of the noise it starts from; GLIDE's upsampler: 0.997
+    eta: Chance = 0.0  # ddim: share of fresh noise
+    noise_scale: float = Field(1.0, gt=0, le=100)  # of the noise it starts from; GLIDE's upsampler: 0.997
     # What a guide's gradient changes: the score, in any sampler, or the mean of ddpm's step, times its
     # variance (Dhariwal & Nichol 2021, algorithm 1), as GLIDE and ADM do publicly.
     gradient: Literal["score", "mean"] = "score"
-    x0_variance: dict[int, Variance] | None = None  # ddpm: Analytic-DPM's, by t; None = the network's
-    candidates: int = Field(1, ge=1)  # prior: embeddings drawn a picture; the best by text is kept
+    x0_variance: dict[int, Factor] | None = None  # ddpm: Analytic-DPM's, by t; None = the network's
+    candidates: int = Field(1, ge=1, le=4096)  # prior: embeddings drawn a picture; the best by text is kept
 
     @model_validator(mode="after")
     def _of_the_sampler(self) -> Sampling:
@@ -90,20 +90,21 @@ class PriorStageConfig(Config):
     net: PriorConfig
     process: Process = Process(predicts="x0")
     sampling: Sampling = Sampling(steps=16, guidance_scale=2.0, candidates=2)
-    drop_text: float = Field(0.1, ge=0, le=1)  # chance of training without the text
-    drop_tokens: float = Field(0.0, ge=0, le=1)  # ... with the text's embedding alone
-    text_noise: float = Field(0.0, ge=0)  # length of the noise added to the text's embedding
-    clamp: float = Field(5.0, gt=0)  # largest whitened coordinate, in standard deviations
+    drop_text: Chance = 0.1  # chance of training without the text
+    drop_tokens: Chance = 0.0  # ... with the text's embedding alone
+    text_noise: Factor = 0.0  # length of the noise added to the text's embedding
+    clamp: float = Field(5.0, gt=0, le=1e6)  # largest whitened coordinate, in standard deviations
     unit_norm: bool = True  # embeddings are brought to length 1; False: left as they come (Karlo)
 
 
 class LowRes(Config):
     """The smaller picture that an upsampler starts from, and how it is corrupted in training."""
 
-    size: int = Field(gt=0)  # its height and width in pixels
-    blur: float = Field(0.6, ge=0)  # largest sigma of the 3x3 blur, in its pixels
-    noise: float = Field(0.0, ge=0)  # largest standard deviation of added noise
-    residual_scale: float | None = Field(None, gt=0)  # diffuse (picture - enlarged) / this; None = picture
+    size: Side  # its height and width in pixels
+    blur: Factor = 0.6  # largest sigma of the 3x3 blur, in its pixels
+    noise: Factor = 0.0  # largest standard deviation of added noise
+    # The process diffuses (picture - enlarged) / this; None = the picture.
+    residual_scale: float | None = Field(None, gt=0, le=1e4)
     round_to_8bit: bool = False  # to the 256 values that files hold, before enlarging
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # bicubic is antialiased, as Karlo's
 
@@ -115,10 +116,10 @@ class DecoderStageConfig(Config):
     net: UNetConfig
     process: Process = Process(predicts="eps", variance="learned", loss="hybrid")
     sampling: Sampling = Sampling()
-    drop_image: float = Field(0.1, ge=0, le=1)  # chance of training without the image embedding
-    drop_text: float = Field(0.5, ge=0, le=1)  # ... without the text tokens
-    drop_class: float = Field(0.1, ge=0, le=1)  # ... without the class
-    embed_noise: float = Field(0.0, ge=0)  # noise added to the whitened embedding in training
+    drop_image: Chance = 0.1  # chance of training without the image embedding
+    drop_text: Chance = 0.5  # ... without the text tokens
+    drop_class: Chance = 0.1  # ... without the class
+    embed_noise: Factor = 0.0  # noise added to the whitened embedding in training
     low_res: LowRes | None = None
     text: TextConfig | None = None  # a text transformer of its own (GLIDE), fed with tokens
     null_text: Literal["masked", "empty"] = "masked"  # guidance starts from no token, or from "" (Karlo)

@@ -26,6 +26,9 @@ class Decoder(Stage):
     The input's channels are [noised picture, known picture and mask, enlarged smaller picture].
     """
 
+    config_class = DecoderStageConfig
+    config: DecoderStageConfig
+
     def __init__(self, config: DecoderStageConfig) -> None:
         kinds = kinds_of(config)
         _check(config, kinds)
@@ -130,7 +133,7 @@ class Decoder(Stage):
         """What the network is told about ``n`` samples, of which only that is asked for."""
         return self.conditions(n, **{k: v for kind in self.kinds for k, v in kind.seen(samples).items()})
 
-    def blank(self, n: int, side: int | None = None) -> Conditions:
+    def blank_conditions(self, n: int, side: int | None = None) -> Conditions:
         """Conditions of the right shapes, all of zeros, for ``n`` pictures of ``side`` pixels (None = its
         own size): to count on the meta device what a call takes."""
         device = self.embed_mean.device

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoint import CheckpointError, load_checkpoint, rebuilt
-from .config import DecoderStageConfig, PriorStageConfig
+from ..checkpoint import CheckpointError, read_header
 from .decoder import Decoder
 from .prior import Prior
 
-STAGES = {"prior": (Prior, PriorStageConfig), "decoder": (Decoder, DecoderStageConfig)}
+STAGES: dict[str, type[Prior] | type[Decoder]] = {stage.kind(): stage for stage in (Prior, Decoder)}
 
 
 def load_stage(
@@ -20,14 +19,8 @@ def load_stage(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Prior | Decoder:
-    """Rebuild a stage from its checkpoint, strictly; eval mode, no gradients.
-
-    It is built on the meta device and takes the file's tensors as they are: nothing is initialised at
-    random, and there is never a second copy. dtype: of its weights; bfloat16 takes half the memory, and
-    is to be run under autocast.
-    """
-    tensors, header = load_checkpoint(path, kind, dtype, device)
-    if header["kind"] not in STAGES:
-        raise CheckpointError(f"{path} holds a {header['kind']}, not a {' or a '.join(STAGES)}")
-    stage_class, config_class = STAGES[header["kind"]]
-    return rebuilt(stage_class, config_class, tensors, header, str(path)).to(device)
+    """Rebuild a stage from its checkpoint, as ``Saved.load`` does, whichever it is."""
+    held = read_header(path, kind)["kind"]
+    if held not in STAGES:
+        raise CheckpointError(f"{path} holds a {held}, not a {' or a '.join(STAGES)}")
+    return STAGES[held].load(path, device, dtype)

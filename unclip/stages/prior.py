@@ -18,6 +18,9 @@ from .stage import Conditions, Stage, chance
 class Prior(Stage):
     """Text -> CLIP image embedding, by diffusion in the whitened embedding space."""
 
+    config_class = PriorStageConfig
+    config: PriorStageConfig
+
     def __init__(self, config: PriorStageConfig) -> None:
         super().__init__(config, PriorTransformer(config.net), config.net.embed_dim)
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checkpoint import save_checkpoint
+from ..checkpoint import CheckpointError, Saved
 from ..config import Config
 from ..diffusion import guidance
 from ..diffusion.denoiser import Denoiser
@@ -23,13 +22,12 @@ Conditions = dict[str, Tensor]  # what a network is told, one row a picture
 Objective = Callable[[Tensor], Tensor]  # pictures [N,3,S,S] in [-1,1] -> log-probability [N]
 
 
-class Stage(nn.Module):
+class Stage(Saved):
     """A network with its process; ``embed_mean`` and ``embed_std`` [D] whiten CLIP image embeddings."""
 
     def __init__(self, config: Config, network: nn.Module, embed_dim: int) -> None:
-        super().__init__()
+        super().__init__(config)
         process = config.process
-        self.config = config
         self.network = network
         self.register_buffer("embed_mean", torch.zeros(embed_dim))
         self.register_buffer("embed_std", torch.ones(embed_dim))
@@ -37,7 +35,6 @@ class Stage(nn.Module):
         self.denoiser = Denoiser(
             self.call_network, self.schedule, process.predicts, process.variance, process.time_scale
         )
-        self.facts: dict = {}  # what the checkpoint said besides: pictures seen, the CLIP model, ...
 
     @property
     def takes_clip(self) -> bool:
@@ -104,16 +101,10 @@ class Stage(nn.Module):
         """The levels that sampling visits, from noise down to 0: one more than its steps."""
         return step_list(sampling.steps, self.schedule.timesteps)
 
-    def save(self, path: str | Path, dtype: torch.dtype | None = None, **facts: object) -> None:
-        """Write the stage as one checkpoint."""
-        save_checkpoint(
-            path,
-            self.state_dict(),
-            kind=self.config.kind,
-            dtype=dtype,
-            config=self.config.model_dump(mode="json"),
-            **{**self.facts, **facts},
-        )
+    def check(self, source: str) -> None:
+        super().check(source)
+        if (self.embed_std <= 0).any():
+            raise CheckpointError(f"{source} holds a standard deviation of embeddings that is not above 0")
 
 
 def chance(n: int, p: float, like: Tensor, generator: Random) -> Tensor:

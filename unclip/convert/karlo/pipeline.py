@@ -15,13 +15,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...checkpoint import CheckpointError
+from ...checkpoint import CheckpointError, load_strictly
 from ...clip import Clip, load_openai, load_transformers
 from ...pipeline.pipeline import Pipeline
-from ...resources.weightless import weightless
 from ...stages import Decoder, Prior
 from ..catalogue import PublicModel
-from ..tensors import fill, read
+from ..tensors import read
 from . import names
 from .configs import RELEASED, UNTOLD, Configs, Untold, original_configs, stage_configs
 
@@ -161,11 +160,11 @@ def _pipeline(prior: Prior, decoder: Decoder, upsampler: Decoder, clip: Clip) ->
 
 def _stage(kind: type, config, parts: list[names.Renamed], source: str | Path):
     """A stage without a second copy of any of its weights."""
-    with weightless():
-        stage = kind(config)
+    stage = kind.blank(config)
     tensors = {name: value for ours, _ in parts for name, value in ours.items()}
-    fill(stage, tensors, [name for _, unused in parts for name in unused], str(source))
-    return stage.eval().requires_grad_(False)
+    unused = [name for _, others in parts for name in others]
+    load_strictly(stage, tensors, str(source), unused, torch.float32)
+    return stage
 
 
 def _unwhitened(dim: int) -> names.Renamed:

@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
+from ...checkpoint import load_strictly
 from ...config import Config
 from ...guides.noised_clip import NoisedClip, NoisedClipStageConfig
 from ...pipeline.pipeline import Pipeline
-from ...resources.weightless import weightless
 from ...stages.tokenizer import GlideTokenizer
 from ..catalogue import MODELS, PublicModel
-from ..tensors import fill, read
+from ..tensors import read
 from . import names
 from .configs import noised_clip_config
 from .stages import decoder, decoder_config
@@ -83,12 +84,12 @@ def noised_clip(
 ) -> NoisedClip:
     """The noised CLIP with the tensors of its two files; eval mode, no gradients."""
     towers = {"network.image": names.tower(image, source), "network.text": names.tower(text, source)}
-    with weightless():
-        clip = NoisedClip(config)
+    clip = NoisedClip.blank(config)
     found = {
         name: value
         for place, (ours, _) in towers.items()
         for name, value in names.prefixed(place, ours).items()
     }
-    fill(clip, found, [name for _, unused in towers.values() for name in unused], source)
-    return clip.eval().requires_grad_(False)
+    unused = [name for _, others in towers.values() for name in others]
+    load_strictly(clip, found, source, unused, torch.float32)
+    return clip

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ...checkpoint import load_strictly
 from ...guides.classifier import Classifier, ClassifierStageConfig
-from ...resources.weightless import weightless
 from ...stages import Decoder, DecoderStageConfig, LowRes, Process, Sampling
-from ..tensors import fill
 from . import names
 from .configs import Arguments, classifier_config, text_config, unet_config
 
@@ -73,11 +72,10 @@ def decoder(
     if config.text is not None:
         ours, unused = names.text({name: tensors[name] for name in unused}, source)
         found |= names.prefixed("text", ours)
-    with weightless():
-        stage = Decoder(config)
+    stage = Decoder.blank(config)
     found |= {name: torch.empty(value.shape) for name, value in stage.named_buffers()}  # of no embedding
-    fill(stage, found, unused, source)
-    return stage.eval().requires_grad_(False)
+    load_strictly(stage, found, source, unused, torch.float32)
+    return stage
 
 
 def classifier_stage_config(args: Arguments, of: Process, scale: float = 1.0) -> ClassifierStageConfig:
@@ -98,7 +96,6 @@ def classifier(
 ) -> Classifier:
     """A classifier with the tensors of a public file; eval mode, no gradients."""
     ours, unused = names.classifier(tensors, config.net, new_order, source)
-    with weightless():
-        stage = Classifier(config)
-    fill(stage, names.prefixed("network", ours), unused, source)
-    return stage.eval().requires_grad_(False)
+    stage = Classifier.blank(config)
+    load_strictly(stage, names.prefixed("network", ours), source, unused, torch.float32)
+    return stage
