@@ -22,13 +22,6 @@ from unclip.stages import Decoder, DecoderStageConfig, Process, Sampling
 pytestmark = pytest.mark.usefixtures("float32")
 
 
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The commands run in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 @pytest.fixture
 def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever loads a model has begun to work."""

@@ -21,12 +21,6 @@ from unclip.pipeline.pipeline import Pipeline
 pytestmark = pytest.mark.attack
 
 
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 @pytest.fixture
 def drawn(monkeypatch) -> list[str]:
     """Instead of a model: pictures that grow redder."""
