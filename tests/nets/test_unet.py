@@ -243,5 +243,5 @@ def test_refined_pixels_see_across_the_seams_of_patches():
         assert reached.max(0).values.tolist() == [9, 9]
     fresh = UNet(unet_config(pixel_unshuffle=2, image_size=16, refine=5))
     assert not fresh(x, t).any()  # a new network says nothing yet, with the part as without
-    with pytest.raises(ValueError, match="refine must be at least 1"):
+    with pytest.raises(ValueError, match="refine\n.*greater than or equal to 1"):
         unet_config(refine=0)
