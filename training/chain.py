@@ -10,6 +10,7 @@ again goes on where it stopped. ``--assemble`` trains nothing: it puts together 
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -25,8 +26,9 @@ from unclip.stages import Decoder, Prior, load_stage
 from unclip.stages.tokenizer import GlideTokenizer
 
 from .clip.recipe import ClipRecipe
-from .programs import check_downloads, run
+from .programs import CODES, INTERRUPTED, STOPPED, check_downloads, run
 from .recipes import Chain, Link, recipe_of
+from .run.guard import HANGUP
 from .tasks.recipes import TOKENIZER, PictureRecipe
 
 
@@ -90,17 +92,25 @@ def _tokenizer(chain: Chain) -> GlideTokenizer | None:
     return None
 
 
-def _wait(process: subprocess.Popen) -> None:
-    """Let a program end by itself: Ctrl-C reaches it too, and it saves what it has before it stops."""
-    while process.poll() is None:
-        try:
-            process.wait()
-        except KeyboardInterrupt:
-            continue
+def _run(command: list[str]) -> int:
+    """Run a program to its end, and pass on what tells this one to end: it saves what it has, and says how it
+    ended by its exit code.
+    """
+    process = subprocess.Popen(command)
+    passed = (signal.SIGINT, signal.SIGTERM, *HANGUP)
+    before = {number: signal.getsignal(number) for number in passed}
+    try:
+        for number in passed:
+            if before[number] is not signal.SIG_IGN:
+                signal.signal(number, lambda number, frame: process.send_signal(number))
+        return process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = Parser(description=__doc__)
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(description=__doc__, epilog=CODES)
     parser.add_argument("config", help="a chain, such as configs/icons/chain.yaml")
     parser.add_argument("--assemble", action="store_true", help="train nothing, put together what is there")
     args = parser.parse_args(argv)
@@ -109,12 +119,13 @@ def main(argv: list[str] | None = None) -> None:
         check_downloads(recipe)
     for link in chain.stages:
         if not args.assemble and not finished(link):
-            _wait(
-                subprocess.Popen([sys.executable, "-m", f"training.{link.program}", link.config, *link.set])
-            )
+            code = _run([sys.executable, "-m", f"training.{link.program}", link.config, *link.set])
+            if code in (STOPPED, INTERRUPTED):
+                return code
             if not finished(link):
                 raise ConfigError(f"{link.config} is not finished; the same command goes on from there")
     print(f'{assemble(chain)}: draw with  unclip --model {chain.out} "a goldfish"')
+    return 0
 
 
 if __name__ == "__main__":

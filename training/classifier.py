@@ -11,25 +11,16 @@ accuracy by quartile of t, since nobody can name what is all but noise.
 
 from __future__ import annotations
 
-import torch
-
 from unclip.guides.classifier import Classifier
 
-from .programs import program, run
-from .run.loop import train
-from .run.settings import make_accelerator
+from .programs import run
 from .tasks.classifier import ClassifierTask
 from .tasks.recipes import ClassifierRecipe
+from .tasks.start import train_stage
 
 
-def main(argv: list[str] | None = None) -> None:
-    recipe = program(ClassifierRecipe, __doc__, argv)
-    if recipe is None:
-        return
-    accelerator = make_accelerator(recipe.train)
-    torch.manual_seed(recipe.train.seed)
-    classifier = Classifier(recipe.stage).to(accelerator.device)
-    train(classifier, ClassifierTask(recipe, accelerator), recipe.train, recipe, accelerator)
+def main(argv: list[str] | None = None) -> int:
+    return train_stage(ClassifierRecipe, Classifier, ClassifierTask, __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,11 @@
     python -m training.doctor 'data/mine/train-*.tar' --clip runs/clip/clip --embeddings data/mine/embeddings
     python -m training.doctor data/mine --json > report.json
 
-Every file is read and every picture decoded. The exit code is 1 if anything is wrong: tars that are damaged
-or cut short, pictures or texts that cannot be read, pictures without a caption and captions without a
-picture, keys that come twice, files that lead out of their folder, embeddings of other samples or of another
-CLIP. Long captions and small pictures are counted, but are not wrong.
+Every file is read and every picture decoded. The exit code is 1 if anything is wrong: tars that are damaged,
+cut short or other than their manifest says, pictures or texts that cannot be read, pictures without a caption
+and captions without a picture, what is no caption or no class, keys that come twice, files that lead out of
+their folder or are too large, embeddings of other samples or of another CLIP. Long captions and small
+pictures are counted, but are not wrong.
 """
 
 from __future__ import annotations

@@ -18,9 +18,10 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import PartialState
@@ -99,53 +100,66 @@ def _samples(shard: str) -> Iterator[dict[str, Any]]:
         yield content[0, number]
 
 
+class Shown(NamedTuple):
+    """A sample as CLIP is shown it: its key, its captions, and its picture uint8 [3,S,S]."""
+
+    key: str
+    captions: list[str]
+    picture: Tensor
+
+
+def _shown(sample: dict, size: int, background: str) -> Shown | str:
+    """A raw sample, or why it is skipped."""
+    try:
+        captions = texts_of(sample).captions
+        image = square(open_picture(picture_of(sample), GAP * size), size, background=background)
+    except ValueError as error:
+        return f"skipped {sample['__key__']}: {error}"
+    return Shown(sample["__key__"], captions, pixels(image))
+
+
 @torch.no_grad()
 def _embedded(
     samples: Iterator[dict], clip: Clip, tokens: bool, size: int, batch: int, workers: int, background: str
 ) -> tuple[Rows, int]:
     """A shard's embeddings, and how many of its samples could not be read."""
-
-    def decoded(sample: dict) -> tuple[str, list[str], Tensor] | str:
-        try:
-            captions, _ = texts_of(sample)
-            image = square(open_picture(picture_of(sample), GAP * size), size, background=background)
-        except ValueError as error:
-            return f"skipped {sample['__key__']}: {error}"
-        return sample["__key__"], captions, pixels(image)
-
-    keys, texts, owners, skipped, image, text, states = [], [], [], 0, [], [], []
+    read = partial(_shown, size=size, background=background)
+    keys: list[str] = []
+    captions: list[list[str]] = []  # of each picture
+    images, skipped = [torch.zeros(0, clip.embed_dim)], 0
     with ThreadPoolExecutor(workers) as threads:
         while raw := list(islice(samples, batch)):
-            made = list(threads.map(decoded, raw))
-            for reason in (one for one in made if isinstance(one, str)):
+            rows = list(threads.map(read, raw))
+            for reason in (row for row in rows if isinstance(row, str)):
                 print(reason, file=sys.stderr)
                 skipped += 1
-            made = [one for one in made if not isinstance(one, str)]
-            if not made:
+            rows = [row for row in rows if isinstance(row, Shown)]
+            if not rows:
                 continue
-            shown = floats(torch.stack([one[2] for one in made]))
-            image.append(clip.encode_image(shown.to(clip.mean.device)))
-            for key, captions, _ in made:
-                owners += [len(keys)] * len(captions)
-                keys.append(key)
-                texts += captions
+            pictures = floats(torch.stack([row.picture for row in rows]))
+            images.append(clip.encode_image(pictures.to(clip.mean.device)).float().cpu())
+            keys += [row.key for row in rows]
+            captions += [row.captions for row in rows]
+    texts = [caption for one in captions for caption in one]
+    owners = [number for number, one in enumerate(captions) for _ in one]
+    embed, states, ends = _said(texts, clip, batch, tokens)
+    return Rows(keys, texts, torch.cat(images), embed, torch.tensor(owners).long(), states, ends), skipped
+
+
+def _said(
+    texts: Sequence[str], clip: Clip, batch: int, tokens: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Captions' embeddings [M,D]; and if asked for, their hidden states [T,W] and where each ends [M+1]."""
+    embeds, states, lengths = [torch.zeros(0, clip.embed_dim)], [torch.zeros(0, clip.text_dim).half()], [0]
     for start in range(0, len(texts), batch):
-        found = clip.encode_text(texts[start : start + batch])
-        text.append(found.embed)
+        text = clip.encode_text(texts[start : start + batch])
+        embeds.append(text.embed.float().cpu())
         if tokens:
-            states += [one[mask].half().cpu() for one, mask in zip(found.tokens, found.mask, strict=True)]
-    empty = torch.zeros(0, clip.embed_dim)
-    ends = torch.tensor([0, *map(len, states)]).cumsum(0) if tokens else None
-    flat = torch.cat([torch.zeros(0, clip.text_dim).half(), *states]) if tokens else None
-    return Rows(
-        keys,
-        texts,
-        torch.cat([empty, *(one.float().cpu() for one in image)]),
-        torch.cat([empty, *(one.float().cpu() for one in text)]),
-        torch.tensor(owners, dtype=torch.int64),
-        flat,
-        ends,
-    ), skipped
+            states.append(text.tokens[text.mask].half().cpu())
+            lengths += text.mask.sum(1).tolist()
+    if not tokens:
+        return torch.cat(embeds), None, None
+    return torch.cat(embeds), torch.cat(states), torch.tensor(lengths).cumsum(0)
 
 
 def _manifest(out: Path, shards: Sequence[str], facts: dict, tokens: bool) -> dict:
@@ -201,11 +215,11 @@ def main(argv: list[str] | None = None) -> None:
         raise ConfigError("these shards are URLs; say where the embeddings go with --out")
     clip = load_clip(args.clip, PartialState().device)
     out = args.out or Path(shards[0]).parent / "embeddings"
-    made = embed(shards, out, clip, args.tokens, args.size, args.batch, args.workers, args.background)
-    if made:
+    total = embed(shards, out, clip, args.tokens, args.size, args.batch, args.workers, args.background)
+    if total:
         print(
-            f"{out}: {made['pictures']:,} pictures and {made['captions']:,} captions of "
-            f"{len(made['files'])} shards, by {made['clip']}; {made['skipped']:,} samples skipped",
+            f"{out}: {total['pictures']:,} pictures and {total['captions']:,} captions of "
+            f"{len(total['files'])} shards, by {total['clip']}; {total['skipped']:,} samples skipped",
             file=sys.stderr,
         )
 

@@ -25,8 +25,7 @@ from .cost.clip import clip_costs
 from .cost.cost import Cost
 from .cost.stages import stage_cost
 from .programs import run
-from .recipes import Chain, recipe_of
-from .tasks.recipes import ClassifierRecipe, PictureRecipe, PriorRecipe
+from .recipes import RECIPES, Chain, recipe_of
 
 
 def costs_of(recipe: Config, gpus: int, clips: Mapping[str, dict | str] | None = None) -> list[Cost]:
@@ -40,7 +39,6 @@ def costs_of(recipe: Config, gpus: int, clips: Mapping[str, dict | str] | None =
     return [stage_cost(recipe, gpus, clips or {})]
 
 
-RECIPES = (ClipRecipe, PriorRecipe, ClassifierRecipe, PictureRecipe, Chain)
 A100 = 312e12  # FLOPs a second in bfloat16
 GIB, MIB, DAY = 2**30, 2**20, 86_400
 
@@ -48,7 +46,7 @@ GIB, MIB, DAY = 2**30, 2**20, 86_400
 def read_recipe(path: str, overrides: list[str]) -> Config:
     """The recipe in a file, of whichever program it is; ``ConfigError`` of the one it comes nearest to."""
     errors = []
-    for kind in RECIPES:
+    for kind in dict.fromkeys([*RECIPES.values(), Chain]):
         try:
             return load_config(kind, path, overrides)
         except ConfigError as error:

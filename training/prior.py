@@ -12,30 +12,24 @@ learns from that, and needs neither the pictures nor the CLIP. The same command 
 
 from __future__ import annotations
 
-import torch
+from accelerate import Accelerator
 
 from unclip.stages import Prior
 
-from .programs import program, run
-from .run.loop import train
-from .run.settings import make_accelerator
+from .programs import run
 from .tasks.prior import PriorTask
 from .tasks.prior_rows import RowsTask
 from .tasks.recipes import PriorRecipe
-from .tasks.start import begin
+from .tasks.start import train_stage
 
 
-def main(argv: list[str] | None = None) -> None:
-    recipe = program(PriorRecipe, __doc__, argv)
-    if recipe is None:
-        return
-    accelerator = make_accelerator(recipe.train)
-    torch.manual_seed(recipe.train.seed)
-    stage = Prior(recipe.stage)
-    begin(stage, recipe.start)
-    stage.to(accelerator.device)
-    task = PriorTask if recipe.data.embeddings is None else RowsTask
-    train(stage, task(recipe, stage, accelerator), recipe.train, recipe, accelerator)
+def task_of(recipe: PriorRecipe, stage: Prior, accelerator: Accelerator) -> PriorTask | RowsTask:
+    """From pictures, or from embeddings that were made before."""
+    return (PriorTask if recipe.data.embeddings is None else RowsTask)(recipe, stage, accelerator)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return train_stage(PriorRecipe, Prior, task_of, __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -16,11 +16,15 @@ from unclip.data.addresses import programs_in
 from unclip.resources.devices import default_device, has_fast_bf16
 
 C = TypeVar("C", bound=Config)
+STOPPED, INTERRUPTED = 75, 130  # exit codes: EX_TEMPFAIL of sysexits.h, and a shell's for Ctrl-C
+CODES = f"""exit status: 0 the run is finished; 2 it cannot go on, and says why; {STOPPED} it was told to
+end (SIGTERM, SIGHUP), {INTERRUPTED} it was interrupted (Ctrl-C), before its end: it is saved, and the same
+command goes on"""
 
 
 def program(recipe_class: type[C], description: str, argv: list[str] | None = None) -> C | None:
     """Read ``CONFIG [key=value ...] [--dry-run]``; None after a dry run, which prints the recipe."""
-    parser = Parser(description=description)
+    parser = Parser(description=description, epilog=CODES)
     parser.add_argument("config", help="a recipe, such as configs/icons/decoder.yaml")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="changes to the recipe, such as train.batch_size=32"
@@ -87,8 +91,10 @@ def wants_bf16(precision: str) -> bool:
     return has_fast_bf16(torch.device("cpu") if on_cpu else default_device())
 
 
-def run(main: Callable[[], None]) -> None:
-    """Call ``main``; a mistake ends as one message and exit code 2, Ctrl-C as 130, without a traceback."""
+def run(main: Callable[[], int | None]) -> None:
+    """Call ``main``, and exit with the code that it returns, if that is one (``CODES``); a mistake ends as
+    one message and exit code 2, Ctrl-C as 130, without a traceback.
+    """
     code = ended("error", main)
     if code:
         sys.exit(code)

@@ -7,9 +7,15 @@ from typing import Literal
 from unclip.config import Config, load_config
 
 from .clip.recipe import ClipRecipe
-from .tasks.recipes import PictureRecipe, PriorRecipe
+from .tasks.recipes import ClassifierRecipe, PictureRecipe, PriorRecipe
 
-RECIPES = {"clip": ClipRecipe, "prior": PriorRecipe, "decoder": PictureRecipe, "upsampler": PictureRecipe}
+RECIPES = {
+    "clip": ClipRecipe,
+    "prior": PriorRecipe,
+    "classifier": ClassifierRecipe,
+    "decoder": PictureRecipe,
+    "upsampler": PictureRecipe,
+}
 
 
 class Link(Config):
@@ -32,4 +38,5 @@ class Chain(Config):
 
 
 def recipe_of(link: Link) -> ClipRecipe | PriorRecipe | PictureRecipe:
+    """A link's recipe, with its changes."""
     return load_config(RECIPES[link.program], link.config, link.set)

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .config import Config, parse_config
+from .config import Config, looked_up, parse_config
 from .files import parse_json, regular, written_aside
 from .resources.devices import align, aligned, in_precision
 from .resources.weightless import weightless
@@ -91,7 +91,7 @@ def read_header(path: str | Path, kind: str | None = None) -> dict:
 def _header_and_sums(path: str | Path, kind: str | None) -> tuple[dict, dict[str, int] | None]:
     path = Path(path)
     if not path.exists() or path.is_dir():
-        raise CheckpointError(f"there is no checkpoint at {path}")
+        raise CheckpointError(f"there is no checkpoint at {path}{looked_up(path)}")
     try:
         if reason := impostor(regular(path)):
             raise CheckpointError(f"{path} is not a readable safetensors file: {reason}")

@@ -25,11 +25,11 @@ class Parser(argparse.ArgumentParser):
         )
 
 
-def ended(name: str, work: Callable[[], None]) -> int:
-    """Call ``work``; returns the exit code: 0, 2 after a mistake, which is one message and no traceback, or
-    130 after Ctrl-C. A defect of ours is raised."""
+def ended(name: str, work: Callable[[], object]) -> int:
+    """Call ``work``; returns the exit code: what it returns if that is one, else 0; 2 after a mistake, which
+    is one message and no traceback, or 130 after Ctrl-C. A defect of ours is raised."""
     try:
-        work()
+        code = work()
     except KeyboardInterrupt:
         print(f"{name}: stopped", file=sys.stderr)
         return 130
@@ -39,7 +39,7 @@ def ended(name: str, work: Callable[[], None]) -> int:
             raise
         print(f"{name}: {message}", file=sys.stderr)
         return 2
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 # What libraries raise, by the name of its class, and what to do about it.

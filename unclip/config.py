@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,6 +55,8 @@ def parse_config(cls: type[C], values: Any, source: str = "config") -> C:
 def load_config(cls: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:
     """Read a YAML recipe and apply ``key=value`` overrides (dots reach inside: ``net.channels=64``).
 
+    Relative paths are looked up from where the program runs; ~/ is the user's own folder.
+
     Raises ``ConfigError`` for a missing file, bad YAML, a malformed override or an unknown key.
     """
     from omegaconf import OmegaConf
@@ -62,7 +65,7 @@ def load_config(cls: type[C], path: str | Path, overrides: Sequence[str] = ()) -
 
     path = Path(path)
     if not path.is_file():
-        raise ConfigError(f"there is no recipe at {path}")
+        raise ConfigError(f"there is no recipe at {path}{looked_up(path)}")
     for item in overrides:
         if "=" not in item:
             raise ConfigError(f"'{item}' is not key=value")
@@ -71,10 +74,24 @@ def load_config(cls: type[C], path: str | Path, overrides: Sequence[str] = ()) -
         asked = re.search(r"\$\{[^}]*:[^}]*\}", str(OmegaConf.to_container(merged, resolve=False)))
         if asked:  # such as the environment, in which there are secrets
             raise ValueError(f"it asks for {asked[0]}; a recipe may refer to its own keys alone")
-        values = OmegaConf.to_container(merged, resolve=True)
+        values = at_home(OmegaConf.to_container(merged, resolve=True))
     except (YAMLError, OmegaConfBaseException, OSError, TypeError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
     return parse_config(cls, values, source=str(path))
+
+
+def at_home(value: object) -> object:
+    """Values of a recipe whose paths that begin with ``~/`` lie in the home folder, as a shell has it."""
+    if isinstance(value, dict):
+        return {key: at_home(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [at_home(item) for item in value]
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
+
+
+def looked_up(path: str | Path) -> str:
+    """For the message that something is not there: from where a relative path was looked up."""
+    return "" if Path(path).is_absolute() else f" (looked up from {Path.cwd()})"
 
 
 def to_yaml(config: Config) -> str:

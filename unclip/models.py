@@ -31,6 +31,7 @@ def load(
     device: str | None = None,
     dtype: str | torch.dtype = "float32",
     offload: bool = False,
+    downloads: bool = False,
 ) -> Pipeline:
     """Load a model by name (see ``known_models``), or from a folder or file.
 
@@ -41,6 +42,8 @@ def load(
     device:       "cpu", "cuda", ...; None takes a GPU if there is one.
     dtype:        of the weights: "float32", or "bfloat16" for half the memory.
     offload:      stages stay in the computer's memory and go to the device one at a time, while they work.
+    downloads:    whether a folder's CLIP may fetch what its description names (a tower of timm, a tokenizer
+                  of the hub); without it a folder reaches no network.
 
     The weights of a public name are fetched when it is first asked for, into $UNCLIP_CACHE or
     ~/.cache/unclip (Karlo's into the Hugging Face hub's cache).
@@ -52,7 +55,7 @@ def load(
     if path is not None:
         from .pipeline.pipeline import Pipeline
 
-        return Pipeline.load(path, device, dtype, offload)
+        return Pipeline.load(path, device, dtype, offload, downloads)
     from . import convert
 
     return convert.load(name_or_path, device, dtype, offload)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +13,7 @@ from programs import Program
 import training.chain
 import training.classifier
 import training.clip.__main__
+import training.decoder
 import training.digits
 import training.doctor
 import training.embed
@@ -21,7 +21,6 @@ import training.icons.__main__
 import training.plan
 import training.prior
 import training.shards.__main__
-import training.tasks.pictures
 from training.clip.recipe import ClipRecipe
 from training.doctor import Report, as_json
 from training.icons.fetch import FAMILIES, KEYWORDS
@@ -33,10 +32,11 @@ from unclip.data.pictures import PIXELS
 # fmt: off
 CHAIN = SimpleNamespace(out="out", stages=[SimpleNamespace(program="prior", config="prior.yaml",
                                                             set=["train.seed=1"])])
-RECIPE = SimpleNamespace(stage=SimpleNamespace(low_res=None), train="settings", precision="fp32")
+RECIPE = SimpleNamespace(stage=SimpleNamespace(low_res=None), train=SimpleNamespace(out="none"),
+                         out="none", precision="fp32")
 
 
-def stopped(*_: object) -> None:
+def stopped(*_: object, **__: object) -> None:
     raise ValueError("this is as far as it goes")
 
 
@@ -56,7 +56,7 @@ def recipes(main, recipe: type, begins: str) -> Program:
         {"load_config.cls": recipe, "_check_programs.recipe": RECIPE})
 
 
-BEGUN = {"make_accelerator": "settings", "wants_bf16": "precision"}
+BEGUN = {"make_accelerator": "settings", "check": "out"}
 
 SHARDS = Program(
     training.shards.__main__.main, {"source": ["pictures"], "out": ["out"]},
@@ -120,18 +120,18 @@ PLAN = Program(
 ALONE = Program(
     training.chain.main, {"config": ["some.yaml"], "assemble": ["--assemble"]},
     {"training.chain.load_config": CHAIN, "training.chain.recipe_of": None, "training.chain.finished": False,
-     "training.chain.subprocess.Popen": "a process", "training.chain._wait": None,
+     "training.chain._run": 2,
      "training.chain.assemble": "out"},
     {"config": (["x.yaml"], {"load_config.path": "x.yaml"})},
     {"load_config.cls": Chain, "recipe_of.link": CHAIN.stages[0], "assemble.chain": CHAIN})
 TOGETHER = Program(
     training.chain.main, {"config": ["some.yaml"]}, ALONE.watched,
     {"assemble": (["--assemble"], {
-        "said": None, "finished.link": None, "finished'.link": None, "_wait.process": None,
-        "Popen.args": None, "assemble.chain": CHAIN})},
+        "said": None, "finished.link": None, "finished'.link": None, "_run.command": None,
+        "assemble.chain": CHAIN})},
     {"load_config.cls": Chain, "load_config.path": "some.yaml", "recipe_of.link": CHAIN.stages[0],
-     "finished.link": CHAIN.stages[0], "finished'.link": CHAIN.stages[0], "_wait.process": "a process",
-     "Popen.args": [sys.executable, "-m", "training.prior", "prior.yaml", "train.seed=1"]})
+     "finished.link": CHAIN.stages[0], "finished'.link": CHAIN.stages[0], 
+     "_run.command": [sys.executable, "-m", "training.prior", "prior.yaml", "train.seed=1"]})
 
 DIGITS = Program(
     training.digits.main, {"out": ["out"]}, {"training.digits.build": {"train": 9}},
@@ -160,11 +160,10 @@ ICONS = Program(
         for k, package in enumerate((*FAMILIES, *KEYWORDS))}})
 
 BEGINNINGS = {  # of the programs that share ``training.programs.program``
-    "decoder": (partial(training.tasks.pictures.main, "", False), PictureRecipe,
-                "training.tasks.pictures.make_accelerator"),
-    "prior": (training.prior.main, PriorRecipe, "training.prior.make_accelerator"),
-    "classifier": (training.classifier.main, ClassifierRecipe, "training.classifier.make_accelerator"),
-    "clip": (training.clip.__main__.main, ClipRecipe, "training.clip.__main__.wants_bf16"),
+    "decoder": (training.decoder.main, PictureRecipe, "training.tasks.start.make_accelerator"),
+    "prior": (training.prior.main, PriorRecipe, "training.tasks.start.make_accelerator"),
+    "classifier": (training.classifier.main, ClassifierRecipe, "training.tasks.start.make_accelerator"),
+    "clip": (training.clip.__main__.main, ClipRecipe, "training.clip.__main__.folder.check"),
 }
 PROGRAMS = {
     "training/shards/__main__.py": [SHARDS],

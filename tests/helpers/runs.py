@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
@@ -119,6 +122,20 @@ def fit(out: Path, *args: object, **settings: object) -> Path:
     return out
 
 
+def broken(monkeypatch: pytest.MonkeyPatch, steps: set[int], wrong: float = math.nan) -> None:
+    """In these steps (from 0) the loss of the second picture is no number."""
+    real = Run._losses
+
+    def losses(self, examples, index):
+        part, loss = real(self, examples, index)
+        if self.step in steps:
+            spoilt = torch.where(torch.arange(len(loss)) == 1, wrong * loss, loss)
+            part, loss = replace(part, terms={**part.terms, "loss": spoilt.detach()}), spoilt
+        return part, loss
+
+    monkeypatch.setattr(Run, "_losses", losses)
+
+
 def of_process(rank: int = 0, world: int = 1) -> SimpleNamespace:
     """What a task asks of an accelerator, for one process of several."""
     return SimpleNamespace(
@@ -142,7 +159,8 @@ def metrics(out: Path) -> list[dict]:
 
 
 def files(out: Path) -> list[str]:
-    return sorted(path.name for path in out.iterdir())
+    """The names in a folder, but for hidden ones, such as the lock of a run."""
+    return sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
 
 
 def saved(out: Path, name: str = "progress.pt") -> dict:

@@ -78,7 +78,7 @@ PICTURES: dict[str, tuple[bytes, bytes | None, object]] = {
     "wrong-sum.png": (PNG[:29] + b"????" + PNG[33:], TEXT.encode(), "no picture"),
     "flipped-bits.png": (PNG[:60] + b"????" + PNG[64:], TEXT.encode(), "checksum"),
     "postscript.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", TEXT.encode(), "no picture"),
-    "vector.png": (b'<svg xmlns="http://www.w3.org/2000/svg"><rect/></svg>', TEXT.encode(), "no picture"),
+    "vector.png": (b'<svg xmlns="http://www.w3.org/2000/svg"><rect/></svg>', TEXT.encode(), "draws nothing"),
     "one-pixel.png": (encoded(noise(1, 1)), TEXT.encode(), (1, 1)),
     "strip.png": (png(20_000, 1, b"\0" + bytes(60_000)), TEXT.encode(), (20_000, 1)),
     "cmyk.jpg": (encoded(smooth(16, 16).convert("CMYK"), "JPEG"), TEXT.encode(), (16, 16)),
@@ -135,8 +135,8 @@ OTHERS = {
     "dangling.png": "without a caption|No such file",
     "loop": "a link to a folder",
     "alone.txt": "without a picture",
-    "pipe.png": "this is no file",
-    "bad-record.png": "a record that is no JSON",
+    "pipe.png": "this is a pipe, not a file",
+    "bad-record.png": "the record is damaged: its brackets are nested too deep",
 }
 
 

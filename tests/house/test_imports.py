@@ -67,7 +67,7 @@ LAW |= {
         "training": "recipes cost tasks clip run data shards icons streams programs",  # the programs
     }.items()
 }
-LAW["training.shards"] = {"unclip.data", "unclip.command_line", "training.programs"}
+LAW["training.shards"] = {"unclip.data", "unclip.command_line", "unclip.files", "training.programs"}
 LAW["inference.measure"] = UNCLIP | {"training.icons.captions"}
 LAW["inference"] = UNCLIP | {"unclip.app", "unclip.load", "inference.measure", "training.icons.captions"}
 # What a room may import of others' libraries, besides the doors; the rooms that are not named, anything.
@@ -87,12 +87,13 @@ DOORS = {
     "webdataset": {"unclip.data.reading", "unclip.data.writing", "training.icons"},
     "sklearn": {"training.digits"},
     "tokenizers": {"unclip.stages.tokenizer"},
-    "pyarrow": {"training.shards.sources"},
+    "pyarrow": {"training.shards.tables"},
     "xformers": {"unclip.nets.attention"},
+    "pillow_heif": {"unclip.data.formats"},
 }
 DYNAMIC = ("import_module", "__import__")
 # Only inside of functions: slow, or absent.
-LATE = {"xformers", "open_clip", "transformers", "tokenizers", "sklearn", "pyarrow"}
+LATE = {"pillow_heif", "xformers", "open_clip", "transformers", "tokenizers", "sklearn", "pyarrow"}
 
 
 def name_of(path: Path) -> str:

@@ -16,7 +16,7 @@ from runs import forget
 from safetensors.torch import load_file
 from shards import encoded
 
-from training import classifier, prior
+from training import classifier, decoder, prior, upsampler
 from training.clip import __main__, trainer
 from training.clip.recipe import ClipRecipe
 from training.cost.blank import batch_of, loss_of, stage_of
@@ -119,8 +119,8 @@ SHORT = {
     "clip": __main__.main,
     "prior": prior.main,
     "classifier": classifier.main,
-    "decoder": lambda argv: pictures.main("", False, argv),
-    "upsampler": lambda argv: pictures.main("", True, argv),
+    "decoder": decoder.main,
+    "upsampler": upsampler.main,
 }
 
 

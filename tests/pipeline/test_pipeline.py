@@ -325,7 +325,7 @@ def edit(**changes):
     (lambda f: (f / "prior.safetensors").write_bytes(b"x" * 99), "not a readable safetensors file"),
     (lambda f: (f / "model.json").unlink(), "is not a model: it holds no model.json"),
     (lambda f: (f / "model.json").write_text("{"), "is damaged"),
-    (lambda f: (f / "model.json").write_text("[]"), "another version"),
+    (lambda f: (f / "model.json").write_text("[]"), "holds no JSON object"),
     (edit(format=2), "another version"),
     (edit(decoders="x"), "decoders: unknown key"),
     (lambda f: shutil.rmtree(f / "clip"), "holds no CLIP"),

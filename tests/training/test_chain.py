@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from places import HELDOUT, ROOT
+from processes import Processes
 
 from training import chain
 from unclip import load
@@ -108,7 +113,7 @@ def test_a_chain_changes_its_recipes_and_passes_that_on(recipes, monkeypatch):
 class Done:
     """A program that has ended."""
 
-    def poll(self) -> int:
+    def wait(self) -> int:
         return 0
 
 
@@ -131,3 +136,35 @@ def test_the_shipped_chain_names_recipes_that_load(monkeypatch):
     assert [link.program for link in made.stages] == ["clip", "prior", "decoder", "upsampler"]
     for link in made.stages:
         chain.recipe_of(link)
+
+
+def passed_on(folder: Path, answer: str) -> None:
+    """A chain whose one program waits for a signal, and then ends as ``answer`` says."""
+    program = folder / "program.py"
+    program.write_text(
+        "import signal, sys, time\n"
+        f"signal.signal(signal.SIGTERM, lambda *_: sys.exit({answer}))\n"
+        f"open({str(folder / 'waits')!r}, 'w').close()\n"
+        "time.sleep(300)\n"
+    )
+    chain.sys = SimpleNamespace(executable=sys.executable)
+    real = chain._run
+    chain._run = lambda command: real([command[0], str(program)])
+    (folder / "code").write_text(str(chain.main([str(folder / "chain.yaml")])))
+
+
+def test_a_chain_that_is_told_to_end_tells_its_program_and_ends_as_that_does(recipes):
+    process = Processes(recipes / "log", 1, passed_on, recipes, "75")
+    while not (recipes / "waits").exists():
+        assert process.all[0].is_alive(), process.log()
+        time.sleep(0.05)
+    process.kill(signal.SIGTERM)
+    process.succeed()
+    assert (recipes / "code").read_text() == "75"
+
+
+@pytest.mark.parametrize("code", [75, 130])
+def test_a_program_that_is_to_go_on_ends_the_chain_with_its_code(code, recipes, monkeypatch):
+    asked = []
+    monkeypatch.setattr(chain, "_run", lambda command: asked.append(command) or code)
+    assert chain.main([str(recipes / "chain.yaml")]) == code and len(asked) == 1

@@ -109,7 +109,7 @@ def test_what_is_wrong_is_told_by_kind_and_place(tmp_path, capsys):
     found = {(Path(p["shard"]).name, p["key"], p["kind"]): p["reason"] for p in told["problems"]}
     assert "runcated" in found["a.tar", "cut", "unreadable picture"]
     assert found["a.tar", "words", "unreadable picture"] == "this is no picture"
-    assert found["a.tar", "said", "no picture"] == "only txt"
+    assert found["a.tar", "said", "no picture"] == "a sample without a picture, only txt"
     assert "a.tar" in found["b-000000.tar", "good", "key that comes twice"]
     assert found["a.tar", "link.png", "refused file"].startswith("a link")
     assert "leads out" in found["a.tar", "../out.png", "refused file"]

@@ -13,7 +13,7 @@ from runs import forget
 from shards import encoded, noise, uneven
 from tiny_models import WIDTH, tiny_clip
 
-from training import embed, prior
+from training import decoder, embed, prior
 from training.data import embeddings
 from training.data.embeddings import Embeddings, identity_of
 from training.programs import run
@@ -259,7 +259,7 @@ def test_a_prior_remembers_embedded_captions(made, clips, tmp_path):
 
 
 def test_a_decoder_trains_without_clip(made, tmp_path, no_clip):
-    pictures.main("", False, [str(recipe("decoder", made, tmp_path / "run", data={"workers": 1}))])
+    decoder.main([str(recipe("decoder", made, tmp_path / "run", data={"workers": 1}))])
     stage = load_stage(tmp_path / "run" / "decoder.safetensors")
     assert stage.facts["clip"] == Embeddings(made / "embeddings").clip
 
@@ -291,7 +291,7 @@ def test_a_decoder_is_told_what_clip_would_say(made, clips, tmp_path, hold, monk
 def test_embeddings_of_another_clip_are_refused(kind, made, clips, tmp_path):
     path = recipe(kind, made, tmp_path / "run", clip=str(clips / "two" / "clip"))
     with pytest.raises(ConfigError, match="of the CLIP clip#.*, but the recipe's .*two/clip is clip#"):
-        prior.main([str(path)]) if kind == "prior" else pictures.main("", False, [str(path)])
+        prior.main([str(path)]) if kind == "prior" else decoder.main([str(path)])
     forget()
     named = recipe(kind, made, tmp_path / "run", clip="open_clip:ViT-B-32@openai")
     with pytest.raises(ConfigError, match="open_clip:ViT-B-32@openai is open_clip:ViT-B-32@openai"):
@@ -352,6 +352,6 @@ def test_damaged_embeddings_are_told(made, tmp_path):
     with pytest.raises(ValueError, match="train-000000.safetensors is not a readable"):
         Embeddings(copy)["train-000000"]
     (copy / "embeddings.json").write_text("{}")
-    with pytest.raises(ConfigError, match="embeddings.json is damaged"):
+    with pytest.raises(ConfigError, match="embeddings.json, the list of embeddings, is damaged"):
         Embeddings(copy)
     assert embeddings.name_of("a/b-000.tar.gz") == "b-000"

@@ -21,10 +21,10 @@ from runs import files, forget, metrics, same, saved
 from shards import encoded
 from tiny_models import WIDTH
 
-from training import prior
+from training import decoder, prior, upsampler
 from training.data.source import Source
 from training.programs import run
-from training.run import loop
+from training.run import loop, saves
 from training.run.settings import make_accelerator
 from training.tasks import pictures
 from unclip.checkpoint import load_checkpoint
@@ -55,8 +55,7 @@ STAGES = {
     "prior": {"net": {"embed_dim": WIDTH, "text_dim": WIDTH, "text_length": 16, "width": 16, "layers": 1,
                       "heads": 2, "dropout": 0.1}, "sampling": {"steps": 2}},
 }  # fmt: skip
-MAIN = {name: lambda argv, up=name == "upsampler": pictures.main("", up, argv) for name in STAGES}
-MAIN["prior"] = prior.main
+MAIN = {**dict.fromkeys(STAGES, decoder.main), "upsampler": upsampler.main, "prior": prior.main}
 
 
 @pytest.fixture
@@ -214,7 +213,7 @@ def command(argv: list[str], step: int | None = None) -> None:
     """Train a DDPM; with a step, until its second process gets a signal there."""
     if step is not None:
         loop.Run._optimise = stop_after(step, rank=1)
-    pictures.main("", False, argv)
+    decoder.main(argv)
 
 
 @pytest.mark.bitwise
@@ -231,15 +230,18 @@ def test_two_processes_with_data_workers_go_on_too(write, tmp_path):
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "halves")
 
 
+def resaved(out: Path, progress: dict) -> None:
+    """Put another progress.pt into a save."""
+    rest = {path.name: torch.load(path, weights_only=True) for path in (out / "state").glob("*.bin")}
+    saves.write(out, {**rest, saves.PROGRESS: progress})
+
+
 def test_a_run_goes_on_though_its_version_knew_fewer_settings(write, tmp_path, capsys):
     """Settings that came later have their defaults; those that were changed are told, and refused."""
     MAIN["upsampler"]([str(write("upsampler", pictures=8))])
-    path = tmp_path / "run" / "state" / "progress.pt"
-    progress = torch.load(path, weights_only=True)
+    progress = saved(tmp_path / "run")
     del progress["recipe"]["stage"]["process"]["weighting"], progress["recipe"]["stage"]["drop_class"]
-    (path.parent / "manifest.json").unlink()
-    del progress["format"]  # earlier versions had neither
-    torch.save(progress, path)
+    resaved(tmp_path / "run", progress)
     forget()
     MAIN["upsampler"]([str(write("upsampler", pictures=16))])
     assert "going on from 8 pictures" in capsys.readouterr().out
@@ -249,8 +251,7 @@ def test_a_run_goes_on_though_its_version_knew_fewer_settings(write, tmp_path, c
         MAIN["upsampler"](again)
     forget()
     progress["recipe"]["stage"] = {"kind": "prior"}
-    torch.save(progress, path)
-    (path.parent / "manifest.json").unlink(missing_ok=True)
+    resaved(tmp_path / "run", progress)
     with pytest.raises(ConfigError, match="stage.kind: prior -> decoder"):
         MAIN["upsampler"]([str(write("upsampler", pictures=24))])
 

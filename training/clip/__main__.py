@@ -18,41 +18,48 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import ProjectConfiguration
+from accelerate import DistributedDataParallelKwargs
+from accelerate.utils import ProjectConfiguration, parse_flag_from_env
 
-from unclip.config import to_yaml
-from unclip.files import written_aside
+from unclip.config import ConfigError
 
-from ..programs import program, run, wants_bf16
+from ..programs import program, run
+from ..run import folder
+from ..run.settings import alone, joined
 from .phase import Stopped
 from .recipe import ClipRecipe
 from .trainer import Trainer
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> int:
     recipe = program(ClipRecipe, __doc__, argv)
     if recipe is None:
-        return
+        return 0
+    if parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        raise ConfigError(
+            "a CLIP is not trained in shards (FSDP): its batches are; launch without --use_fsdp, with "
+            "checkpointing=true if memory is short"
+        )
+    out = Path(recipe.out)
+    folder.check(out)
     # each phase leaves the other's tower alone
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    accelerator = Accelerator(
-        mixed_precision="bf16" if wants_bf16(recipe.precision) else "no",
+    accelerator = joined(
+        recipe.precision,
         log_with="tensorboard",
         project_config=ProjectConfiguration(recipe.out, logging_dir=recipe.out),
         kwargs_handlers=[unused],
     )
-    if accelerator.is_main_process:
-        with written_aside(Path(recipe.out) / "recipe.yaml") as aside:
-            aside.write_text(to_yaml(recipe), encoding="utf-8")
-    try:
-        metrics = Trainer(recipe, accelerator).train()
-    except Stopped as stopped:
-        accelerator.end_training()
-        accelerator.print(stopped)
-        return
+    with folder.held(out, accelerator):
+        alone(accelerator, lambda: folder.write_recipe(out, recipe))
+        try:
+            metrics = Trainer(recipe, accelerator).train()
+        except Stopped as stopped:
+            accelerator.end_training()
+            return stopped.args[0]
     if accelerator.is_main_process:
         print(json.dumps({k: v for k, v in metrics.items() if not isinstance(v, dict)}, indent=1))
+    return 0
 
 
 if __name__ == "__main__":

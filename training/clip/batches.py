@@ -18,9 +18,10 @@ from unclip.diffusion.schedule import make_schedule
 from unclip.diffusion.timesteps import uniform
 from unclip.guides.noised_clip import NoisedClipStageConfig
 
+from ..data.pool import Pool
 from ..data.source import Source
 from ..streams import Purpose, numbers, seed_of, streams
-from .pool import Pool, augment
+from .pool import augment, groups
 
 if TYPE_CHECKING:
     from .recipe import ClipRecipe
@@ -62,7 +63,7 @@ class ContrastBatches:
         vectors: Tensor | None = None,
     ) -> None:
         self.recipe, self.tokenize, self.source, self.accelerator = recipe, tokenize, source, accelerator
-        self.pool, self.vectors = pool, vectors
+        self.pool, self.vectors, self.group = pool, vectors, None if pool is None else groups(pool)
         self.noised = None if recipe.noised is None else Noiser(recipe.noised)
 
     def __call__(self, n: int, start: int) -> Iterator[ClipBatch]:
@@ -81,9 +82,9 @@ class ContrastBatches:
         rows = [seed_of(self.recipe.seed, Purpose.SAMPLE, picture) % len(pool.caption) for picture in mine]
         vectors = None if self.vectors is None else self.vectors[rows].float()
         return Drawn(
-            floats(pool.image[rows]),
+            floats(pool.pictures(rows)),
             [pool.caption[row] for row in rows],
-            pool.group[rows],
+            self.group[rows],
             [str(row) for row in rows],
             vectors,
         )

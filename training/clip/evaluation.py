@@ -41,23 +41,23 @@ class Evaluation:
     def measure(
         self, clip: Clip, head: Head | None, table: Tensor | None, texts: Sequence[str]
     ) -> dict[str, object]:
-        """R@1 and R@5 of held-out (and trained) pictures to names, and top-5 of unseen words."""
+        """R@1 and R@5 of held-out and trained pictures to names, top-5 of unseen words; of what there is."""
         vocabulary = sorted({*self.names, *self.heldout_names})
-        text = clip.encode_text(vocabulary).embed
-        found: dict[str, object] = {}
+        text = clip.encode_text(vocabulary).embed if vocabulary else None
+        metrics: dict[str, object] = {}
         if self.heldout is not None:
             held = self._embed(clip, self.heldout)
-            found |= _recall("heldout", held @ text.T, self.heldout_names, vocabulary)
+            metrics |= _recall("heldout", held @ text.T, self.heldout_names, vocabulary)
         if self.scenes is not None:
             images = self._embed(clip, self.scenes.pictures(range(len(self.scenes))))
-            found |= _recall("trained", images @ text.T, self.names, vocabulary)
-            found |= self._words(clip, images)
+            metrics |= _recall("trained", images @ text.T, self.names, vocabulary)
+            metrics |= self._words(clip, images)
         if table is not None:
             some = torch.linspace(0, len(texts) - 1, min(len(texts), 5_000)).long().tolist()
-            goal = head(table[some].float().to(text.device))
             said = clip.encode_text([texts[i] for i in some]).embed
-            found["text_cosine"] = (said * goal).sum(1).mean().item()
-        return found
+            goal = head(table[some].float().to(said.device))
+            metrics["text_cosine"] = (said * goal).sum(1).mean().item()
+        return metrics
 
     def _words(self, clip: Clip, images: Tensor) -> dict[str, object]:
         """The five names whose mean picture is nearest to each unseen word."""
@@ -91,7 +91,7 @@ def measure_noised(clip: NoisedClip, evaluation: Evaluation) -> dict[str, object
 
     if evaluation.heldout is None:
         return {}
-    noiser, found, device = Noiser(clip.config), {}, clip.network.text.position.device
+    noiser, metrics, device = Noiser(clip.config), {}, clip.network.text.position.device
     vocabulary = sorted({*evaluation.names, *evaluation.heldout_names})
     text = clip.encode_text(vocabulary)
     x0 = shrink(evaluation.heldout, clip.config.net.image_size)
@@ -104,8 +104,8 @@ def measure_noised(clip: NoisedClip, evaluation: Evaluation) -> dict[str, object
                 for x, at in zip(noiser.at(x0, t, noise).split(256), t.split(256), strict=True)
             ]
         )
-        found |= _recall(f"heldout_quartile{quarter}", image @ text.T, evaluation.heldout_names, vocabulary)
-    return found
+        metrics |= _recall(f"heldout_quartile{quarter}", image @ text.T, evaluation.heldout_names, vocabulary)
+    return metrics
 
 
 def _recall(title: str, scores: Tensor, truth: Sequence[str], names: Sequence[str]) -> dict[str, float]:

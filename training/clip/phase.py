@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from ..run import saves
 from ..run.changes import told
 from ..run.guard import Part
 from ..run.learner import Learner
+from ..run.settings import alone
 from ..run.sharding import clip_gradient, load_whole_optimizer
 from .batches import ClipBatch
 from .recipe import Phase
@@ -27,7 +27,7 @@ STATE = "phase.pt"
 
 
 class Stopped(Exception):
-    """The run was told to end, and is saved."""
+    """The run was told to end, and is saved; holds the exit code of its program."""
 
 
 class PhaseRun(Learner):
@@ -84,20 +84,28 @@ class PhaseRun(Learner):
         )
         endless = batches(self.batch_size // accelerator.num_processes, self.step)
         with self.signals, bar:
-            while self.step < self.total_steps and not self.told:
-                loss = self._optimise(wrapped, next(endless))
-                bar.update(self.batch_size)
-                if (self.step - 1) % 10 == 0:
-                    self._record(loss, bar)
-                if self.due(self.save_every) and self.step < self.total_steps:
-                    self._save()
-                if self.guard.in_a_row >= self.phase.max_skipped:
-                    self._save()
-                    self.guard.give_up(f"{self.name}.learning_rate")
-            self._save()
+            self._steps(wrapped, endless, bar)
+            if self.step >= self.total_steps or not self.guard.in_a_row:
+                self._save()
         accelerator.free_memory()
-        if self.step < self.total_steps:
-            raise Stopped(f"stopped after {self.seen:,} samples of {self.name}; the same command goes on")
+        if code := self.end(f"samples of {self.name}"):
+            raise Stopped(code)
+
+    def _steps(self, wrapped: nn.Module, batches: Iterator[ClipBatch], bar: tqdm) -> None:
+        is_owed = False  # whether a save was due while steps were left out
+        while self.goes_on:
+            loss = self._optimise(wrapped, self.fetch(batches))
+            if self.stuck:
+                break
+            bar.update(self.batch_size)
+            if (self.step - 1) % 10 == 0:
+                self._record(loss, bar)
+            if self.guard.in_a_row >= self.phase.max_skipped:
+                self.guard.give_up(self.last_save, f"{self.name}.learning_rate")
+            is_owed |= self.due(self.save_every)
+            if is_owed and not self.guard.in_a_row and self.step < self.total_steps:
+                self._save()
+                is_owed = False
 
     def _optimise(self, wrapped: nn.Module, batch: ClipBatch) -> Tensor:
         """One step; returns this process's loss."""
@@ -118,20 +126,17 @@ class PhaseRun(Learner):
         )
 
     def _save(self) -> None:
-        if self.accelerator.is_main_process:
-            saves.write(
-                self.out,
-                {
-                    STATE: {
-                        "module": self.module.state_dict(),
-                        "step": self.step,
-                        "optimizer": self.optimizer.state_dict(),
-                    }
-                },
-                **self.facts,
-            )
+        def write() -> None:
+            state = {
+                "module": self.module.state_dict(),
+                "step": self.step,
+                "optimizer": self.optimizer.state_dict(),
+            }
+            saves.write(self.out, {STATE: state}, **self.facts)
             self.on_save()
-        self.accelerator.wait_for_everyone()
+
+        alone(self.accelerator, write)
+        self.saved = self.step
 
     def _resume(self) -> None:
         """Take up the newest good save of this phase, if there is one."""
@@ -140,11 +145,11 @@ class PhaseRun(Learner):
             self.accelerator.print(f"{complaint}; going on from the save before it")
         if folder is None:
             return
-        self._compare(json.loads((folder / saves.MANIFEST).read_text(encoding="utf-8")))
+        self._compare(saves.manifest(folder))
         state = saves.load(folder / STATE)
         self.module.load_state_dict(state["module"])
         load_whole_optimizer(self.optimizer, state["optimizer"])  # copied: as it is, it would stay mapped
-        self.step = state["step"]
+        self.step = self.saved = state["step"]
         self.accelerator.print(f"{self.name}: going on from {self.seen:,} samples")
 
     def _compare(self, before: dict) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from unclip.clip import Clip
 from unclip.diffusion.noise import Random, rand
-from unclip.files import written_aside
 
+from ..data.pool import Drawn, Pool, PoolConfig, as_bytes, open_pool
 from ..data.source import Source
 from .teacher import Teacher
 from .words import fetch_wordnet, vocabulary
@@ -26,40 +25,30 @@ if TYPE_CHECKING:
     from .recipe import ClipRecipe
 
 
-@dataclass(frozen=True)
-class Pool:
-    """Pictures in memory.
-
-    image: uint8 [M, 3, S, S]. caption: M sentences. group: int64 [M], equal where the names are.
-    """
-
-    image: Tensor
-    caption: list[str]
-    group: Tensor
-
-
 def build_pool(recipe: ClipRecipe, cache: Path, batch: int = 256) -> Pool:
-    """Draws `recipe.distinct` pictures once and keeps them in `cache`."""
-    facts = f"{recipe.data.model_dump_json()} {recipe.distinct} {recipe.seed}"
-    path = cache / f"pool-{sha256(facts.encode()).hexdigest()[:16]}.pt"
-    if not path.exists():
-        image = torch.empty(recipe.distinct, 3, recipe.data.size, recipe.data.size, dtype=torch.uint8)
-        caption, key, start = [], [], 0
-        progress = tqdm(total=len(image), desc="drawing", unit="picture")
-        for made in Source(recipe.data, recipe.seed).batches(batch):
-            n = min(len(made.image), len(image) - start)
-            image[start : start + n] = ((made.image[:n] + 1) * 127.5).round().byte()
-            caption, key, start = caption + made.caption[:n], key + made.key[:n], start + n
-            progress.update(n)
-            if start == len(image):
-                break
-        progress.close()
-        with written_aside(path) as aside:
-            torch.save({"image": image, "caption": caption, "key": key}, aside)
-    kept = torch.load(path, weights_only=True)
-    names = ["+".join(part.split("--")[-1] for part in key.split("+")) for key in kept["key"]]
+    """The first `recipe.distinct` pictures of the recipe's data, drawn once and kept in `cache`.
+
+    Raises ``ConfigError`` for a pool that is damaged or cut short.
+    """
+    data = recipe.data.model_copy(update={"heldout": []})
+    facts = {"seed": recipe.seed, "data": data.model_dump(mode="json", exclude={"heldout", "workers"})}
+    folder = cache / f"pool-{sha256(json.dumps(facts).encode()).hexdigest()[:16]}"
+
+    def draw(start: int) -> Iterator[Drawn]:
+        skip = start % batch
+        for drawn in Source(data, recipe.seed).batches(batch, start // batch):
+            yield as_bytes(drawn.pixels[skip:]), drawn.caption[skip:], drawn.key[skip:]
+            skip = 0
+
+    size = data.crop or data.size
+    return open_pool(PoolConfig(folder=str(folder), scenes=recipe.distinct), size, facts, draw)
+
+
+def groups(pool: Pool) -> Tensor:
+    """Numbers int64 [M], equal where the names are that the keys of a pool's pictures end with."""
+    names = ["+".join(part.split("--")[-1] for part in key.split("+")) for key in pool.key]
     number = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    return Pool(kept["image"], kept["caption"], torch.tensor([number[name] for name in names]))
+    return torch.tensor([number[name] for name in names])
 
 
 def augment(images: Tensor, source: Random) -> Tensor:

@@ -23,7 +23,7 @@ from .config import DataConfig
 from .feed import fed
 from .framing import turned
 from .kinds import Pictures
-from .pool import Drawn, open_pool
+from .pool import Drawn, as_bytes, open_pool
 
 
 class Composed(Pictures):
@@ -93,8 +93,7 @@ class Pooled(Pictures):
         batches = fed(partial(self.composed.every, n), first, self.config.workers)
         for number, batch in enumerate(batches, first):
             skip = max(0, start - number * n)
-            image = ((batch.image[skip:] + 1) * 127.5).round().to(torch.uint8)
-            yield image, batch.caption[skip:], batch.key[skip:]
+            yield as_bytes(batch.pixels[skip:]), batch.caption[skip:], batch.key[skip:]
 
     def embed(self, clip: str, embed: Callable[[Tensor], Tensor]) -> None:
         """Have batches come with embeddings: those of the CLIP of that identity, by ``embed``, which takes

@@ -18,8 +18,10 @@ from unclip.checkpoint import CheckpointError, read_header, save_checkpoint
 from unclip.clip import WEIGHTS, digest_of, load_clip, named, same_weights
 from unclip.config import ConfigError
 from unclip.data.reading import ShardError, expand, spelled_out
+from unclip.files import parse_json, read_json
 
 MANIFEST, KIND = "embeddings.json", "embeddings"
+FACTS = {"clip": str, "dim": int, "tokens": bool, "files": dict, "mean": list, "std": list}  # of a manifest
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,35 @@ def load_rows(path: Path) -> Rows:
     read_header(path, KIND)
     try:
         with safe_open(path, framework="pt") as file:
-            found = {name: file.get_tensor(name) for name in file.keys()}
-        samples = json.loads(found.pop("samples").numpy().tobytes())
-        return Rows(samples["keys"], samples["captions"], **found)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        text = tensors.pop("samples").numpy().tobytes()
+        samples = parse_json(text, "its list of samples", keys=list, captions=list)
+        rows = Rows(samples["keys"], samples["captions"], **tensors)
+        _check(rows)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
+    return rows
+
+
+def _check(rows: Rows) -> None:
+    """Refuse, by ``ValueError``, rows that do not belong together."""
+    n, m = len(rows.keys), len(rows.captions)
+    if not all(isinstance(text, str) for text in (*rows.keys, *rows.captions)):
+        raise ValueError("a key or a caption that is no text")
+    if len(rows.image) != n or len(rows.text) != m or rows.picture.shape != (m,):
+        raise ValueError(f"it has {n} keys for {len(rows.image)} pictures, {m} captions for {len(rows.text)}")
+    steps = rows.picture.diff()
+    if m and (rows.picture[0] < 0 or rows.picture[-1] >= n or (steps < 0).any()):
+        raise ValueError("captions of pictures that it does not hold")
+    if rows.tokens is not None:
+        lengths = rows.ends.diff()
+        if (
+            rows.ends.shape != (m + 1,)
+            or rows.ends[0]
+            or rows.ends[-1] != len(rows.tokens)
+            or (lengths < 0).any()
+        ):
+            raise ValueError("hidden states that do not fit its captions")
 
 
 class Embeddings:
@@ -91,16 +117,18 @@ class Embeddings:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         try:
-            found = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
-            self.clip, self.dim, self.text_dim = found["clip"], found["dim"], found["text_dim"]
-            self.tokens, self.files = found["tokens"], found["files"]
-            self.mean, self.std = torch.tensor(found["mean"]), torch.tensor(found["std"])
-        except OSError:
-            raise ConfigError(
-                f"{folder} holds no embeddings: it has no {MANIFEST}, which training.embed writes at its end"
-            ) from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{self.folder / MANIFEST} is damaged: {error!r}") from None
+            facts = read_json(self.folder / MANIFEST, "the list of embeddings", **FACTS)
+            self.clip, self.dim, self.text_dim = facts["clip"], facts["dim"], facts.get("text_dim")
+            self.tokens, self.files = facts["tokens"], facts["files"]
+            self.mean, self.std = torch.tensor(facts["mean"]), torch.tensor(facts["std"])
+            counts = [entry[what] for entry in self.files.values() for what in ("pictures", "captions")]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason: object = error
+            if not (self.folder / MANIFEST).exists():
+                reason = f"it has no {MANIFEST}, which training.embed writes at its end"
+            raise ConfigError(f"{folder} holds no embeddings: {reason}") from None
+        if not all(type(count) is int and count >= 0 for count in counts) or self.mean.shape != (self.dim,):
+            raise ConfigError(f"{self.folder / MANIFEST} is damaged: its counts or its mean are none")
         self.kept = 8  # files in memory
         self._rows: OrderedDict[str, Rows] = OrderedDict()
 
@@ -109,15 +137,19 @@ class Embeddings:
         if name not in self._rows:
             if name not in self.files:
                 raise ConfigError(f"{self.folder} holds no embeddings of {name}; run training.embed again")
-            self._rows[name] = load_rows(self.folder / f"{name}.safetensors")
+            self._rows[name] = load_rows(self.path(name))
             if len(self._rows) > self.kept:
                 self._rows.popitem(last=False)
         self._rows.move_to_end(name)
         return self._rows[name]
 
+    def path(self, name: str) -> Path:
+        """The file of a shard's embeddings."""
+        return self.folder / f"{name}.safetensors"
+
     def names(self, shards: Iterable[str]) -> list[str]:
         """The names of the shards meant, which need not be there; ``ConfigError`` for one of none."""
-        found: dict[str, None] = {}
+        names: dict[str, None] = {}
         for item in shards:
             try:
                 some = [name_of(path) for path in expand(item)]
@@ -126,12 +158,12 @@ class Embeddings:
                 some = [name for name in sorted(self.files) if any(fnmatch(name, one) for one in wanted)]
             if not some:
                 raise ConfigError(f"{self.folder} holds no embeddings of {item}")
-            found |= dict.fromkeys(some)
-        if missing := [name for name in found if name not in self.files]:
+            names |= dict.fromkeys(some)
+        if missing := [name for name in names if name not in self.files]:
             raise ConfigError(
                 f"{self.folder} holds no embeddings of {', '.join(missing[:5])}; run training.embed again"
             )
-        return list(found)
+        return list(names)
 
     def check_clip(self, source: str | None) -> None:
         """Refuse, by ``ConfigError``, embeddings of another CLIP than ``source``, as ``load_clip`` takes it.

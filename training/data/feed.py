@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -33,10 +35,24 @@ def fed(make: Callable[[int, int], Iterator[B]], start: int, workers: int) -> It
         worker_init_fn=_outlive,
         generator=torch.Generator(),
     )
-    for batch in loader:
+    with _quiet_ends():
+        batches = iter(loader)
+    for batch in batches:
         if isinstance(batch, Exception):
             raise batch
         yield batch
+
+
+@contextmanager
+def _quiet_ends() -> Iterator[None]:
+    """Of a worker that died torch tells at once, by an error in whatever line the run then is; so that the
+    run can be saved it is told where the next batch is asked for, as it is besides.
+    """
+    number = getattr(signal, "SIGCHLD", None)
+    before = number and signal.getsignal(number)
+    yield
+    if number and threading.current_thread() is threading.main_thread():
+        signal.signal(number, before)
 
 
 class _Every(IterableDataset):
@@ -61,4 +77,5 @@ def _outlive(_: int) -> None:
     """Signals that end a run come to its workers too, and the run still needs them for its last step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: signal.alarm(GRACE))

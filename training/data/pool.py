@@ -24,9 +24,10 @@ from tqdm import tqdm
 from unclip.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from unclip.clip import same_weights
 from unclip.config import Config, ConfigError
-from unclip.files import write_json
+from unclip.files import read_json, regular, write_json
 
 FACTS, PICTURES, SAMPLES, EMBEDDINGS = "pool.json", "pictures.bin", "samples.jsonl", "embeddings.safetensors"
+AGAIN = "and it is made again"
 Drawn = tuple[Tensor, list[str], list[str]]  # uint8 [n,3,S,S], captions, keys
 
 
@@ -86,6 +87,11 @@ class Pool:
         return found
 
 
+def as_bytes(images: Tensor) -> Tensor:
+    """Pictures in [-1,1] -> uint8, as a pool keeps them; what is that already stays as it is."""
+    return ((images + 1) * 127.5).round().to(torch.uint8) if images.is_floating_point() else images
+
+
 def open_pool(config: PoolConfig, size: int, facts: dict, draw: Callable[[int], Iterator[Drawn]]) -> Pool:
     """The pool of a folder, drawn as far as it is not yet.
 
@@ -96,10 +102,22 @@ def open_pool(config: PoolConfig, size: int, facts: dict, draw: Callable[[int], 
     kept = _kept(folder, facts)
     if kept < config.scenes:
         _draw(folder, facts, config.scenes, kept, draw)
-    with open(folder / SAMPLES, encoding="utf-8") as lines:
-        captions, keys = zip(*map(json.loads, islice(lines, config.scenes)), strict=True)
+    captions, keys = zip(*_samples(folder, config.scenes), strict=True)
     image = np.memmap(folder / PICTURES, np.uint8, "r", shape=(config.scenes, 3, size, size))
     return Pool(folder, image, list(captions), list(keys))
+
+
+def _samples(folder: Path, count: int) -> Iterator[tuple[str, str]]:
+    """The captions and keys of the first scenes."""
+    with open(regular(folder / SAMPLES), encoding="utf-8") as lines:
+        for number, line in enumerate(islice(lines, count), 1):
+            try:
+                caption, key = json.loads(line)
+            except (ValueError, TypeError, RecursionError):
+                caption = key = None
+            if not isinstance(caption, str) or not isinstance(key, str):
+                raise ConfigError(f"line {number} of {folder / SAMPLES} is damaged; delete the pool, {AGAIN}")
+            yield caption, key
 
 
 def _kept(folder: Path, facts: dict) -> int:
@@ -108,15 +126,13 @@ def _kept(folder: Path, facts: dict) -> int:
     if not path.exists():
         return 0
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path, "what a pool holds", count=int)
         kept = found.pop("count")
         there = (folder / PICTURES).stat().st_size
         with open(folder / SAMPLES, "rb") as lines:
             told = sum(1 for _ in lines)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            f"the pool {folder} is damaged ({error!r}); delete it, and it is made again"
-        ) from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the pool {folder} is damaged ({error}); delete it, {AGAIN}") from None
     other = [
         f"{name} {found.get(name)!r}, not {facts.get(name)!r}"
         for name in sorted({*found, *facts})
@@ -127,7 +143,7 @@ def _kept(folder: Path, facts: dict) -> int:
             f"the pool {folder} was made with {'; '.join(other)}: name another folder in "
             "data.pool, or delete this one, and it is made again"
         )
-    if there < kept * 3 * facts["size"] ** 2 or told < kept:
+    if kept < 0 or there < kept * 3 * facts["size"] ** 2 or told < kept:
         raise ConfigError(
             f"the pool {folder} is cut short: {PICTURES} has {there:,} bytes and {SAMPLES} "
             f"{told:,} samples for {kept:,} scenes; delete it, and it is made again"

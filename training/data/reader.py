@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from unclip.data.batches import Batch, Embedded, Looked, class_of, gathered, pixels, window
+from unclip.data.batches import Batch, Embedded, Looked, gathered, pixels, window
 from unclip.data.pictures import GAP, open_picture, square
-from unclip.data.samples import picture_of, texts_of
+from unclip.data.samples import class_of, picture_of, texts_of
 
 from ..streams import Purpose, seed_of
 from .embeddings import Embeddings, name_of
@@ -57,7 +57,8 @@ class Reader:
             else:
                 key = sample["__key__"]
                 picture = picture_of(sample)
-                captions, record = texts_of(sample)
+                texts = texts_of(sample)
+                captions, record = texts.captions, texts.record
                 image = open_picture(picture, least=GAP * config.size / side)
             image = square(image, config.size, side, place, config.background)
             which = rng.randrange(len(captions)) if len(captions) > 1 else 0

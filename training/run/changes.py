@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from zlib import crc32
+
 from unclip.config import Config, ConfigError, differences
 
 # What a run can go on without; a key stands for all below it.
@@ -15,6 +18,7 @@ FREE = (
     "train.sample_every", "train.save_every",
     "data.heldout", "data.workers", "data.max_corrupt",
 )  # fmt: skip
+BEGINNING = 4096  # bytes: of a tar, the name, date and size of its first file, and some of it
 # What else it can go on with when ``train.new_data`` says so.
 DATA = ("data", "embeddings", "order", "train.seed")
 
@@ -42,6 +46,36 @@ def check(out: object, old: dict, recipe: Config, order: dict, new_data: bool) -
             hint += "; train.new_data=true goes on with the new data (or the old, if it only moved)"
         raise ConfigError(f"{out} holds a run that this recipe cannot continue ({told(refused)}); {hint}")
     return changed
+
+
+def sealed(listing: dict[str, int | None]) -> dict[str, str]:
+    """What tells a file from another of its name: its size, and a sum of how it begins; "" of an address.
+
+    listing: bytes by path, None for what lies on no disk here.
+    """
+    seals = {}
+    for path, size in listing.items():
+        seals[path] = ""
+        if size is not None:
+            with open(path, "rb") as file:
+                seals[path] = f"{size:,} bytes that begin {crc32(file.read(BEGINNING)):08x}"
+    return seals
+
+
+def of_files(old: dict, new: dict) -> dict[str, str]:
+    """How the files that a run learns from (``sealed``) differ from those before: "new", "gone", or how.
+
+    They are known by their last names, since data may move. Of a save that says nothing there is nothing.
+    """
+    if not old:
+        return {}
+    old, new = ({Path(path).name: seal for path, seal in files.items()} for files in (old, new))
+    changed = {name: "gone" for name in old.keys() - new.keys()}
+    changed |= {name: "new" for name in new.keys() - old.keys()}
+    changed |= {
+        name: f"{old[name]} -> {new[name]}" for name in old.keys() & new.keys() if old[name] != new[name]
+    }
+    return dict(sorted(changed.items()))
 
 
 def told(changes: dict[str, str]) -> str:

@@ -1,17 +1,25 @@
-"""The curves of a run: means of its loss terms, in ``metrics.jsonl`` and for those who draw them."""
+"""The curves of a run: means of loss terms, in training and on held-out data. They are in ``metrics.jsonl``,
+and with those who draw them.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from unclip.config import ConfigError
+from unclip.diffusion.noise import fold
 from unclip.files import written_aside
+from unclip.stages import Stage
+
+from .examples import Examples
 
 QUARTILES = 4
 
@@ -60,6 +68,51 @@ class Means:
         """Go on from a saved state."""
         self.names = list(state["names"])
         self.sums = None if state["sums"] is None else state["sums"].clone().to(device)
+
+
+@torch.no_grad()
+def validate(
+    module: Stage,
+    batches: Sequence[Examples],
+    timesteps: int,
+    accelerator: Accelerator,
+    sharded: bool = False,
+) -> dict[str, float]:
+    """Means by name, over all t and by quartile; {} if there is nothing to validate on.
+
+    The batches are shared out among the processes; with shared-out weights all compute all, since they
+    need each other's parts. An error in one process is raised in all: ``RuntimeError``.
+    """
+    rank, world = (0, 1) if sharded else (accelerator.process_index, accelerator.num_processes)
+    rows, wrong = [], None
+    try:
+        for number, examples in list(enumerate(batches))[rank::world]:
+            with accelerator.autocast():
+                rows.append((number, *_held_out_terms(module, examples, number, timesteps)))
+    except Exception as error:
+        if sharded or world == 1:
+            raise
+        wrong = f"{type(error).__name__}: {error}"
+    if not sharded:
+        if errors := [error for error in gather_object([wrong]) if error]:
+            raise RuntimeError(errors[0])
+        rows = sorted(gather_object(rows), key=lambda row: row[0])
+    means = Means(timesteps)
+    for _, terms, t in rows:
+        means.add(terms, t)
+    return means.take()
+
+
+def _held_out_terms(
+    module: Stage, examples: Examples, number: int, timesteps: int
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The loss terms of batch number ``number``, a noise of its own at every level alike, and their t."""
+    x0, n = examples.x0, len(examples)
+    generator = torch.Generator(x0.device).manual_seed(fold(1, number))
+    t = 1 + torch.arange(n, device=x0.device) * timesteps // n
+    noise = torch.randn(x0.shape, device=x0.device, generator=generator)
+    terms = module(x0, t, noise, examples.conditions)
+    return {name: term.float().cpu() for name, term in terms.items() if name != "loss"}, t.cpu()
 
 
 class Curves:

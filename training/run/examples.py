@@ -27,7 +27,8 @@ class Examples:
 class Task(Protocol):
     """What a program knows about its stage and data.
 
-    ``order`` (a dict; may be left out) says what the order of its batches depends on besides the recipe.
+    Two that may be left out: ``order``, a dict, says what the order of its batches depends on besides the
+    recipe; ``listing``, {path: bytes or None}, which files they come from.
     """
 
     def batches(self, start: int) -> Iterator[Examples]:

@@ -1,7 +1,11 @@
-"""What guards a run: steps that are not sound are left out, and a signal waits for the end of a step."""
+"""What guards a run: steps that are not sound are left out, and a signal waits for the end of a step.
+
+While steps in a row are left out nothing is saved: the weights may have gone astray before a loss says so.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -16,6 +20,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .curves import append
+
+HANGUP = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()  # not on every system
 
 
 class NotFinite(ValueError):
@@ -68,15 +74,15 @@ class Guard:
             file=sys.stderr,
         )
 
-    def give_up(self, rate: str = "learning_rate") -> None:
-        """End the run; its last save has the weights of the last sound step.
+    def give_up(self, save: str, rate: str = "learning_rate") -> None:
+        """End the run, which has not been saved since these steps began.
 
-        rate: the learning rate's name in the recipe.
+        save: the last one before them, in words. rate: the learning rate's name in the recipe.
         """
         raise NotFinite(
-            f"in {self.in_a_row} steps in a row the loss was not finite; {self.path} says where. "
-            "What was saved has the weights of the last sound step; the same command tries the "
-            f"pictures after these. A lower {rate}, or precision=fp32, may help"
+            f"in {self.in_a_row} steps in a row the loss was not finite; {self.path} says where. Nothing was "
+            f"saved since they began: the same command goes on from {save}. A lower {rate}, or "
+            "precision=fp32, may help; a larger max_skipped, if it is these samples alone"
         )
 
 
@@ -92,18 +98,24 @@ def _named(row: dict) -> str:
 
 
 class Signals:
-    """Ctrl-C and SIGTERM: remembered, so that a run ends after a whole step, when its state can be saved.
+    """Ctrl-C, SIGTERM, and SIGHUP, which comes when a terminal is closed: remembered, so that a run ends
+    after a whole step, when its state can be saved.
 
-    Inside the block such a signal is only noted in ``came``; a second Ctrl-C ends the run at once.
+    Inside the block such a signal is only noted: in ``came``, and in ``interrupted`` if it is Ctrl-C. A
+    second Ctrl-C ends the run at once. A SIGHUP that is ignored (``nohup``) stays so.
     """
 
     def __init__(self) -> None:
-        self.came = False
+        self.came = self.interrupted = False
         self._first = 0.0
         self._before: dict = {}
+        self._terminals: list[int] = []
 
     def __enter__(self) -> Signals:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        self._terminals = [stream for stream in (1, 2) if os.isatty(stream)]
+        for number in (signal.SIGINT, signal.SIGTERM, *HANGUP):
+            if number in HANGUP and signal.getsignal(number) is signal.SIG_IGN:
+                continue
             self._before[number] = signal.signal(number, self._note)
         return self
 
@@ -117,3 +129,13 @@ class Signals:
             raise KeyboardInterrupt
         if not self.came:
             self.came, self._first = True, time.monotonic()
+            self.interrupted = number == signal.SIGINT
+        if number in HANGUP:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """What is written to a terminal that was closed is an error, which must not end the run first."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in self._terminals:
+            os.dup2(nowhere, stream)
+        os.close(nowhere)

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -18,13 +19,21 @@ from unclip.diffusion.timesteps import LossSecondMoment, uniform
 from unclip.nets.blocks import Unit
 from unclip.stages import Stage
 
+from ..programs import INTERRUPTED, STOPPED
 from ..streams import Purpose, numbers, streams
+from . import saves
 from .curves import Curves, Means
 from .ema import EMA
 from .examples import Examples
 from .guard import Guard, Part, Signals
 from .settings import Training
 from .sharding import clip_gradient, shard
+
+B = TypeVar("B")
+
+
+class NoData(ValueError):
+    """There is no next batch, for a reason that is no mistake of the recipe's."""
 
 
 class Learner(ABC):
@@ -43,7 +52,10 @@ class Learner(ABC):
         self.signals = Signals()
         self.step = 0  # optimiser steps taken, or left out
         self.saved = -1  # ... when it was last saved
-        self.told = False  # whether a signal came to any process
+        self.told = self.interrupted = False  # whether a signal came to any process, and that it was Ctrl-C
+        self.stuck = False  # whether any process has no next batch
+        self._batch: object = None  # the last one here
+        self._lost: Exception | None = None  # why there is no next one here
 
     @abstractmethod
     def rate(self, step: int) -> float:
@@ -58,12 +70,57 @@ class Learner(ABC):
         """Whether the last step crossed a multiple of ``every`` samples."""
         return self.seen // every > (self.seen - self.batch_size) // every
 
+    def fetch(self, batches: Iterator[B]) -> B:
+        """The next batch. If it does not come the last one stands in, so that no other process waits for this
+        one in vain; ``take`` then leaves the run as it was before the step, for ``end`` to tell.
+        """
+        try:
+            if self._lost is None:
+                self._batch = next(batches)
+        except Exception as error:
+            if self._batch is None:
+                raise
+            self._lost = error
+        return self._batch
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is another step to take. A run that is told to end takes a few more where the last
+        one was not sound, since it cannot be saved before one is.
+        """
+        return self.step < self.total_steps and not self.stuck and (not self.told or self.guard.in_a_row > 0)
+
+    @property
+    def last_save(self) -> str:
+        """Where a run goes on that is not saved now, in words."""
+        if self.saved < 0:
+            return "its beginning, since there is no save"
+        return f"{self.out / saves.LAST}, saved after {self.saved * self.batch_size:,} samples"
+
+    def end(self, unit: str) -> int:
+        """The exit code of a run whose steps are over: 0 if it has taken all; else it says where it goes on.
+
+        unit: what is counted, such as "pictures". Raises what kept the next batch from coming.
+        """
+        if self.step >= self.total_steps:
+            return 0
+        rest = "" if self.saved == self.step else f" from {self.last_save}"
+        self.accelerator.print(f"stopped after {self.seen:,} {unit}; the same command goes on{rest}")
+        if isinstance(self._lost, ValueError | OSError):
+            raise self._lost
+        if self.stuck:
+            raise NoData(f"the next samples did not come: {self._lost or 'another process says why'}")
+        return INTERRUPTED if self.interrupted else STOPPED
+
     def take(self, parts: list[Part], norm: Tensor) -> bool:
         """Take the step whose gradient is there, unless a loss or its norm is not finite anywhere; then it is
-        left out everywhere. Returns whether it was taken.
+        left out everywhere. Returns whether it was taken. Where any process has no batch it does not count.
         """
-        self.step += 1
         sound = self._agreed(self.guard.sound(parts, norm))
+        if self.stuck:
+            self.optimizer.zero_grad()
+            return False
+        self.step += 1
         if sound:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate(self.step - 1)
@@ -75,19 +132,24 @@ class Learner(ABC):
         return sound
 
     def _agreed(self, sound: bool) -> bool:
-        """Whether the step is sound in all processes; they also hear whether any was told to stop."""
+        """Whether the step is sound in all processes; they also hear whether any was told to stop, and how,
+        or has no batch.
+        """
+        signals = self.signals
         flags = torch.tensor(
-            [not sound, self.signals.came], dtype=torch.float32, device=self.accelerator.device
+            [not sound, signals.came, signals.interrupted, self._lost is not None],
+            dtype=torch.float32,
+            device=self.accelerator.device,
         )
-        bad, told = self.accelerator.reduce(flags).tolist()
-        self.told = told > 0
+        bad, self.told, self.interrupted, self.stuck = map(bool, self.accelerator.reduce(flags).tolist())
         return not bad
 
 
 class StageLearner(Learner):
     """A stage that learns: its weights (``raw``), their average, its losses, and what is known of them.
 
-    order: what the order of its batches depends on besides the recipe; for who goes on.
+    order:   what the order of its batches depends on besides the recipe; for who goes on.
+    listing: the files that they come from, and their bytes (None: not known).
     """
 
     def __init__(
@@ -97,9 +159,10 @@ class StageLearner(Learner):
         recipe: Config,
         accelerator: Accelerator,
         order: dict | None = None,
+        listing: dict[str, int | None] | None = None,
     ) -> None:
         super().__init__(Path(settings.out), settings.batch_size, settings.pictures, accelerator)
-        self.settings, self.recipe, self.order = settings, recipe, order or {}
+        self.settings, self.recipe, self.order, self.listing = settings, recipe, order or {}, listing or {}
         self._prepare(stage.to(accelerator.device))
         self.weights = list(self.raw.parameters())
         self.optimizer = torch.optim.AdamW(
@@ -147,8 +210,9 @@ class StageLearner(Learner):
     def _optimise(self, batches: Iterator[Examples]) -> None:
         """One optimiser step over ``accumulate`` batches (Kingma & Ba 2015; Loshchilov & Hutter 2019)."""
         accumulate, parts = self.settings.accumulate, []
+        before = self.importance and self.importance.state_dict()
         for micro in range(accumulate):
-            examples = next(batches)
+            examples = self.fetch(batches)
             with self._shared(last=micro == accumulate - 1):
                 part, loss = self._losses(examples, self.step * accumulate + micro)
                 self.accelerator.backward(loss.mean() / accumulate)
@@ -157,6 +221,8 @@ class StageLearner(Learner):
             self.ema.update(self.raw, self.settings.batch_size, self.seen)
             for part in parts:
                 self.means.add(part.terms, part.t)
+        elif self.stuck and before:
+            self.importance.load_state_dict(before)
 
     def _shared(self, last: bool) -> AbstractContextManager:
         """Gradients are averaged over the processes after the last part of a step."""

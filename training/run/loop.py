@@ -8,40 +8,50 @@ numbers are seeded by the run's seed and the picture's number (or, dropout's, th
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from unclip.config import Config, to_yaml
+from unclip.config import Config, ConfigError
 from unclip.data.images import save_png
-from unclip.files import written_aside
 from unclip.stages import Stage
 
-from .curves import cut
+from .changes import sealed
+from .curves import cut, validate
 from .examples import Task
+from .folder import write_recipe
 from .learner import StageLearner
 from .resume import is_saved, resume, save
-from .settings import Training
-from .validation import validate
+from .settings import Training, alone
 
 
-def train(stage: Stage, task: Task, settings: Training, recipe: Config, accelerator: Accelerator) -> Path:
-    """Train ``stage``; returns the path of the averaged weights' checkpoint."""
-    return Run(stage, task, settings, recipe, accelerator).train()
+def train(stage: Stage, task: Task, settings: Training, recipe: Config, accelerator: Accelerator) -> int:
+    """Train ``stage``; returns the exit code of its program: 0 if it has seen all its pictures."""
+    run = Run(stage, task, settings, recipe, accelerator)
+    run.train()
+    return run.code
 
 
 class Run(StageLearner):
     """One run: a stage that learns its task, and what is done between its steps."""
 
+    code = 0  # of its program, when it has ended
+
     def __init__(
         self, stage: Stage, task: Task, settings: Training, recipe: Config, accelerator: Accelerator
     ) -> None:
-        super().__init__(stage, settings, recipe, accelerator, getattr(task, "order", {}))
+        order, listing = getattr(task, "order", {}), getattr(task, "listing", {})
+        super().__init__(stage, settings, recipe, accelerator, order, sealed(listing))
         self.task = task
+        self._is_owed = False  # whether a save was due while steps were left out
 
     def train(self) -> Path:
+        """Returns the path of the averaged weights' checkpoint."""
+        self._check()
         resume(self)
         self._start()
         bar = tqdm(
@@ -53,68 +63,113 @@ class Run(StageLearner):
             disable=not self.accelerator.is_main_process,
         )
         with self.signals, bar:
+            if 0 < self.step < self.total_steps:
+                self._look_again()
             self._steps(bar)
             self._finish()
         self.accelerator.end_training()
         return self.out / f"{self.raw.config.kind}.safetensors"
 
+    def _check(self) -> None:
+        """Find now, and not in hours, what validation and drawing would stumble over."""
+        self._heldout = self.task.validation()
+        sampling = getattr(self.raw.config, "sampling", None)
+        if sampling is None:
+            return
+        try:
+            levels = self.raw.levels(sampling)
+        except ValueError as error:
+            raise ConfigError(f"stage.sampling.steps: {error}") from None
+        if missing := set(levels[:-1]).difference(sampling.x0_variance or levels):
+            raise ConfigError(
+                f"stage.sampling.x0_variance has no entry for t = {min(missing)}, a step's level"
+            )
+
     def _start(self) -> None:
         if self.accelerator.is_main_process:
-            with written_aside(self.out / "recipe.yaml") as aside:
-                aside.write_text(to_yaml(self.recipe), encoding="utf-8")
+            write_recipe(self.out, self.recipe)
             cut(self.guard.path, self.seen)
         self.curves.start(self.seen, self.recipe.model_dump(mode="json"))
 
     def _steps(self, bar: tqdm) -> None:
         batches = self.task.batches(self.step * self.settings.accumulate)
-        while self.step < self.total_steps and not self.told:
+        while self.goes_on:
             self._optimise(batches)
+            if self.stuck:
+                break
             bar.update(self.settings.batch_size)
             if self.due(self.settings.log_every) and (values := self.means.take(self.accelerator)):
                 values["learning_rate"] = self.rate(self.step)
                 values |= {"skipped": self.guard.total} if self.guard.total else {}
                 self.curves.record(self.seen, values)
                 bar.set_postfix(loss=f"{values['loss']:.4f}")
+            if self.guard.in_a_row >= self.settings.max_skipped:
+                self.guard.give_up(self.last_save)
             if self.step < self.total_steps:
                 self._intervals()
-            if self.guard.in_a_row >= self.settings.max_skipped:
-                save(self)
-                self.guard.give_up()
 
     def _intervals(self) -> None:
-        """What is looked at now and then; the save comes last, so that it knows of all points before it."""
-        if self.due(self.settings.validate_every):
-            self._validate()
-        if self.due(self.settings.sample_every):
-            self._draw()
-        if self.due(self.settings.save_every):
+        """A save comes before all that is looked at, and never while steps are left out."""
+        self._is_owed |= self.due(self.settings.save_every)
+        if self._is_owed and not self.guard.in_a_row:
             save(self)
+            self._is_owed = False
+        if self.due(self.settings.validate_every):
+            self._attempt("validation", self._validate)
+        if self.due(self.settings.sample_every):
+            self._attempt("drawing", self._draw)
+
+    def _look_again(self, last: bool = False) -> None:
+        """What is due, or the last, and is not there: a kill may have come between a save and these."""
+        validated, drawn = alone(
+            self.accelerator, lambda: (self.curves.validated(self.seen), self._sample.is_file())
+        )
+        if (last or self.due(self.settings.validate_every)) and not validated:
+            self._attempt("validation", self._validate)
+        if (last or self.due(self.settings.sample_every)) and not drawn:
+            self._attempt("drawing", self._draw)
 
     def _finish(self) -> None:
-        if not is_saved(self):
+        """Save, unless the last steps were left out; at the end of the run all the same, since there is no
+        step more that could be sound: the save before it is then ``state.old``.
+        """
+        is_over = self.step >= self.total_steps
+        if not is_saved(self) and (is_over or not self.guard.in_a_row):
             save(self)
-        if self.step < self.total_steps:
-            self.accelerator.print(f"stopped after {self.seen:,} pictures; the same command goes on")
-        elif not self.curves.validated(self.seen):
-            self._draw()
-            self._validate()
+        self.code = self.end("pictures")
+        if is_over:
+            self._look_again(last=True)
+
+    def _attempt(self, what: str, look: Callable[[], None]) -> None:
+        """Look at the run. An error is told, and ends nothing: what was learnt does not depend on it."""
+        try:
+            look()
+        except Exception as error:
+            if self.accelerator.is_main_process:
+                tqdm.write(
+                    f"{what} after {self.seen:,} pictures failed, and the run goes on without it: "
+                    f"{type(error).__name__}: {error}",
+                    file=sys.stderr,
+                )
 
     def _validate(self) -> None:
         means = validate(
-            self.ema.module,
-            self.task.validation(),
-            self.raw.schedule.timesteps,
-            self.accelerator,
-            self.sharded,
+            self.ema.module, self._heldout, self.raw.schedule.timesteps, self.accelerator, self.sharded
         )
         if means:
             self.curves.record(self.seen, {f"validation/{name}": value for name, value in means.items()})
 
+    @property
+    def _sample(self) -> Path:
+        return self.out / "samples" / f"{self.seen:09d}.png"
+
     def _draw(self) -> None:
         """A picture of samples. All processes draw it where they need each other's weights to do so."""
-        if self.accelerator.is_main_process or self.sharded:
-            with torch.no_grad(), self.accelerator.autocast():
-                picture = self.task.draw(self.ema.module)
-            if picture is not None and self.accelerator.is_main_process:
-                save_png(picture, self.out / "samples" / f"{self.seen:09d}.png")
-        self.accelerator.wait_for_everyone()
+        try:
+            if self.accelerator.is_main_process or self.sharded:
+                with torch.no_grad(), self.accelerator.autocast():
+                    picture = self.task.draw(self.ema.module)
+                if picture is not None and self.accelerator.is_main_process:
+                    save_png(picture, self._sample)
+        finally:
+            self.accelerator.wait_for_everyone()

@@ -7,13 +7,14 @@ from pathlib import Path
 from accelerate.utils import gather_object
 
 from unclip.checkpoint import CheckpointError, read_header, save_checkpoint
-from unclip.config import ConfigError, load_config
+from unclip.config import ConfigError
 
 from . import changes, saves
 from .learner import StageLearner
+from .settings import alone
 from .sharding import load_whole, load_whole_optimizer, whole
 
-FORMAT = 2  # of progress.pt; earlier versions wrote none
+FORMAT = 2  # of progress.pt
 WEIGHTS, AVERAGES, OPTIMIZER = "pytorch_model.bin", "ema.bin", "optimizer.bin"
 
 
@@ -22,24 +23,19 @@ def save(run: StageLearner) -> None:
     main = run.accelerator.is_main_process
     means = gather_object([run.means.state_dict()])
     weights, averages, optimizer = (
-        whole(kept.state_dict(), keep=main) for kept in (run.raw, run.ema.module, run.optimizer)
+        whole(part.state_dict(), keep=main) for part in (run.raw, run.ema.module, run.optimizer)
     )
-    if main:
+    files = {WEIGHTS: weights, AVERAGES: averages, OPTIMIZER: optimizer}
+
+    def write() -> None:
         run.curves.flush()
         saves.write(
-            run.out,
-            {
-                WEIGHTS: weights,
-                AVERAGES: averages,
-                OPTIMIZER: optimizer,
-                saves.PROGRESS: _progress(run, means),
-            },
-            step=run.step,
-            pictures=run.seen,
+            run.out, {**files, saves.PROGRESS: _progress(run, means)}, step=run.step, pictures=run.seen
         )
         _export(run, averages)
+
+    alone(run.accelerator, write)
     run.saved = run.step
-    run.accelerator.wait_for_everyone()
 
 
 def _progress(run: StageLearner, means: list[dict]) -> dict:
@@ -49,11 +45,11 @@ def _progress(run: StageLearner, means: list[dict]) -> dict:
         "step": run.step,
         "recipe": run.recipe.model_dump(mode="json"),
         "order": run.order,
+        "listing": run.listing,
         "clip": run.raw.facts.get("clip"),
         "importance": run.importance and run.importance.state_dict(),
         "means": means,  # of every process
         "skipped": run.guard.total,
-        "in_a_row": run.guard.in_a_row % run.settings.max_skipped,  # one that gave up begins to count anew
     }
 
 
@@ -97,54 +93,42 @@ def resume(run: StageLearner) -> None:
             )
         return
     progress = saves.load(folder / saves.PROGRESS)
-    changed = changes.check(run.out, _old_recipe(run, progress), run.recipe, run.order, run.settings.new_data)
+    if not isinstance(progress, dict) or progress.get("format") != FORMAT:
+        raise CheckpointError(f"{folder} was saved by another version; this one goes on from format {FORMAT}")
+    old = {**progress["recipe"], "order": progress["order"]}
+    changed = changes.check(run.out, old, run.recipe, run.order, run.settings.new_data)
     clip, now = progress.get("clip"), run.raw.facts.get("clip")
     if clip and now and clip != now:
         raise ConfigError(f"{run.out} holds a run with the CLIP {clip}; the recipe's is {now}")
     _load(run, folder, progress)
     for complaint in complaints:
         run.accelerator.print(f"{complaint}: the save before it is used")
+    changed |= changes.of_files(progress.get("listing", {}), run.listing)
     if changed:
         run.accelerator.print(f"changed since the last save: {changes.told(changed)}")
     run.accelerator.print(f"going on from {run.seen:,} pictures in {run.out}")
 
 
-def _old_recipe(run: StageLearner, progress: dict) -> dict:
-    """The recipe of a save. Earlier versions kept the stage there and the rest beside it."""
-    if "recipe" in progress:
-        return {**progress["recipe"], "order": progress["order"]}
-    old = {"stage": progress["stage"]}
-    try:
-        old = load_config(type(run.recipe), run.out / "recipe.yaml").model_dump(mode="json") | old
-    except ConfigError:  # of another stage, or of settings that are no more
-        old["train"] = run.settings.model_dump(mode="json")
-    batch_size = progress.get("batch_size", run.settings.batch_size)
-    return {**old, "train": {**old["train"], "batch_size": batch_size}}
-
-
 def _load(run: StageLearner, folder: Path, progress: dict) -> None:
-    weights = saves.load(folder / WEIGHTS)
-    if all(key.startswith("module.") for key in weights):  # two processes of an earlier version wrote it
-        weights = {key.removeprefix("module."): value for key, value in weights.items()}
-    load_whole(run.raw, weights)
-    load_whole(run.ema.module, progress["ema"] if "ema" in progress else saves.load(folder / AVERAGES))
+    load_whole(run.raw, saves.load(folder / WEIGHTS))
+    load_whole(run.ema.module, saves.load(folder / AVERAGES))
     load_whole_optimizer(run.optimizer, saves.load(folder / OPTIMIZER))
     s = run.settings
     for group in run.optimizer.param_groups:  # as the recipe is now
         group |= {"betas": (s.beta1, s.beta2), "eps": s.eps, "weight_decay": s.weight_decay}
     if run.importance is not None and progress.get("importance"):
         run.importance.load_state_dict(progress["importance"])
-    _load_means(run, progress.get("means", []))
-    run.guard.total, run.guard.in_a_row = progress.get("skipped", 0), progress.get("in_a_row", 0)
+    _load_means(run, progress["means"])
+    run.guard.total = progress["skipped"]
     run.step = run.saved = progress["step"]
 
 
-def _load_means(run: StageLearner, kept: list[dict]) -> None:
+def _load_means(run: StageLearner, means: list[dict]) -> None:
     """Every process takes up its own sums; if there were more or fewer, one takes all."""
     rank, device = run.accelerator.process_index, run.accelerator.device
-    if len(kept) == run.accelerator.num_processes:
-        run.means.load_state_dict(kept[rank], device)
+    if len(means) == run.accelerator.num_processes:
+        run.means.load_state_dict(means[rank], device)
     elif rank == 0:
-        full = [part for part in kept if part["sums"] is not None]
+        full = [part for part in means if part["sums"] is not None]
         if full:
             run.means.load_state_dict({**full[0], "sums": sum(part["sums"] for part in full)}, device)

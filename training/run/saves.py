@@ -7,6 +7,7 @@ any moment a power cut leaves a whole save.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -17,33 +18,70 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from torch import Tensor
 
 from unclip.checkpoint import CheckpointError
 from unclip.files import flush, write_json
 
+from .settings import alone
+
 LAST, BEFORE, ASIDE, DAMAGED = "state", "state.old", "state.new", "state.damaged"
 MANIFEST = "manifest.json"
-PROGRESS = "progress.pt"  # the one file that saves of earlier versions have too
+PROGRESS = "progress.pt"
 NAMES = {MANIFEST, PROGRESS, "pytorch_model.bin", "ema.bin", "optimizer.bin", "phase.pt"}  # all there are
 
 
 def write(out: str | Path, files: Mapping[str, object], **facts: object) -> None:
     """Save: ``files`` are names and what ``torch.load(weights_only=True)`` reads back; ``facts`` go into the
     manifest.
+
+    Raises ``OSError`` that says how much room is missing if the disk is full; then nothing of it is left, and
+    the saves before it are there.
     """
     out = Path(out)
     _check_own(out)
-    aside = out / ASIDE
+    aside, size = out / ASIDE, bytes_of(files)
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    for name, content in files.items():
-        torch.save(content, aside / name)
-    with ThreadPoolExecutor(4) as threads:
-        sums = dict(zip(files, threads.map(_kept, [aside / name for name in files]), strict=True))
-    write_json(aside / MANIFEST, {**facts, "files": sums})
-    flush(aside)
+    try:
+        if (free := shutil.disk_usage(out).free) < size:
+            raise OSError(errno.ENOSPC, f"{free:,} bytes are free")
+        for name, content in files.items():
+            torch.save(content, aside / name)
+        with ThreadPoolExecutor(4) as threads:
+            sums = dict(zip(files, threads.map(_sealed, [aside / name for name in files]), strict=True))
+        write_json(aside / MANIFEST, {**facts, "files": sums})
+        flush(aside)
+    except (OSError, RuntimeError) as error:  # as torch reports it
+        written = sum(path.stat().st_size for path in aside.iterdir())
+        shutil.rmtree(aside, ignore_errors=True)
+        raise _no_room(out, size, written, error) from error
     _take_its_place(out)
+
+
+def bytes_of(content: object) -> int:
+    """How many bytes all tensors in nested dicts and lists take."""
+    if isinstance(content, Tensor):
+        return content.numel() * content.element_size()
+    if isinstance(content, Mapping):
+        return sum(map(bytes_of, content.values()))
+    return sum(map(bytes_of, content)) if isinstance(content, list | tuple) else 0
+
+
+def _no_room(out: Path, size: int, written: int, error: Exception) -> OSError:
+    free = shutil.disk_usage(out).free
+    missing = size - free if free < size else max(size - written, 1)
+    before = "the saves before it are untouched" if is_one(out / LAST) else "there is none before it"
+    reason = str(error).splitlines()[0]
+    return OSError(
+        f"there is no room for a save in {out}: it takes {size:,} bytes, and at least {missing:,} are "
+        f"missing ({reason}); {before}. Make room, and the same command goes on"
+    )
+
+
+def is_one(folder: Path) -> bool:
+    """Whether a folder has what a save has, whole or not."""
+    return (folder / MANIFEST).is_file() or (folder / PROGRESS).is_file()
 
 
 def newest(out: str | Path) -> tuple[Path | None, list[str]]:
@@ -77,25 +115,16 @@ def newest(out: str | Path) -> tuple[Path | None, list[str]]:
 
 def agreed(out: str | Path, accelerator: Accelerator) -> tuple[Path | None, list[str]]:
     """``newest`` for all processes: one looks, and what it finds or raises, all return or raise."""
-    found = [None, [], None]  # folder, complaints, error
-    if accelerator.is_main_process:
-        try:
-            found[:2] = newest(out)
-        except CheckpointError as error:
-            found[2] = str(error)
-    folder, complaints, error = broadcast_object_list(found)
-    if error is not None:
-        raise CheckpointError(error)
-    return folder, complaints
+    return alone(accelerator, lambda: newest(out))
 
 
 def fault(folder: Path) -> str | None:
-    """What is wrong with a save; None if it is whole, as far as its version allows to tell."""
+    """What is wrong with a save; None if it is whole."""
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        files = manifest(folder)["files"]
     except FileNotFoundError:
-        return _fault_of_old(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{MANIFEST} is missing"
+    except (OSError, CheckpointError) as error:
         return f"{MANIFEST} cannot be read: {error}"
     for name, wanted in files.items():
         path = folder / name
@@ -105,10 +134,28 @@ def fault(folder: Path) -> str | None:
             return f"{name} has {path.stat().st_size:,} bytes, not {wanted['bytes']:,}"
     with ThreadPoolExecutor(4) as threads:
         sums = threads.map(_sum, [folder / name for name in files])
-        for (name, wanted), found in zip(files.items(), sums, strict=True):
-            if found != wanted["sha256"]:
+        for (name, wanted), sha256 in zip(files.items(), sums, strict=True):
+            if sha256 != wanted["sha256"]:
                 return f"the content of {name} has changed"
     return None
+
+
+def manifest(folder: Path) -> dict:
+    """What a save says of itself: "files", with the "bytes" and "sha256" of each, and its facts.
+
+    Raises ``OSError`` for one that is not there, ``CheckpointError`` for one that is none.
+    """
+    try:
+        facts = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        known = all(
+            name in NAMES and isinstance(entry["bytes"], int) and isinstance(entry["sha256"], str)
+            for name, entry in facts["files"].items()
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{folder / MANIFEST} is damaged: {error}") from None
+    if not known:
+        raise CheckpointError(f"{folder / MANIFEST} names what no save has")
+    return facts
 
 
 def load(path: Path) -> object:
@@ -140,16 +187,7 @@ def _check_own(out: Path) -> None:
             )
 
 
-def _fault_of_old(folder: Path) -> str | None:
-    """Saves of earlier versions have no manifest, but were complete before they had their name."""
-    try:
-        progress = load(folder / PROGRESS)
-    except CheckpointError:
-        return f"{MANIFEST} and {PROGRESS} are missing or cannot be read"
-    return f"{MANIFEST} is missing" if "format" in progress else None
-
-
-def _kept(path: Path) -> dict:
+def _sealed(path: Path) -> dict:
     """Force a file to the disk; its size and sum."""
     flush(path)
     return {"bytes": path.stat().st_size, "sha256": _sum(path)}

@@ -1,19 +1,23 @@
-"""How a stage is trained, and on what."""
+"""How a stage is trained, and the processes that train it."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, parse_flag_from_env
+from accelerate.utils import ProjectConfiguration, broadcast_object_list, parse_flag_from_env
 from pydantic import Field
 
 from unclip.config import Config, ConfigError
+from unclip.resources.devices import default_device
 
 from ..programs import wants_bf16
+
+T = TypeVar("T")
 
 
 class Training(Config):
@@ -72,14 +76,46 @@ def make_accelerator(settings: Training) -> Accelerator:
             )
     out.mkdir(parents=True, exist_ok=True)  # fails now if it cannot be written
     shard = settings.shard or _launched_with_fsdp()
-    accelerator = Accelerator(
-        mixed_precision="bf16" if wants_bf16(settings.precision) else "no",
+    accelerator = joined(
+        settings.precision,
         log_with=list(settings.trackers) or None,
         project_config=ProjectConfiguration(str(out), logging_dir=str(out / "curves")),
     )
     accelerator.shards = shard and accelerator.num_processes > 1  # read by the loop
     micro_batch(settings, accelerator)  # fails now if the batch cannot be shared out
     return accelerator
+
+
+def joined(precision: str, **options: object) -> Accelerator:
+    """An ``Accelerator`` of all the processes that a launcher started, on CPUs too (gloo).
+
+    Without a GPU accelerate takes each process for the only one unless it is told to use the CPU; all of them
+    would then train the same run into the same folder. Raises ``ConfigError`` where it still does.
+    """
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started > 1 and default_device().type in ("cpu", "mps"):
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    accelerator = Accelerator(mixed_precision="bf16" if wants_bf16(precision) else "no", **options)
+    if accelerator.num_processes < started:
+        raise ConfigError(
+            f"the launcher started {started} processes, which do not find each other (accelerate sees "
+            f"{accelerator.num_processes}): start them with torchrun or accelerate launch"
+        )
+    return accelerator
+
+
+def alone(accelerator: Accelerator, work: Callable[[], T]) -> T:
+    """What ``work`` returns in the main process, for all processes; and a mistake it raises, all raise."""
+    outcome: list = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = work()
+        except (ValueError, OSError) as error:
+            outcome[1] = error
+    result, error = broadcast_object_list(outcome)
+    if error is not None:
+        raise error
+    return result
 
 
 def _launched_with_fsdp() -> bool:

@@ -7,21 +7,27 @@ import json
 import os
 import shutil
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import __version__ as pillow
 from tqdm import tqdm
 
 from unclip.data.indexed import MANIFEST
 from unclip.data.pictures import colour
+from unclip.files import read_json
 
 from .parallel import ordered
 from .prepare import Item, Made, Options, prepare
 from .sources import Columns, SourceError, items_of
+
+if TYPE_CHECKING:
+    from unclip.data.writing import ShardWriter
 
 LEFT_OUT = "left-out.jsonl"
 DIED = "the process that read it died (a fault in a decoder, or too little memory)"
@@ -29,11 +35,17 @@ DIED = "the process that read it died (a fault in a decoder, or too little memor
 
 @dataclass
 class Result:
-    """What was made: counts by split, the manifest, and the samples left out as (name, reason)."""
+    """What was made: counts by split, the manifest, and as (name, reason) the samples that were left out,
+    and the captions that were, of samples that are used.
+    """
 
     counts: Counter[str] = field(default_factory=Counter)
     left: list[tuple[str, str]] = field(default_factory=list)
+    unsaid: list[tuple[str, str]] = field(default_factory=list)
     manifest: dict = field(default_factory=dict)
+    captions: int = 0
+    renamed: int = 0  # samples whose key another had before
+    sizes: Counter[int] = field(default_factory=Counter)  # by the bits of the shorter side
 
 
 def build(
@@ -81,8 +93,8 @@ def _check(out: Path, heldout: float, per_shard: int, overwrite: bool) -> None:
 def _ours(out: Path) -> bool:
     """Whether a folder holds nothing but what this program has written."""
     try:
-        files = json.loads((out / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError, TypeError):
+        files = read_json(out / MANIFEST, "the manifest", files=dict)["files"]
+    except (OSError, ValueError):
         return False
     return {path.name for path in out.iterdir()} <= {*files, MANIFEST, LEFT_OUT}
 
@@ -102,7 +114,7 @@ def _write(
 ) -> Result:
     from unclip.data.writing import ShardWriter  # late: the workers need no PyTorch
 
-    result, keys, sizes, captions, renamed = Result(), set(), Counter(), 0, 0
+    result, keys = Result(), set()
     with ExitStack() as stack:
         writers = {
             split: stack.enter_context(ShardWriter(folder, split, per_shard))
@@ -115,31 +127,42 @@ def _write(
                 result.left.append((item.name, made))
                 continue
             key = _unused(item, keys)
-            renamed += key != item.key
+            result.renamed += key != item.key
             split = "heldout" if _number(key) < heldout * 2**64 else "train"
             writers[split].write(key, made.files)
             result.counts[split] += 1
-            captions += made.captions
-            sizes[min(made.size).bit_length()] += 1
-    result.manifest = {
+            result.captions += made.captions
+            result.sizes[min(made.size).bit_length()] += 1
+            result.unsaid += [(item.name, reason) for reason in made.unusable]
+    result.manifest = manifest(
+        result, writers, {**asdict(options), "heldout": heldout, "per_shard": per_shard}
+    )
+    named = [{"name": name, "reason": reason} for name, reason in result.left]
+    named += [{"name": name, "reason": reason, "caption": True} for name, reason in result.unsaid]
+    (folder / LEFT_OUT).write_text("".join(json.dumps(one) + "\n" for one in named), encoding="utf-8")
+    (folder / MANIFEST).write_text(json.dumps(result.manifest, indent=1) + "\n", encoding="utf-8")
+    return result
+
+
+def manifest(result: Result, writers: Mapping[str, ShardWriter], options: dict) -> dict:
+    """What the shards hold that were written, split by split, and how they were made."""
+    sizes = sorted(result.sizes.items())
+    return {
         "format": 1,
         "samples": dict(sorted(result.counts.items())),
-        "captions": captions,
+        "captions": result.captions,
         "left_out": len(result.left),
-        "renamed": renamed,  # samples whose key another had before
-        "shorter_side": {f"{2 ** (bits - 1)}-{2**bits - 1}": sizes[bits] for bits in sorted(sizes)},
-        "options": {**asdict(options), "heldout": heldout, "per_shard": per_shard},
+        "captions_left_out": len(result.unsaid),
+        "renamed": result.renamed,
+        "shorter_side": {f"{2 ** (bits - 1)}-{2**bits - 1}": count for bits, count in sizes},
+        "options": options,
         "encoder": f"Pillow {pillow}",
         "files": {
             path.name: {"samples": count, "bytes": path.stat().st_size, "sha256": _digest(path)}
-            for split in writers
-            for path, count in zip(writers[split].paths, writers[split].counts, strict=True)
+            for writer in writers.values()
+            for path, count in zip(writer.paths, writer.counts, strict=True)
         },
     }
-    lines = [json.dumps({"name": name, "reason": reason}) + "\n" for name, reason in result.left]
-    (folder / LEFT_OUT).write_text("".join(lines), encoding="utf-8")
-    (folder / MANIFEST).write_text(json.dumps(result.manifest, indent=1) + "\n", encoding="utf-8")
-    return result
 
 
 def _unused(item: Item, keys: set[int]) -> str:
@@ -176,6 +199,9 @@ def summary(result: Result, out: Path) -> str:
         lines += [
             f"  {count:>6,}  {reason}, such as {first[reason]}" for reason, count in reasons.most_common(12)
         ]
+    if result.unsaid:
+        name, reason = result.unsaid[0]
+        lines.append(f"captions left out: {len(result.unsaid):,}, such as {name}: {reason}")
     if result.manifest["renamed"]:
         lines.append(f"renamed: {result.manifest['renamed']:,} whose key another sample had before")
     return "\n".join(lines)

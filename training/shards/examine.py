@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from unclip.data.indexed import on_disk
-from unclip.data.pictures import FULL, PictureError, open_picture
-from unclip.data.samples import PICTURES, texts_of
+from unclip.data.addresses import is_address
+from unclip.data.formats import PictureError, unread
+from unclip.data.indexed import on_disk, stated
+from unclip.data.pictures import FULL, open_picture
+from unclip.data.samples import NoCaption, class_of, picture_of, texts_of
 from unclip.data.tars import index, read
 
 
@@ -40,50 +43,64 @@ class Examined:
 
 def examine(shard: str) -> Examined:
     """Read a whole shard and decode every picture."""
-    found = Examined(shard)
+    report = Examined(shard)
     try:
-        for sample in _samples(shard, found):
+        for sample in _samples(shard, report):
             if "__error__" in sample:
-                found.note("damaged tar", "", sample["__error__"])
+                report.note("damaged tar", "", sample["__error__"])
             else:
-                _sample(sample, found)
-    except OSError as error:
-        found.note("damaged tar", "", error.strerror or str(error))
-    if not found.keys and not found.problems:
-        found.note("damaged tar", "", "no sample")
-    return found
+                _sample(sample, report)
+    except (OSError, ValueError) as error:
+        report.note("damaged tar", "", getattr(error, "strerror", None) or str(error))
+    if not report.keys and not report.problems:
+        report.note("damaged tar", "", "no sample")
+    if not is_address(shard) and (entry := stated(shard)) is not None:
+        there = {"bytes": os.path.getsize(shard), "samples": len(report.keys)}
+        for what, count in there.items():
+            if entry[what] != count:
+                report.note("other than its manifest", "", f"{count:,} {what}, not {entry[what]:,}")
+    return report
 
 
-def _samples(shard: str, found: Examined) -> Iterator[dict[str, Any]]:
+def _samples(shard: str, report: Examined) -> Iterator[dict[str, Any]]:
     """The raw samples; what is wrong with the tar itself is noted."""
-    if not on_disk(shard):
+    if on_disk(shard):
+        content = index(shard)
+        problems = content.problems
+        yield from (read(shard, entry) for entry in content.entries)
+    else:
         from unclip.data.reading import stream
 
-        yield from stream(shard)
-        return
-    content = index(shard)
-    for name, reason in content.problems:
-        found.note("refused file" if name else "damaged tar", name, reason)
-    for entry in content.entries:
-        yield read(shard, entry)
+        refused: dict[str, str] = {}
+        yield from stream(shard, problems=refused)
+        problems = refused.items()
+    for name, reason in problems:
+        report.note("refused file" if name else "damaged tar", name, reason)
 
 
-def _sample(sample: dict[str, Any], found: Examined) -> None:
+def _sample(sample: dict[str, Any], report: Examined) -> None:
     key = sample["__key__"]
-    found.keys.append(key)
-    picture = next((sample[kind] for kind in PICTURES if kind in sample), None)
-    if picture is None:
-        found.note("no picture", key, f"only {', '.join(kind for kind in sample if kind[0] != '_')}")
-    else:
-        try:
-            found.sizes.append(open_picture(picture, strict=True).info[FULL])
-        except PictureError as error:
-            found.note("unreadable picture", key, str(error))
+    report.keys.append(key)
     try:
-        captions, _ = texts_of(sample)
+        report.sizes.append(open_picture(picture_of(sample), strict=True).info[FULL])
+    except PictureError as error:
+        report.note("unreadable picture", key, str(error))
     except ValueError as error:
-        missing = str(error) == "a sample without a caption"
-        found.note("no caption" if missing else "unreadable text", key, str(error))
-    else:
-        found.captions += captions
-        found.several += len(captions) > 1
+        reasons = [reason for kind in sample if (reason := unread(f"a.{kind}"))]
+        report.note("no picture", key, "; ".join([str(error), *reasons]))
+    try:
+        texts = texts_of(sample)
+    except NoCaption as error:
+        report.note("unreadable text" if error.unusable else "no caption", key, str(error))
+        return
+    except ValueError as error:
+        report.note("unreadable text", key, str(error))
+        return
+    report.captions += texts.captions
+    report.several += len(texts.captions) > 1
+    for reason in texts.unusable:
+        report.note("unusable caption", key, reason)
+    try:
+        class_of(texts.record, key)
+    except ValueError as error:
+        report.note("no class", key, str(error))

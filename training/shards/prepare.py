@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import stat
 import unicodedata
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -13,7 +12,9 @@ from pathlib import Path
 from PIL import Image
 
 from unclip.data.pictures import FULL, GAP, PIXELS, flatten, open_picture, orientation
+from unclip.data.samples import LONGEST, RECORD, NoCaption, Texts, joined, record_of
 from unclip.data.tars import LARGEST
+from unclip.files import read_whole
 
 KINDS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # PIL's names of what shards hold
 
@@ -32,29 +33,36 @@ class Options:
     pixels: int = PIXELS  # larger pictures are not decoded
 
 
+Place = bytes | Path | tuple[Path, int, int]
+
+
 @dataclass(frozen=True)
 class Item:
     """One sample as it was found.
 
-    picture: its bytes, its file, or (tar, first byte, bytes); None if there is none.
-    text: its captions, or the file with one on each line; None if there are none.
+    picture, text and record are what they hold as bytes, a file, or (tar, first byte, bytes); None if there
+    is none. text: captions, one a line. cells: what a table holds in place of captions.
     """
 
     name: str  # as the user knows it
     key: str
-    picture: bytes | Path | tuple[Path, int, int] | None = None
-    text: tuple[str, ...] | Path | None = None
-    record: dict | Path = field(default_factory=dict)
+    picture: Place | None = None
+    text: Place | None = None
+    record: Place | dict = field(default_factory=dict)
+    cells: tuple[object, ...] = ()
     problem: str | None = None  # why it is left out, if that is known already
 
 
 @dataclass(frozen=True)
 class Made:
-    """The files of a sample by kind, and how many captions and pixels (width, height) it has."""
+    """The files of a sample by kind, how many captions and pixels (width, height) it has, and what was left
+    out of its captions, with the reason.
+    """
 
     files: dict[str, bytes]
     captions: int
     size: tuple[int, int]
+    unusable: tuple[str, ...] = ()
 
 
 class Left(ValueError):
@@ -66,7 +74,9 @@ def prepare(item: Item, options: Options) -> Made | str:
     try:
         if item.problem is not None:
             raise Left(item.problem)
-        captions, record = _captions(item, options), _record(item)
+        captions, record, unusable = _texts(item, options)
+        if item.picture is None:
+            raise Left("a caption without a picture")
         picture, kind, size = _picture(_bytes(item.picture), options)
     except (ValueError, OSError, MemoryError) as error:
         return _clean(getattr(error, "strerror", None) or str(error) or type(error).__name__)
@@ -74,53 +84,47 @@ def prepare(item: Item, options: Options) -> Made | str:
         record = {**record, "captions": captions}
     files = {kind: picture, "txt": captions[0].encode()}
     if record:
-        text = json.dumps(record, ensure_ascii=False, sort_keys=True, default=str)
-        files["json"] = text.encode("utf-8", "replace")
-    return Made(files, len(captions), size)
+        files["json"] = _json(record)
+    return Made(files, len(captions), size, unusable)
 
 
-def _bytes(picture: bytes | Path | tuple[Path, int, int] | None) -> bytes:
-    if picture is None:
-        raise Left("a caption without a picture")
-    if isinstance(picture, bytes):
-        return picture
-    path, offset, length = picture if isinstance(picture, tuple) else (picture, 0, None)
-    facts = path.stat()
-    if not stat.S_ISREG(facts.st_mode):
-        raise Left("this is no file")
-    length = facts.st_size if length is None else length
-    if length > LARGEST:
-        raise Left(f"{length:,} bytes are more than {LARGEST:,}")
+def _json(record: dict) -> bytes:
+    try:
+        return json.dumps(record, ensure_ascii=False, sort_keys=True, default=str).encode()
+    except UnicodeEncodeError:  # half a character
+        return json.dumps(record, sort_keys=True, default=str).encode()
+
+
+def _bytes(place: Place, most: int = LARGEST) -> bytes:
+    """What lies there; ``ValueError`` if that is more than ``most`` bytes, or no file."""
+    if isinstance(place, Path):
+        try:
+            return read_whole(place, most)
+        except ValueError as error:  # it names the path; what is left out is named already
+            raise Left(str(error).replace(str(place), "this")) from None
+    if isinstance(place, bytes):
+        return place
+    path, offset, length = place
     with open(path, "rb") as file:
         file.seek(offset)
         return file.read(length)
 
 
-def _captions(item: Item, options: Options) -> list[str]:
-    """At least one caption, each on one line; a caption that comes twice is kept once."""
-    if isinstance(item.text, Path):
-        try:
-            lines = item.text.read_text(encoding="utf-8-sig").splitlines() if item.text.is_file() else []
-        except UnicodeDecodeError:
-            raise Left("a caption that is no UTF-8 text") from None
-    else:
-        lines = item.text or ()
-    captions = list(dict.fromkeys(filter(None, (_clean(" ".join(line.split())) for line in lines))))
-    if not captions and not options.uncaptioned:
-        raise Left("a picture without a caption" if item.text is None else "an empty caption")
-    return captions or [""]
-
-
-def _record(item: Item) -> dict:
-    if not isinstance(item.record, Path):
-        return item.record
+def _texts(item: Item, options: Options) -> tuple[list[str], dict, tuple[str, ...]]:
+    """At least one caption, each on one line and none twice; the rest of the record; what is no caption."""
+    record = item.record if isinstance(item.record, dict) else record_of(_bytes(item.record, RECORD))
+    text = None if item.text is None else _bytes(item.text, LONGEST)
     try:
-        record = json.loads(item.record.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError):
-        raise Left("a record that is no JSON") from None
-    if not isinstance(record, dict):
-        raise Left("a record that is no JSON object")
-    return record
+        texts = joined(text, record, item.cells)
+    except NoCaption as error:
+        texts = Texts([], record)
+        if error.unusable or not options.uncaptioned:
+            raise Left("; ".join(error.unusable) or "a picture without a caption") from None
+    captions = list(dict.fromkeys(filter(None, (_clean(" ".join(one.split())) for one in texts.captions))))
+    if not captions and not options.uncaptioned:
+        raise Left("an empty caption")
+    rest = {key: value for key, value in record.items() if key not in ("captions", "caption")}
+    return captions or [""], rest, texts.unusable
 
 
 def _picture(data: bytes, options: Options) -> tuple[bytes, str, tuple[int, int]]:

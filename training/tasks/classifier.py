@@ -20,16 +20,16 @@ from .recipes import ClassifierRecipe
 class ClassifierTask:
     """Pictures and their classes -> what a classifier is trained on."""
 
-    def __init__(self, recipe: ClassifierRecipe, accelerator: Accelerator) -> None:
+    def __init__(self, recipe: ClassifierRecipe, stage: Classifier, accelerator: Accelerator) -> None:
         self.recipe, self.accelerator = recipe, accelerator
-        self.net, data = recipe.stage.net, recipe.data
+        self.net, data = stage.config.net, recipe.data
         if (data.crop or data.size) < self.net.image_size:
             raise ConfigError(
                 f"pictures of {data.crop or data.size} pixels are smaller than the "
                 f"classifier's {self.net.image_size}"
             )
         self.source = Source(data, recipe.train.seed, accelerator.process_index, accelerator.num_processes)
-        self.order = self.source.order
+        self.order, self.listing = self.source.order, getattr(self.source, "listing", {})
 
     def examples(self, batch: Batch) -> Examples:
         device = self.accelerator.device

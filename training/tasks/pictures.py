@@ -1,11 +1,10 @@
-"""What the decoder's and the upsampler's programs share: both learn pictures."""
+"""Pictures and captions -> what a decoder, or an upsampler, is trained on."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -22,14 +21,11 @@ from unclip.stages import Conditions, Decoder
 from ..data.config import DataConfig
 from ..data.embeddings import Embeddings
 from ..data.source import Source
-from ..programs import program
 from ..run.examples import Examples
-from ..run.loop import train
-from ..run.settings import make_accelerator, micro_batch
+from ..run.settings import micro_batch
 from ..streams import Purpose, numbers, streams
 from .frozen import frozen_clip
-from .recipes import TOKENIZER, PictureRecipe
-from .start import begin
+from .recipes import PictureRecipe
 from .tokens import tokenizer_of
 
 
@@ -47,7 +43,7 @@ class PictureTask:
             )
             if self.source.pool is not None and stage.takes_image:
                 self.source.embed(identity, self._encoded)
-        self.order = self.source.order
+        self.order, self.listing = self.source.order, getattr(self.source, "listing", {})
         self.tokenizer = None
         if stage.takes_tokens:
             self.tokenizer = tokenizer_of(recipe.tokenizer, stage.config.text)
@@ -65,8 +61,8 @@ class PictureTask:
             self.stage.set_statistics(self.source.embeds.mean(0), self.source.embeds.std(0))
             return
         if self.recipe.data.embeddings is not None:
-            found = Embeddings(self.recipe.data.embeddings)
-            self.stage.set_statistics(found.mean, found.std)
+            embeddings = Embeddings(self.recipe.data.embeddings)
+            self.stage.set_statistics(embeddings.mean, embeddings.std)
             return
         source = Source(self.recipe.data, self.recipe.train.seed).batches(n)
         embeds = torch.cat([self._encoded(next(source).image) for _ in range(batches)])
@@ -146,20 +142,3 @@ def _check_size(data: DataConfig, stage: Decoder) -> None:
         multiple = math.lcm(grid_cell, stage.size // low_res.size)
         if side % multiple:
             raise ConfigError(f"data.crop {side} is no multiple of {multiple}, as this network needs")
-
-
-def main(description: str, wants_low_res: bool, argv: list[str] | None = None) -> None:
-    """The command of both programs."""
-    recipe = program(PictureRecipe, description, argv)
-    if recipe is None:
-        return
-    if bool(recipe.stage.low_res) != wants_low_res:
-        raise ConfigError("stage.low_res belongs to upsamplers, and every upsampler has it")
-    accelerator = make_accelerator(recipe.train)
-    torch.manual_seed(recipe.train.seed)
-    stage = Decoder(recipe.stage)
-    begin(stage, recipe.start)
-    task = PictureTask(recipe, stage.to(accelerator.device), accelerator)
-    if task.tokenizer is not None and accelerator.is_main_process:
-        task.tokenizer.save(Path(recipe.train.out) / TOKENIZER)
-    train(stage, task, recipe.train, recipe, accelerator)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, count
+from itertools import count
 
 import numpy as np
 import torch
@@ -37,6 +37,13 @@ class Bank:
     caption: list[str]
     key: list[str]
     thumbnail: Tensor | np.ndarray  # an array where it is mapped from the disk
+
+
+def interleaved(parts: Sequence[Tensor] | Sequence[list]) -> Tensor | list:
+    """The rows of processes that took turns, in the order of one: the first of each, the second, ..."""
+    if isinstance(parts[0], Tensor):
+        return torch.stack([*parts], 1).flatten(0, 1)
+    return [row for turn in zip(*parts, strict=True) for row in turn]
 
 
 class PriorTask:
@@ -81,9 +88,11 @@ class PriorTask:
         """
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         source = Source(self.recipe.data, self.recipe.train.seed, rank, world)
-        self.order, batches = source.order, source.batches(n)
+        self.order, self.listing = source.order, getattr(source, "listing", {})
+        batches = source.batches(n)
         total = n * -(-self.recipe.embeddings // n)  # whole batches
-        parts = []
+        embeds, small = [], []
+        captions, keys = [], []
         for number in tqdm(
             range(-(-total // (n * world))),
             unit_scale=n * world,
@@ -92,28 +101,18 @@ class PriorTask:
             disable=not self.accelerator.is_main_process,
         ):
             batch = next(batches)
-            small = batch.image[: max(0, -(-thumbnails // world) - number * n)]
-            parts.append(
-                (
-                    self._embed(batch.image).cpu(),
-                    batch.caption,
-                    batch.key,
-                    ((small + 1) * 127.5).round().to(torch.uint8),
-                )
-            )
-        embeds, captions, keys, small = zip(*parts, strict=True)
-        mine = torch.cat(embeds), [*chain(*captions)], [*chain(*keys)], torch.cat(small)
-        embed, caption, key, small = zip(*gather_object([mine]), strict=True)
-        return Bank(
-            torch.stack(embed, 1).flatten(0, 1)[:total].to(self.device),
-            [text for row in zip(*caption, strict=True) for text in row][:total],
-            [text for row in zip(*key, strict=True) for text in row][:total],
-            torch.stack(small, 1).flatten(0, 1)[:total],
-        )
+            embeds.append(self._embed(batch.image).cpu())
+            shown = batch.image[: max(0, -(-thumbnails // world) - number * n)]
+            small.append(((shown + 1) * 127.5).round().to(torch.uint8))
+            captions += batch.caption
+            keys += batch.key
+        every = gather_object([(torch.cat(embeds), captions, keys, torch.cat(small))])
+        embed, captions, keys, small = (interleaved(parts)[:total] for parts in zip(*every, strict=True))
+        return Bank(embed.to(self.device), captions, keys, small)
 
     def _pooled(self, source: Source) -> Bank:
         """The whole pool as the training set."""
-        self.order = source.order
+        self.order, self.listing = source.order, getattr(source, "listing", {})
         pool = source.pool
         return Bank(source.embeds.to(self.device), pool.caption, pool.key, pool.image)
 

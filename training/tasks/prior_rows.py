@@ -41,6 +41,7 @@ class RowsTask:
         self.device, self.clip = accelerator.device, None
         self.rows = rows = Embeddings(recipe.data.embeddings)
         self.names, self.order = rows.names(recipe.data.shards), {}
+        self.listing = {str(path): path.stat().st_size for path in map(rows.path, self.names)}
         self.heldout = rows.names(recipe.data.heldout)
         counts = [rows.files[name]["captions"] for name in self.names]
         window = recipe.data.shuffle

@@ -1,10 +1,53 @@
-"""A run that begins with the weights of another: for new data, another CLIP, a change of pace."""
+"""How a run of a stage begins: what every stage's program does, and whose weights it starts from."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
 from unclip.checkpoint import load_strictly
-from unclip.config import ConfigError, differences
+from unclip.config import Config, ConfigError, differences
 from unclip.stages import Stage, load_stage
+
+from ..programs import program
+from ..run import folder
+from ..run.examples import Task
+from ..run.loop import train
+from ..run.settings import make_accelerator
+from .recipes import TOKENIZER
+
+
+def train_stage(
+    recipe_class: type[Config],
+    stage_class: Callable[[Config], Stage],
+    task_class: Callable[[Config, Stage, Accelerator], Task],
+    description: str,
+    argv: list[str] | None = None,
+    check: Callable[[Config], None] = lambda recipe: None,
+) -> int:
+    """A stage's program: reads the recipe, and trains its stage on its task; returns the exit code.
+
+    check: raises ``ConfigError`` for a recipe that belongs to another program.
+    """
+    recipe = program(recipe_class, description, argv)
+    if recipe is None:
+        return 0
+    check(recipe)
+    out = Path(recipe.train.out)
+    folder.check(out)
+    accelerator = make_accelerator(recipe.train)
+    with folder.held(out, accelerator):
+        torch.manual_seed(recipe.train.seed)
+        stage = stage_class(recipe.stage)
+        begin(stage, getattr(recipe, "start", None))
+        task = task_class(recipe, stage.to(accelerator.device), accelerator)
+        tokenizer = getattr(task, "tokenizer", None)
+        if tokenizer is not None and accelerator.is_main_process:
+            tokenizer.save(out / TOKENIZER)
+        return train(stage, task, recipe.train, recipe, accelerator)
 
 
 def begin(stage: Stage, path: str | None) -> None:
@@ -15,19 +58,19 @@ def begin(stage: Stage, path: str | None) -> None:
     """
     if path is None:
         return
-    found = load_stage(path)
-    kinds = [one.config.kind for one in (stage, found)]
+    start = load_stage(path)
+    kinds = [one.config.kind for one in (stage, start)]
     if kinds[0] != kinds[1]:
         raise ConfigError(f"start: {path} holds a {kinds[1]}, not a {kinds[0]}")
-    told = differences(
+    changes = differences(
         *(
             one.config.model_dump(mode="json", include={"net", "text", "last_network"})
-            for one in (found, stage)
+            for one in (start, stage)
         )
     )
-    if told:
+    if changes:
         raise ConfigError(
             f"start: {path} holds another network than the recipe's: "
-            + "; ".join(f"{key} {change}" for key, change in told.items())
+            + "; ".join(f"{key} {change}" for key, change in changes.items())
         )
-    load_strictly(stage, found.state_dict(), path)
+    load_strictly(stage, start.state_dict(), path)

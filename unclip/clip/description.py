@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from pydantic import Field, ValidationError
 
 from ..checkpoint import CheckpointError
 from ..config import Config, ConfigError, parse_config
+from ..files import read_json
 from ..nets.clip import ClipConfig, Depth, Pixels, Width
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of OpenAI's
@@ -29,15 +29,11 @@ OUT_OF_RANGE = re.compile("greater_than|less_than|finite_number|value_error")
 def read_description(path: Path) -> dict:
     """The JSON object of a file; ``CheckpointError`` for what is none, or holds absurd numbers."""
     try:
-        if path.stat().st_size > LARGEST:
-            raise ValueError(f"it has more than {LARGEST:,} bytes")
-        described = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(described, dict):
-            raise ValueError("it is no JSON object")
+        described = read_json(path, "the description of a CLIP", LARGEST)
         for key, number in _numbers(described):
             if not abs(number) <= MOST:
                 raise ValueError(f"its {key} is {number}")
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as a CLIP's description: {brief(error)}") from None
     return described
 

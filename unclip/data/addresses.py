@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator
 
 PROGRAM = "pipe:"  # what follows is run by a shell, and its output read
@@ -47,3 +48,49 @@ def programs_in(value: object, key: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(value, list | tuple):
         for item in value:
             yield from programs_in(item, key)
+
+
+def variants(pattern: str) -> int:
+    """How many names a pattern of braces ("a-{0..9}", "{a,b}") stands for, without writing them out."""
+    try:
+        return sum(_variants(re.sub(r"\\.", "", part)) for part in pattern.split("::"))
+    except RecursionError:
+        return sys.maxsize
+
+
+def _variants(pattern: str) -> int:
+    count = 1
+    for part in _groups(pattern):
+        if numbers := re.fullmatch(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?", part):
+            if len(part) > 50:
+                return sys.maxsize
+            first, last, step = (int(text or 1) for text in numbers.groups())
+            count *= abs(last - first) // max(step, 1) + 1
+        elif re.fullmatch(r"[a-zA-Z]\.\.[a-zA-Z](\.\.-?\d+)?", part):
+            count *= 52  # at most
+        else:
+            count *= sum(map(_variants, _alternatives(part)))
+    return count
+
+
+def _groups(pattern: str) -> Iterator[str]:
+    """What stands in the outermost braces, pair by pair."""
+    depth = start = 0
+    for place, letter in enumerate(pattern):
+        if letter == "{":
+            depth, start = depth + 1, start if depth else place + 1
+        elif letter == "}" and depth:
+            depth -= 1
+            if not depth:
+                yield pattern[start:place]
+
+
+def _alternatives(part: str) -> Iterator[str]:
+    """The parts between the commas that stand in no further braces."""
+    depth = start = 0
+    for place, letter in enumerate(part):
+        depth += (letter == "{") - (letter == "}")
+        if letter == "," and not depth:
+            yield part[start:place]
+            start = place + 1
+    yield part[start:]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..config import ConfigError
 from .pictures import square
+from .samples import class_of
 
 
 @dataclass(frozen=True)
@@ -79,14 +80,6 @@ def pixels(image: Image.Image) -> Tensor:
 def floats(images: Tensor) -> Tensor:
     """uint8 -> float32 in [-1, 1]; what is that already stays as it is."""
     return images if images.is_floating_point() else images.float() / 127.5 - 1
-
-
-def class_of(record: dict, key: str) -> int:
-    """The integer "class" of a record, -1 for none; ``ConfigError`` for what is no class."""
-    number = record.get("class", -1)
-    if isinstance(number, bool) or not isinstance(number, int) or number < -1:
-        raise ConfigError(f"the class of {key} is {number!r}; it must be an integer from 0 on")
-    return number
 
 
 def classes_of(batch: Batch, known: int) -> Tensor:

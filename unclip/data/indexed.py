@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -10,8 +9,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ..files import read_json
 from .addresses import is_address
-from .tars import Index, index, read
+from .tars import BLOCK, Index, index, read
 
 MANIFEST = "manifest.json"  # what ``training.shards`` writes beside its shards
 KEPT = 16  # shards whose index is kept in memory
@@ -65,18 +65,24 @@ class Indexed:
 
 def stated_count(path: str) -> int | None:
     """How many samples the manifest beside a shard states; None where it does not know this file."""
-    entry = _manifest(str(Path(path).parent)).get(Path(path).name)
-    try:
-        return entry["samples"] if entry["bytes"] == os.path.getsize(path) else None
-    except (KeyError, TypeError):
+    entry = stated(path)
+    size = os.path.getsize(path)
+    if entry is None or entry["bytes"] != size or not 0 <= entry["samples"] <= size // BLOCK:
         return None
+    return entry["samples"]
+
+
+def stated(path: str) -> dict | None:
+    """What the manifest beside a shard says of it, "samples" and "bytes" at least; None for nothing sound."""
+    entry = _manifest(str(Path(path).parent)).get(Path(path).name)
+    sound = isinstance(entry, dict) and all(type(entry.get(key)) is int for key in ("samples", "bytes"))
+    return entry if sound else None
 
 
 @lru_cache(64)
 def _manifest(folder: str) -> dict:
     """The entries of a folder's manifest by file name; none if it is not there or not to be understood."""
     try:
-        found = json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
-        return dict(found["files"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return read_json(Path(folder) / MANIFEST, "the manifest", files=dict)["files"]
+    except (OSError, ValueError):
         return {}

@@ -7,28 +7,15 @@ from __future__ import annotations
 
 import io
 import warnings
-from functools import cache
 
 import numpy as np
 from PIL import Image, ImageCms, ImageColor, ImageOps
 
-# What is opened. Left out are formats that run other programs (EPS) or hold no pictures (PDF, HDF5, ...).
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "MPO", "PPM", "JPEG2000", "AVIF", "TGA", "ICO",
-           "PCX", "SGI", "PSD", "QOI", "DDS", "ICNS")  # fmt: skip
+from .formats import PictureError, formats, opened
+
 PIXELS = 89_478_485  # the largest picture that is decoded: PIL's own limit against decompression bombs
 GAP = 3  # averaging cells shrinks a picture to this multiple of the size asked for; Lanczos does the rest
 FULL = "size in the file"  # of a picture's info: width and height, whatever it was decoded at
-
-
-class PictureError(ValueError):
-    """A picture that cannot be used; the message says why."""
-
-
-@cache
-def formats() -> tuple[str, ...]:
-    """Those of ``FORMATS`` that this build of PIL can open."""
-    Image.init()
-    return tuple(kind for kind in FORMATS if kind in Image.OPEN)
 
 
 def open_picture(
@@ -41,11 +28,14 @@ def open_picture(
 
     With ``least``, libjpeg may shrink by 2, 4 or 8 while it decodes (PIL's draft mode), as long as the
     shorter side stays at least as long: an average over cells, as ``Image.resize`` takes it with
-    ``reducing_gap``, but without the work. Raises ``PictureError`` for whatever cannot be used.
+    ``reducing_gap``, but without the work. A drawing (SVG) is made that large. Raises ``PictureError`` for
+    whatever cannot be used.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of PIL, about what is decided below
+            warnings.simplefilter("error", Image.DecompressionBombWarning)  # of a picture inside another
+            data = opened(data, least, pixels)
             image = Image.open(io.BytesIO(data), formats=formats())
             if image.width * image.height > pixels:
                 raise PictureError(f"{image.width} x {image.height} pixels are more than {pixels:,}")

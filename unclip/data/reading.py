@@ -1,8 +1,8 @@
 """Shards: webdataset tars of pictures with captions, written alike every time and read in order.
 
-A sample is some files with one key: a picture (``.webp``, ``.png``, ``.jpg`` or ``.jpeg``), a
-caption (``.txt``) and, where there is more to say, a record (``.json``). The record may hold the caption
-("caption", as img2dataset has it) or several ("captions"). ``tars.py`` reads shards on disk by number.
+A sample is some files with one key: a picture (``.webp``, ``.png``, ``.jpg``, ``.jpeg``, or of another
+format that is read), captions (``.txt``) and, where there is more to say, a record (``.json``), as
+``samples.py`` says. ``tars.py`` reads shards on disk by number.
 """
 
 from __future__ import annotations
@@ -15,23 +15,32 @@ import itertools
 import lzma
 import os
 import random
+import select
+import subprocess
 import sys
 import time
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import webdataset as wds
 from webdataset.shardlists import expand_urls
 
-from .addresses import PROGRAM, as_file, checked, is_address
+from ..files import regular
+from .addresses import PROGRAM, as_file, checked, is_address, variants
 from .pictures import open_picture
 from .samples import picture_of, texts_of
-from .tars import samples
+from .tars import TarError, samples
 
+MOST = 100_000  # shards that one name with braces may stand for
+PATIENCE = 120.0  # seconds in which a program or a server must send something
+RATIO, SLACK = 200, 1 << 28  # a compressed tar's bytes to those of its file, and how many more are no matter
+AFTER = 64  # MiB that are read behind an end mark
 WAITS = (1.0, 5.0)  # seconds before a shard that came over the network is asked for again
 
 
@@ -62,13 +71,21 @@ def expand(paths: str | Path | Iterable[str | Path]) -> Shards:
                 shards.append(_checked(path))
                 continue
             if os.path.isdir(path):
-                found = glob.glob(os.path.join(glob.escape(path), "*.tar"))
+                files = glob.glob(os.path.join(glob.escape(path), "*.tar"))
             else:
-                found = [path] if os.path.isfile(path) else glob.glob(path)
-            if not found:
+                files = [path] if os.path.lexists(path) else glob.glob(path)
+            if not files:
                 raise ShardError(f"no shards at {path}")
-            shards += map(as_file, sorted(found))
+            shards += [as_file(_regular(file)) for file in sorted(files)]
     return shards
+
+
+def _regular(path: str) -> str:
+    try:
+        return str(regular(path)) and path
+    except ValueError as error:
+        hint = f"; what a program writes is read as 'pipe:cat {path}'" if "is a pipe" in str(error) else ""
+        raise ShardError(f"{error}{hint}") from None
 
 
 def _checked(address: str) -> str:
@@ -79,7 +96,12 @@ def _checked(address: str) -> str:
 
 
 def spelled_out(item: str | Path) -> list[str]:
-    """What a brace range stands for, whether it is there or not; anything else as it is."""
+    """What a brace range stands for, whether it is there or not; anything else as it is.
+
+    ``ShardError`` for one that stands for more than ``MOST``.
+    """
+    if variants(str(item)) > MOST:
+        raise ShardError(f"{str(item)[:80]!r} stands for more than {MOST:,} shards")
     return list(expand_urls(str(item)))
 
 
@@ -141,17 +163,20 @@ def buffered(samples: Iterable[Any], size: int, rng: random.Random) -> Iterator[
     return wds.shuffle(size, initial=size, rng=rng)(samples)
 
 
-def stream(url: str, waits: Sequence[float] = WAITS) -> Iterator[dict[str, Any]]:
+def stream(
+    url: str, waits: Sequence[float] = WAITS, problems: dict[str, str] | None = None
+) -> Iterator[dict[str, Any]]:
     """A shard's samples from front to back, undecoded, from wherever webdataset can open it.
 
     What came over the network and broke off is asked for again after each of ``waits`` seconds, and goes
-    on where it was. What stays damaged ends with ``{"__key__": url, "__error__": reason}``.
+    on where it was. What stays damaged ends with ``{"__key__": url, "__error__": reason}``. problems: files
+    of the tar that are left out, by name, with the reason.
     """
     given = 0
     for wait in [*(waits if is_address(url) and not url.startswith(PROGRAM) else ()), None]:
         try:
             with _opened(url) as file:
-                for number, sample in enumerate(samples(file, url)):
+                for number, sample in enumerate(samples(file, url, problems)):
                     if number == given:
                         given += 1
                         yield sample
@@ -170,46 +195,91 @@ def stream(url: str, waits: Sequence[float] = WAITS) -> Iterator[dict[str, Any]]
 def _opened(url: str) -> Iterator[BinaryIO]:
     """A file, or what webdataset opens (URLs by curl, pipes), unpacked if it is compressed."""
     unpack = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
-    raw = wds.gopen(url) if is_address(url) else open(url, "rb")
+    path = url2pathname(urlsplit(url).path) if url.startswith("file:") else url
+    raw = _Raw(wds.gopen(path) if is_address(path) else open(regular(path), "rb"), url)
     try:
-        file = io.BufferedReader(_Raw(raw), 1 << 16)
+        file = io.BufferedReader(raw, 1 << 16)
         start = file.peek(2)[:2]
-        yield unpack[start](file) if start in unpack else file
+        yield _Unpacked(unpack[start](file), raw) if start in unpack else file
     finally:
-        with suppress(OSError):  # of a program that was stopped before it had written everything
-            raw.close()
+        raw.stop()
 
 
 class _Raw(io.RawIOBase):
-    """What only reads, as the standard library wants it."""
+    """What only reads, as the standard library wants it; a program that sends nothing is given up."""
 
-    def __init__(self, stream: Any) -> None:
-        self.stream = stream
+    def __init__(self, stream: Any, url: str) -> None:
+        self.stream, self.url, self.count = stream, url, 0
+        self.program = getattr(stream, "proc", None)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: memoryview) -> int:
-        data = self.stream.read(len(buffer))
+        data = self.stream.read(len(buffer)) if self.program is None else self._received(len(buffer))
         buffer[: len(data)] = data
+        self.count += len(data)
         return len(data)
+
+    def _received(self, most: int) -> bytes:
+        """What a program has written, at its end nothing; ``OSError`` if it failed, or does not go on."""
+        output = self.stream.stream
+        if os.name == "posix" and not select.select([output], [], [], PATIENCE)[0]:
+            raise TimeoutError(f"{self.url[:200]} has sent nothing for {PATIENCE:g} seconds")
+        data = os.read(output.fileno(), most)
+        if not data:
+            try:
+                status = self.program.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                raise TimeoutError(f"{self.url[:200]} does not end") from None
+            if status not in self.stream.ignore_status:
+                raise OSError(f"{self.url[:200]} ended with status {status}")
+        return data
+
+    def stop(self) -> None:
+        """Close it; a program that has more to write ends by that, or is ended."""
+        if self.program is None:
+            self.stream.close()
+            return
+        self.stream.stream.close()
+        try:
+            self.program.wait(1)
+        except subprocess.TimeoutExpired:
+            self.program.kill()
+            self.program.wait()
+
+
+class _Unpacked:
+    """What is compressed, read until it proves a bomb: no pictures shrink to a part in ``RATIO``."""
+
+    def __init__(self, file: BinaryIO, raw: _Raw) -> None:
+        self.file, self.raw, self.count = file, raw, 0
+
+    def read(self, length: int) -> bytes:
+        data = self.file.read(length)
+        self.count += len(data)
+        if self.count > SLACK + RATIO * self.raw.count:
+            raise TarError(f"it unpacks to more than {RATIO} times its size, as no pictures do")
+        return data
 
 
 def _drain(file: BinaryIO) -> None:
     """Read what follows the end mark, so that what writes it ends well."""
-    while file.read(1 << 20):
-        pass
+    for _ in range(AFTER):
+        if not file.read(1 << 20):
+            return
+    raise TarError(f"more than {AFTER} MiB follow its end mark")
 
 
 def decode(sample: dict[str, Any]) -> dict[str, Any]:
     """A raw sample's bytes as picture, captions and record; ``ValueError`` for what is missing."""
     image = open_picture(picture_of(sample))
-    captions, record = texts_of(sample)
+    texts = texts_of(sample)
     return {
         "key": sample["__key__"],
         "image": image,
-        "caption": captions[0],
-        "captions": captions,
-        "record": record,
+        "caption": texts.captions[0],
+        "captions": texts.captions,
+        "record": texts.record,
         "shard": sample["__url__"],
     }

@@ -12,9 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from ..files import regular
+from .samples import LONGEST, RECORD, USED
+
 BLOCK = 512
-LARGEST = 1 << 28  # bytes; no picture or caption is larger
+LARGEST = 1 << 27  # bytes; no picture is larger, nor anything else but what has a bound of its own
+BOUNDS = {"txt": LONGEST, "json": RECORD}
 NAMES = 1 << 20  # bytes; no name is longer
+AFTER = 1 << 20  # bytes behind the end mark that are looked at; zeros fill them
+TWICE = "twice in one sample; the first is used"
 KEY = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # webdataset's: a file's key, and its kind
 
 
@@ -52,15 +58,15 @@ class Member:
 
 def index(path: str | Path) -> Index:
     """Look through an uncompressed tar's headers. What is damaged ends it, and is a problem, no error."""
-    found = Index()
-    with open(path, "rb") as file:
+    content = Index()
+    with open(regular(path), "rb") as file:
         end = file.seek(0, 2)
         try:
             for member in members(file, end):
-                _add(found, member)
+                _add(content, member)
         except TarError as error:
-            found.problems.append(("", str(error)))
-    return found
+            content.problems.append(("", str(error)))
+    return content
 
 
 def members(file: BinaryIO | Forward, end: int) -> Iterator[Member]:
@@ -75,6 +81,8 @@ def members(file: BinaryIO | Forward, end: int) -> Iterator[Member]:
                 else f"the tar ends at byte {end:,} without its end mark: it may be cut short"
             )
         if not header.strip(b"\0"):
+            if _read(file, at, AFTER).strip(b"\0"):
+                raise TarError(f"more follows its end mark at byte {at:,}; of joined tars the first is read")
             return
         length, kind = _checked(header, at), header[156:157]
         data, at = at + BLOCK, at + BLOCK + -(-length // BLOCK) * BLOCK
@@ -164,34 +172,39 @@ def place_of(member: Member) -> tuple[str, str] | str | None:
         return "a link or another thing that is no file"
     if leads_out(name):
         return "a name that leads out of its folder"
-    if member.size > LARGEST:
-        return f"{member.size:,} bytes are more than {LARGEST:,}"
     match = KEY.match(name)
-    return (match[1], match[2].lower()) if match else None
+    kind = match[2].lower() if match else ""
+    most = BOUNDS.get(kind, LARGEST)
+    if member.size > most:
+        return f"{member.size:,} bytes are more than {most:,}"
+    return (match[1], kind) if match else None
 
 
-def _add(found: Index, member: Member) -> None:
+def _add(content: Index, member: Member) -> None:
     """Put a member to its sample: files in a row with one key are one sample, as webdataset has it."""
     place = place_of(member)
     if isinstance(place, str):
-        found.problems.append((member.name, place))
+        content.problems.append((member.name, place))
     elif place is not None:
         key, kind = place
-        if not found.entries or found.entries[-1].key != key:
-            found.entries.append(Entry(key, {}))
-        if kind in found.entries[-1].files:
-            found.problems.append((member.name, "twice in one sample; the first is used"))
+        if not content.entries or content.entries[-1].key != key:
+            content.entries.append(Entry(key, {}))
+        if kind in content.entries[-1].files:
+            content.problems.append((member.name, TWICE))
         else:
-            found.entries[-1].files[kind] = (member.offset, member.size)
+            content.entries[-1].files[kind] = (member.offset, member.size)
 
 
 def read(path: str | Path, entry: Entry) -> dict:
-    """A sample as webdataset yields it: "__key__", "__url__", and its files' bytes by kind."""
+    """A sample as webdataset yields it: "__key__", "__url__", and its files' bytes by kind.
+
+    Of kinds that nothing here uses there is no more than the name.
+    """
     with open(path, "rb") as file:
         return {
             "__key__": entry.key,
             "__url__": str(path),
-            **{kind: _read(file, *where) for kind, where in entry.files.items()},
+            **{kind: _read(file, *where) if kind in USED else b"" for kind, where in entry.files.items()},
         }
 
 
@@ -214,25 +227,31 @@ class Forward:
         return b"".join(parts)
 
 
-def samples(file: BinaryIO, url: str) -> Iterator[dict]:
+def samples(file: BinaryIO, url: str, problems: dict[str, str] | None = None) -> Iterator[dict]:
     """The samples of an open tar, from front to back, as ``read`` gives them.
 
-    A tar that is damaged or cut short raises ``TarError``; its ``rest`` is the sample that this fell into.
+    problems: what is left out is entered here, by its name, with the reason. A tar that is damaged or cut
+    short raises ``TarError``; its ``rest`` is the sample that this fell into.
     """
     forward, current = Forward(file), None
+    problems = {} if problems is None else problems
     try:
         for member in members(forward, 1 << 62):
             place = place_of(member)
+            if isinstance(place, str):
+                problems[member.name] = place
             if not isinstance(place, tuple):
                 continue
             key, kind = place
-            data = _read(forward, member.offset, member.size)
-            if len(data) < member.size:
+            data = _read(forward, member.offset, member.size) if kind in USED else b""
+            if kind in USED and len(data) < member.size:
                 raise TarError(f"{member.name} is cut short")
             if current is None or current["__key__"] != key:
                 if current is not None:
                     yield current
                 current = {"__key__": key, "__url__": url}
+            if kind in current:
+                problems[member.name] = TWICE
             current.setdefault(kind, data)
     except TarError as error:
         error.rest = current

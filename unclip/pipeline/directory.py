@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import TYPE_CHECKING
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from pydantic import AfterValidator, Field
 
 from ..checkpoint import CheckpointError
 from ..clip import load_clip, save_clip
 from ..config import Config, parse_config
-from ..files import write_json
+from ..files import read_json, write_json
 from ..guides.classifier import load_classifier
 from ..stages import load_stage
 
@@ -26,19 +26,35 @@ DECODER_FILE = "decoder.safetensors"
 FORMAT = 1
 
 
+def _inside(name: str) -> str:
+    """A part's file or folder in the model's own; a model that was downloaded reaches nothing else."""
+    path = PurePosixPath(name)
+    if ":" in name:
+        raise ValueError(
+            f"{name!r} would be looked for elsewhere, such as in the network; a model holds its parts "
+            "itself (unclip.clip: save_clip(load_clip(...), folder) puts a CLIP there)"
+        )
+    if not name.strip() or path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
+        raise ValueError(f"{name!r} lies outside of the model's folder")
+    return name
+
+
+Part = Annotated[str, AfterValidator(_inside)]
+
+
 class Manifest(Config):
     """``model.json``: the files of a pipeline directory, by stage."""
 
     format: int = FORMAT
     name: str
     description: str = ""
-    clip: str | None = None
-    prior: str | None = None
-    decoder: str
-    upsamplers: list[str] = []
-    tokenizer: str | None = None  # of stages with a text transformer of their own
-    guide: str | None = None  # a CLIP of noised pictures
-    classifier: str | None = None  # of noised pictures
+    clip: Part | None = None
+    prior: Part | None = None
+    decoder: Part
+    upsamplers: list[Part] = Field([], max_length=16)
+    tokenizer: Part | None = None  # of stages with a text transformer of their own
+    guide: Part | None = None  # a CLIP of noised pictures
+    classifier: Part | None = None  # of noised pictures
 
 
 def read_manifest(folder: str | Path) -> Manifest:
@@ -47,10 +63,10 @@ def read_manifest(folder: str | Path) -> Manifest:
     if not path.is_file():
         raise CheckpointError(f"{folder} is not a model: it holds no {MODEL_FILE}, nor a {DECODER_FILE}")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path, "a model's list of its parts")
     except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from None
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise CheckpointError(str(error)) from None
+    if values.get("format") != FORMAT:
         raise CheckpointError(f"{path} is of another version; this version reads format {FORMAT}")
     return parse_config(Manifest, values, source=str(path))
 
@@ -81,17 +97,20 @@ def write(model: Model, folder: Path, dtype: torch.dtype | None = None) -> None:
     write_json(folder / MODEL_FILE, manifest.model_dump(exclude_none=True))
 
 
-def read(folder: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> dict[str, object]:
+def read(
+    folder: Path, device: torch.device, dtype: torch.dtype = torch.float32, downloads: bool = False
+) -> dict[str, Any]:
     """The parts that ``Pipeline`` is made of, by the names of its arguments, on ``device``.
 
-    dtype: of the weights of all but CLIP, as in ``load_stage``.
+    dtype:     of the weights of all but CLIP, as in ``load_stage``.
+    downloads: whether the model's CLIP may fetch what its description names, as in ``load_clip``.
     """
     if folder.is_file() or (folder / DECODER_FILE).is_file() and not (folder / MODEL_FILE).exists():
         return _read_decoder(folder, device, dtype)
     manifest = read_manifest(folder)
     prior, classifier, to = manifest.prior, manifest.classifier, (device, dtype)
     return {
-        "clip": None if manifest.clip is None else load_clip(folder / manifest.clip, device),
+        "clip": None if manifest.clip is None else load_clip(folder / manifest.clip, device, downloads),
         "prior": None if prior is None else load_stage(folder / prior, "prior", *to),
         "decoder": load_stage(folder / manifest.decoder, "decoder", *to),
         "upsamplers": [load_stage(folder / file, "decoder", *to) for file in manifest.upsamplers],
@@ -115,7 +134,7 @@ def _guide(path: Path, device: torch.device, dtype: torch.dtype) -> NoisedClip:
     return load_noised_clip(path, device, dtype)
 
 
-def _read_decoder(path: Path, device: torch.device, dtype: torch.dtype) -> dict[str, object]:
+def _read_decoder(path: Path, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """A decoder of nothing, or of classes, as a whole model: its checkpoint, or the folder with it."""
     file = path if path.is_file() else path / DECODER_FILE
     decoder = load_stage(file, "decoder", device, dtype)

@@ -173,14 +173,16 @@ class Pipeline(Model):
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "float32",
         offload: bool = False,
+        downloads: bool = False,
     ) -> Pipeline:
-        """Read a model, strictly; device, dtype and offload as in ``place``.
+        """Read a model, strictly; device, dtype and offload as in ``place``, downloads as in ``load_clip``.
 
         folder: a pipeline directory; or, of a decoder that needs no other stage, its checkpoint or
                 the folder of its run.
         """
         dtype = parse_dtype(dtype)
-        parts = directory.read(Path(folder), torch.device("cpu") if offload else as_device(device), dtype)
+        to = torch.device("cpu") if offload else as_device(device)
+        parts = directory.read(Path(folder), to, dtype, downloads)
         return cls(**parts).eval().place(device, dtype, offload)
 
 

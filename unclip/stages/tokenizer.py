@@ -11,15 +11,26 @@ import json
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..checkpoint import CheckpointError
-from ..files import write_json, written_aside
+from ..config import Config, Width, looked_up, parse_config
+from ..files import parse_json, read_whole, write_json, written_aside
 
 ENCODER, VOCAB, SIZES = "encoder.json.gz", "vocab.bpe.gz", "tokenizer.json"
+
+
+MOST_BYTES = 64 << 20  # of a vocabulary; GLIDE's are of 1.5 MB
+
+
+class Sizes(Config):
+    """``tokenizer.json``."""
+
+    length: Width
 
 
 class GlideTokenizer:
@@ -90,7 +101,7 @@ class GlideTokenizer:
         """
         folder = Path(folder)
         if length is None and (folder / SIZES).is_file():
-            length = _json(folder / SIZES)["length"]
+            length = parse_config(Sizes, _json(folder / SIZES), str(folder / SIZES)).length
         return cls.from_files(folder / ENCODER, folder / VOCAB, 128 if length is None else length)
 
     @classmethod
@@ -102,25 +113,36 @@ class GlideTokenizer:
         numbers = _json(Path(encoder))
         lines = _text(Path(vocab)).split("\n")[1:-1]  # the first names a version
         merges = [tuple(line.split()) for line in lines]
-        if not isinstance(numbers, dict) or set(numbers.values()) != set(range(len(numbers))):
+        if sorted(map(repr, numbers.values())) != sorted(map(repr, range(len(numbers)))):
             raise CheckpointError(f"{encoder} is no table of byte pairs and their numbers")
         if not merges or any(len(pair) != 2 or "".join(pair) not in numbers for pair in merges):
             raise CheckpointError(f"{vocab} is no list of the pairs that {encoder} numbers")
         return cls(numbers, merges, length)
 
 
-def _json(path: Path) -> object:
+def _json(path: Path) -> dict:
     try:
-        return json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from None
+        return parse_json(_text(path), str(path))
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def _text(path: Path) -> str:
-    if not path.is_file():
-        raise CheckpointError(f"there is no vocabulary file {path}")
-    data = path.read_bytes()
+    if not path.exists():
+        raise CheckpointError(f"there is no vocabulary file {path}{looked_up(path)}")
     try:
-        return (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
+        data = read_whole(path, MOST_BYTES)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
+    try:
+        if data[:2] != b"\x1f\x8b":
+            return data.decode()
+        with gzip.open(BytesIO(data)) as file:
+            text = file.read(MOST_BYTES + 1)
+        if len(text) > MOST_BYTES:
+            raise ValueError(f"it holds more than {MOST_BYTES:,} bytes")
+        return text.decode()
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise CheckpointError(f"{path} is damaged or cut short: {error}") from None

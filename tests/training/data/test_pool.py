@@ -13,13 +13,12 @@ from runs import forget, same
 from tiny_models import WIDTH, tiny_clip
 from torch import Tensor
 
-from training import prior
+from training import decoder, prior
 from training.data.config import DataConfig
 from training.data.pool import EMBEDDINGS, FACTS, PICTURES, SAMPLES
 from training.data.source import Source
 from training.icons.scenes import Scenes
 from training.programs import run
-from training.tasks import pictures
 from unclip.checkpoint import load_checkpoint
 from unclip.clip import load_clip, save_clip
 from unclip.config import ConfigError
@@ -185,8 +184,8 @@ def recipe(folder: Path, name: str, stage: dict) -> str:
 def test_a_decoder_learns_from_a_pool_and_goes_on_to_the_bit(tmp_path):
     stage = {"net": NET, "process": PROCESS, "sampling": {"steps": 2}}
     one, two = (recipe(tmp_path, name, stage) for name in ("one", "two"))
-    pictures.main("", False, [one])
-    pictures.main("", False, [two, "train.pictures=32", "train.decay=none"])
+    decoder.main([one])
+    decoder.main([two, "train.pictures=32", "train.decay=none"])
     forget()
     embeds = load_checkpoint(tmp_path / "pool" / EMBEDDINGS)[0]["image"]
     made = load_stage(tmp_path / "one" / "decoder.safetensors")
@@ -194,8 +193,8 @@ def test_a_decoder_learns_from_a_pool_and_goes_on_to_the_bit(tmp_path):
     torch.testing.assert_close(made.embed_std, embeds.std(0))
     assert made.facts["clip"] == load_clip(str(tmp_path / "clip")).identity
     assert made.schedule.at(500).log_snr < 0 and made.config.process.shift == 0.5
-    pictures.main("", False, [two, "train.decay=none"])
-    pictures.main("", False, [recipe(tmp_path, "three", stage), "train.decay=none"])
+    decoder.main([two, "train.decay=none"])
+    decoder.main([recipe(tmp_path, "three", stage), "train.decay=none"])
     assert same(tmp_path / "two", tmp_path / "three")
 
 
@@ -228,5 +227,5 @@ def test_a_prior_learns_from_a_pool_and_remembers_other_scenes_than_it_learns_fr
 def test_a_program_refuses_a_pool_of_another_clip(tmp_path, capsys):
     Source(config(tmp_path / "pool", 64, heldout=[HELDOUT])).embed("other#1", mean_colour)
     with pytest.raises(SystemExit):
-        run(lambda: pictures.main("", False, [recipe(tmp_path, "one", {"net": NET, "process": PROCESS})]))
+        run(lambda: decoder.main([recipe(tmp_path, "one", {"net": NET, "process": PROCESS})]))
     assert "embedded by the CLIP other#1" in capsys.readouterr().err

@@ -281,7 +281,7 @@ def test_of_several_captions_each_is_drawn_and_the_first_is_the_plain_one(tmp_pa
     captions = ["a cat", "a small cat", "an animal"]
     paths = uneven(tmp_path, [1], captions=captions)
     drawn = Counter(batch.caption[0] for batch in first(source(paths), 1, 60))
-    assert drawn.keys() == {"picture 0", "a small cat", "an animal"} and min(drawn.values()) > 8
+    assert drawn.keys() == {"picture 0", *captions} and min(drawn.values()) > 5
     assert source(paths, heldout=[str(paths[0])]).heldout(1).caption == ["picture 0"]
 
 

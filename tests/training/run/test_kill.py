@@ -9,9 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+from places import HELDOUT, TRAIN
 from processes import Processes
-from runs import fit, metrics, same
+from runs import equal, fit, metrics, same, saved
 
+from training.clip.__main__ import main
 from training.run import saves as state
 
 SETTINGS = {
@@ -86,3 +88,50 @@ def test_killed_twenty_times_and_yet_the_same(tmp_path):
     assert had == sorted(had) and len(set(had)) > 5, had  # it did get on, by and by
     Processes(tmp_path / "last", 1, train, out).succeed()
     assert same(whole, out) and metrics(whole) == metrics(out)
+
+
+CLIP = {
+    "model": {
+        "embed_dim": 8,
+        "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8},
+        "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "layers": 1, "heads": 2},
+    },
+    "data": {"shards": [str(TRAIN)], "heldout": [str(HELDOUT)], "size": 16, "hold": True},
+    "images": {"samples": 160, "batch_size": 8, "warmup": 0},
+    "precision": "fp32",
+    "save_every": 16,
+}
+
+
+def learn(out: Path) -> None:
+    recipe = out.with_suffix(".yaml")
+    recipe.write_text(json.dumps({"out": str(out), **CLIP}))  # JSON is YAML
+    assert main([str(recipe)]) == 0
+
+
+def step(out: Path) -> int:
+    return saved(out / "images", "phase.pt")["step"]
+
+
+def test_a_clip_that_is_killed_ends_the_same(tmp_path):
+    """Soon after a save, while one is written, and soon after it began: its last save is never lost."""
+    whole, out, rng = tmp_path / "whole", tmp_path / "killed", random.Random(1)
+    Processes(tmp_path / "whole-log", 1, learn, whole).succeed()
+    places = [out / "images" / name for name in ("state", "state.new", "state", "state.new")]
+    for number, target in enumerate(places):
+        before, last = mark(target), step(out) if (out / "images" / "state").is_dir() else 0
+        process = Processes(tmp_path / f"log{number}", 1, learn, out)
+        end = time.monotonic() + 300
+        while process.all[0].is_alive() and mark(target) in ((0, 0), before):
+            assert time.monotonic() < end, f"it is stuck: {process.log()}"
+            time.sleep(0.0005)
+        time.sleep(rng.random() * 0.02)
+        process.kill(signal.SIGKILL)
+        assert process.wait() in ([-signal.SIGKILL], [0])
+        assert "damaged" not in process.log() and "Traceback" not in process.log(), process.log()
+        folder, _ = state.newest(out / "images")
+        assert folder is not None and step(out) >= last
+    Processes(tmp_path / "last", 1, learn, out).succeed()
+    assert equal(saved(whole / "images", "phase.pt"), saved(out / "images", "phase.pt"))
+    assert (whole / "metrics.json").read_text() == (out / "metrics.json").read_text()
+    assert step(out) == 20

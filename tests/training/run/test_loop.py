@@ -7,11 +7,10 @@ import math
 import signal
 import sys
 import time
-from dataclasses import replace
 
 import pytest
 import torch
-from runs import equal, fit, make_run, metrics, noise, raw, saved, tiny_stage
+from runs import broken, equal, fit, make_run, metrics, noise, raw, saved, tiny_stage
 from torch import nn
 
 from training.run.guard import NotFinite, Signals
@@ -120,20 +119,6 @@ def test_curves_are_means_over_pictures(tmp_path, monkeypatch):
         assert point[f"mse/quartile{q}"] == pytest.approx(loss[of].mean().item())
 
 
-def broken(monkeypatch: pytest.MonkeyPatch, steps: set[int], wrong: float = math.nan) -> None:
-    """In these steps (from 0) the loss of the second picture is no number."""
-    real = Run._losses
-
-    def losses(self, examples, index):
-        part, loss = real(self, examples, index)
-        if self.step in steps:
-            spoilt = torch.where(torch.arange(len(loss)) == 1, wrong * loss, loss)
-            part, loss = replace(part, terms={**part.terms, "loss": spoilt.detach()}), spoilt
-        return part, loss
-
-    monkeypatch.setattr(Run, "_losses", losses)
-
-
 @pytest.mark.bitwise
 @pytest.mark.parametrize("wrong", [math.nan, math.inf])
 def test_a_step_without_a_finite_loss_is_left_out(wrong, tmp_path, monkeypatch, capsys):
@@ -187,16 +172,18 @@ def test_a_gradient_that_is_not_finite_is_one_too(tmp_path, monkeypatch, capsys)
     assert weight.isfinite().all() and saved(tmp_path / "run")["skipped"] == 1
 
 
-def test_too_many_in_a_row_end_the_run_with_the_last_good_weights(tmp_path, monkeypatch):
-    settings = {"pictures": 80, "max_skipped": 3}
-    with monkeypatch.context() as patched, pytest.raises(NotFinite, match="in 3 steps in a row"):
+def test_too_many_in_a_row_end_the_run_and_its_saves_are_from_before(tmp_path, monkeypatch):
+    settings = {"pictures": 80, "max_skipped": 3, "save_every": 8}
+    out = tmp_path / "run"
+    said = f"in 3 steps in a row .* goes on from {out}/state, saved after 32 samples. A lower learning_rate"
+    with monkeypatch.context() as patched, pytest.raises(NotFinite, match=said):
         broken(patched, {1, 2, 4, 5, 6})  # two in a row are allowed
-        fit(tmp_path / "run", **settings)
-    good = fit(tmp_path / "good", pictures=80, max_skipped=3, save_every=8)
-    assert saved(tmp_path / "run")["step"] == 7 and saved(good)["step"] == 10
-    assert all(value.isfinite().all() for value in raw(tmp_path / "run").values())
-    fit(tmp_path / "run", **settings)  # and it goes on
-    assert saved(tmp_path / "run")["step"] == 10 and saved(tmp_path / "run")["skipped"] == 5
+        fit(out, **settings)
+    before = torch.load(out / "state.old" / "progress.pt", weights_only=True)
+    assert saved(out)["step"] == 4 and before["step"] == 1
+    fit(out, **settings)  # and it goes on
+    assert saved(out)["step"] == 10 and saved(out)["skipped"] == 2
+    assert all(value.isfinite().all() for value in raw(out).values())
 
 
 DEEP = {"width": 16, "layers": 2, "heads": 2, "dropout": 0.2}

@@ -13,12 +13,11 @@ import torch
 from runs import Rows, equal, make_run, noise, raw, saved
 from torch import Tensor
 
-from training.run.curves import Means
+from training.run.curves import Means, validate
 from training.run.examples import Examples
 from training.run.guard import Guard, Part
 from training.run.loop import Run
 from training.run.resume import save
-from training.run.validation import validate
 from training.streams import Purpose, numbers, seed_of, streams
 from unclip.checkpoint import load_checkpoint
 from unclip.diffusion.noise import fold

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import equal, files, fit, forget, make_run, metrics, raw, same, saved
+from runs import equal, files, fit, forget, make_run, metrics, same, saved
 
 from training.run import saves as state
 from training.run.loop import Run
@@ -215,34 +215,14 @@ def test_a_kill_at_any_operation_leaves_a_whole_save(tmp_path, monkeypatch):
     assert stopped == calls >= 10
 
 
-def test_a_run_of_an_earlier_version_goes_on(tmp_path, capsys):
-    """Without a manifest, with all in progress.pt, and with the names that two processes gave."""
-    whole, out = fit(tmp_path / "whole"), tmp_path / "old"
+def test_a_save_of_another_form_is_refused(tmp_path):
+    out = tmp_path / "run"
     halted(out, 2)
-    folder = out / "state"
-    progress, recipe = saved(out), saved(out)["recipe"]
-    stage = {key: value for key, value in recipe["stage"].items() if key not in ("sampling", "inpaint")}
-    torch.save(
-        {
-            "step": progress["step"],
-            "batch_size": 8,
-            "stage": stage,
-            "importance": None,
-            "ema": saved(out, "ema.bin"),
-        },
-        folder / "progress.pt",
-    )
-    torch.save({f"module.{key}": value for key, value in raw(out).items()}, folder / "pytorch_model.bin")
-    (folder / "manifest.json").unlink()
-    (folder / "ema.bin").unlink()
-    fit(out, learning_rate=3e-4)
-    assert "going on from 16 pictures" in capsys.readouterr().out
-    assert same(whole, out)
-    shutil.rmtree(out / "state")
-    (out / "state.new").mkdir()
-    (out / "state.new" / "pytorch_model.bin").write_bytes(b"half")  # it crashed between two renamings
-    with pytest.raises(ConfigError, match="train.batch_size: 8 -> 4"):
-        fit(out, batch_size=4, pictures=64)
+    progress = saved(out)
+    files = {path.name: torch.load(path, weights_only=True) for path in (out / "state").glob("*.bin")}
+    state.write(out, {**files, "progress.pt": {**progress, "format": 1}})
+    with pytest.raises(CheckpointError, match="was saved by another version"):
+        fit(out)
 
 
 def test_what_changed_is_told_and_counts(tmp_path, capsys):

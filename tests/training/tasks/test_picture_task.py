@@ -16,12 +16,12 @@ from shards import encoded, noise, uneven
 from tiny import DIM, INPUTS, NET, TEXT
 from torch import Tensor
 
-from training import classifier, prior
+from training import classifier, decoder, prior
 from training.data.config import DataConfig
 from training.data.source import Source
 from training.run.settings import Training
 from training.streams import Purpose, numbers, streams
-from training.tasks import frozen, pictures
+from training.tasks import frozen, pictures, start
 from training.tasks.frozen import frozen_clip
 from training.tasks.pictures import PictureTask
 from training.tasks.recipes import PictureRecipe
@@ -238,7 +238,7 @@ def test_a_clip_is_loaded_where_the_stage_needs_what_is_not_kept(kind, embedded,
 
 
 @pytest.mark.parametrize(
-    "program, name", [(pictures, "PictureTask"), (prior, "PriorTask"), (classifier, "ClassifierTask")]
+    "program, name", [(decoder, "PictureTask"), (prior, "PriorTask"), (classifier, "ClassifierTask")]
 )
 def test_a_programs_weights_begin_as_its_seed_says(program, name, shards, tmp_path, monkeypatch):
     """Whatever was drawn before; and its recipe reaches the loop whole."""
@@ -254,12 +254,12 @@ def test_a_programs_weights_begin_as_its_seed_says(program, name, shards, tmp_pa
     recipe.write_text(json.dumps({"data": {"shards": shards, "size": 16}, "stage": stage, "train": train}))
     begun: list[tuple] = []
     monkeypatch.setattr(program, name, lambda *_: SimpleNamespace(tokenizer=None))
-    monkeypatch.setattr(program, "train", lambda *args: begun.append(args))
+    monkeypatch.setattr(start, "train", lambda *args: begun.append(args))
     for number, seed in enumerate((1, 1, 2)):
         forget()
         torch.manual_seed(number)
         argv = [str(recipe), f"train.seed={seed}"]
-        pictures.main("", False, argv) if program is pictures else program.main(argv)
+        program.main(argv)
     weights = [torch.cat([weight.flatten() for weight in stage.parameters()]) for stage, *_ in begun]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
     assert all(settings is made.train and settings.pictures == 8 for _, _, settings, made, _ in begun)
@@ -273,7 +273,9 @@ def test_a_classifier_learns_its_processs_pictures_at_its_size(rank, shards, tmp
     def task(**data: object) -> classifier.ClassifierTask:
         data = DataConfig(**{"shards": shards, "heldout": shards, "size": 16, **data})
         return classifier.ClassifierTask(
-            classifier.ClassifierRecipe(data=data, stage=stage, train=train), of_process(rank, 2)
+            classifier.ClassifierRecipe(data=data, stage=stage, train=train),
+            classifier.Classifier(stage),
+            of_process(rank, 2),
         )
 
     made = task()

@@ -22,7 +22,7 @@ from training.data.embeddings import Embeddings, Rows, save_rows
 from training.data.source import Source
 from training.run.settings import Training
 from training.streams import Purpose, numbers, seed_of
-from training.tasks import prior_rows
+from training.tasks import prior_rows, start
 from training.tasks.prior import PriorTask
 from training.tasks.prior_rows import RowsTask
 from training.tasks.recipes import PriorRecipe
@@ -286,7 +286,7 @@ def test_what_a_programs_data_names_decides_its_task(embedded, tmp_path, monkeyp
     begun = []
     for name in ("PriorTask", "RowsTask"):
         monkeypatch.setattr(prior, name, lambda *_, name=name: name)
-    monkeypatch.setattr(prior, "train", lambda stage, task, *_: begun.append(task))
+    monkeypatch.setattr(start, "train", lambda stage, task, *_: begun.append(task))
     recipe = {
         "data": {"shards": ["a.tar"], "size": 8},
         "stage": {"net": NET},

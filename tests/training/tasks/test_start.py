@@ -9,8 +9,9 @@ import pytest
 import torch
 from tiny import decoder, prior, upsampler
 
+from training import decoder as decoder_program
 from training import prior as prior_program
-from training.tasks import pictures
+from training.tasks import start
 from training.tasks.start import begin
 from unclip.config import ConfigError
 from unclip.stages import Decoder, Prior, load_stage
@@ -42,19 +43,19 @@ def test_other_networks_and_kinds_are_refused(tmp_path):
         begin(Decoder(decoder().config), str(tmp_path / "missing.safetensors"))
 
 
-@pytest.mark.parametrize(("program", "stage"), [(pictures, decoder), (prior_program, prior)])
+@pytest.mark.parametrize(("program", "stage"), [(decoder_program, decoder), (prior_program, prior)])
 def test_programs_begin_with_it(program, stage, tmp_path, monkeypatch):
     """What is handed to the loop has the weights of the recipe's ``start``."""
     made, handed = stage(), []
     made.save(tmp_path / "start.safetensors")
-    monkeypatch.setattr(program, "train", lambda stage, *_: handed.append(stage))
+    monkeypatch.setattr(start, "train", lambda stage, *_: handed.append(stage))
     for task in ("PictureTask", "PriorTask"):
         if hasattr(program, task):
             monkeypatch.setattr(program, task, lambda *_: type("Task", (), {"tokenizer": None}))
     path = tmp_path / "recipe.json"
     path.write_text(_recipe(made, tmp_path))
     argv = [str(path), f"start={tmp_path}/start.safetensors"]
-    program.main("", False, argv) if program is pictures else program.main(argv)
+    program.main(argv)
     started = load_stage(tmp_path / "start.safetensors")
     assert torch.equal(next(handed[0].parameters()), next(started.parameters()))
 

@@ -11,9 +11,9 @@ from places import TRAIN
 from runs import forget
 from tiny_glide import tiny_files
 
+from training import decoder
 from training.chain import assemble
 from training.recipes import Chain
-from training.tasks import pictures
 from training.tasks.recipes import TOKENIZER
 from training.tasks.tokens import tokenizer_of
 from unclip.config import ConfigError
@@ -69,7 +69,7 @@ def recipe(tmp_path) -> Path:
 def test_a_glide_is_trained_and_put_together(recipe, tmp_path):
     """Its text transformer learns with it, and the pipeline has its tokenizer."""
     forget()
-    pictures.main("", False, [str(recipe)])
+    decoder.main([str(recipe)])
     chain = Chain(
         name="tiny",
         out=str(tmp_path / "model"),
@@ -92,7 +92,7 @@ def test_a_glide_is_trained_and_put_together(recipe, tmp_path):
 def test_a_tokenizer_that_is_missing_or_knows_too_much_is_refused(recipe, tmp_path):
     forget()
     with pytest.raises(ConfigError, match="must name a tokenizer"):
-        pictures.main("", False, [str(recipe), "tokenizer=null"])
+        decoder.main([str(recipe), "tokenizer=null"])
     assert not (tmp_path / "run" / TOKENIZER).exists()
     with pytest.raises(ConfigError, match="vocab_size is 50, but .* has 97 tokens"):
         tokenizer_of(str(tmp_path / "vocabulary"), TextConfig(**{**TEXT, "vocab_size": 50}))

@@ -6,7 +6,6 @@ from_original("karlo/v1.0.alpha")    # the files that kakaobrain/karlo's setup.s
 
 from __future__ import annotations
 
-import json
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from ...checkpoint import CheckpointError, load_strictly
 from ...clip import Clip, load_openai, load_transformers
+from ...files import read_json
 from ...pipeline.pipeline import Pipeline
 from ...stages import Decoder, Prior
 from ..catalogue import PublicModel
@@ -183,14 +183,9 @@ def _check_parts(folder: Path) -> None:
 
 def _json(path: Path) -> Mapping[str, object]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"there is no file {path}") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} is damaged: it holds no settings by name")
-    return values
+        return read_json(path, "a part's settings")
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:
@@ -200,7 +195,10 @@ def _weights(folder: Path) -> dict[str, Tensor]:
             return read(folder / name)
         index = folder / f"{name}.index.json"
         if index.is_file():
-            files = sorted({str(file) for file in _json(index).get("weight_map", {}).values()})
+            parts = _json(index).get("weight_map")
+            files = sorted(set(map(str, parts.values()))) if isinstance(parts, dict) else []
+            if not files or any(Path(file).name != file for file in files):
+                raise CheckpointError(f"{index} is damaged: its weight_map does not name files beside it")
             return {name: value for file in files for name, value in read(folder / file).items()}
     raise CheckpointError(f"{folder} holds no weights: none of {', '.join(WEIGHTS)} is there")
 
