@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,8 +22,9 @@ from training.clip import trainer as program
 from training.clip.batches import ClipBatch, ContrastBatches, DistilBatches, Noiser
 from training.clip.losses import ClipContrast, Distil, Head, NoisedContrast, alike, contrastive
 from training.clip.phase import PhaseRun, _adam
-from training.clip.pool import Pool, augment
+from training.clip.pool import augment
 from training.clip.recipe import Phase
+from training.data.pool import Pool
 from training.streams import Purpose, numbers, seed_of, streams
 from unclip.config import Config
 from unclip.diffusion.noise import fold, randn
@@ -48,9 +50,10 @@ ALONE = SimpleNamespace(process_index=0, num_processes=1, device=torch.device("c
 
 
 POOL = Pool(
-    torch.randint(256, (9, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)),
+    Path(),
+    np.random.default_rng(0).integers(0, 256, (9, 3, 8, 8), dtype=np.uint8),
     [f"caption {row}" for row in range(9)],
-    torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2]),
+    [f"{row}--name {row % 3}" for row in range(9)],
 )
 
 
@@ -72,8 +75,8 @@ def batch_of(made: SimpleNamespace, vectors: Tensor | None = None) -> tuple[Clip
 def test_a_sample_of_a_pool_is_a_row_that_its_number_gives():
     batch, rows = batch_of(recipe())
     (image,), (ids, mask), facts = batch.inputs
-    assert torch.equal(image, POOL.image[rows].float() / 127.5 - 1) and batch.keys == [*map(str, rows)]
-    assert ids[:, 0].tolist() == rows and mask.all() and torch.equal(facts[:, 1], POOL.group[rows])
+    assert torch.equal(image, POOL.pictures(rows).float() / 127.5 - 1) and batch.keys == [*map(str, rows)]
+    assert ids[:, 0].tolist() == rows and mask.all() and facts[:, 1].tolist() == [row % 3 for row in rows]
     assert len(set(facts[:, 0].tolist())) == len(set(rows)) > 1
 
 
