@@ -1,0 +1,259 @@
+"""``python -m inference.batch``: what it makes, what it makes again, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pictures import pixels
+from PIL import Image
+
+import unclip
+import unclip.app.command
+from inference import gallery
+from inference.benchmark import measure, table
+from unclip.app.batch import main
+from unclip.batch import album
+from unclip.batch import draw as batch
+from unclip.batch.lines import read_prompts
+from unclip.files import words
+
+pytestmark = pytest.mark.usefixtures("float32", "loaded")
+PROMPTS = "# animals\n\na goldfish\n  Cat & dog!  \na goldfish\n"
+FILES = ["0003-a-goldfish.png", "0004-cat-dog.png", "0005-a-goldfish.png"]
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.txt"
+    path.write_text(PROMPTS)
+    return path
+
+
+def run(prompts: Path, out: Path, tiny_model: Path, *options: str) -> int:
+    return main([str(prompts), str(out), "--model", str(tiny_model), *options])
+
+
+def index(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / album.INDEX).read_text().splitlines()]
+
+
+def pictures(out: Path) -> list[str]:
+    return sorted(path.name for path in out.glob("*.png"))
+
+
+def test_a_picture_a_line_and_an_index(prompts, tmp_path, tiny_model, pipeline, capsys):
+    out = tmp_path / "deep" / "out"
+    assert run(prompts, out, tiny_model, "--seed", "7", "--batch-size", "2") == 0
+    assert pictures(out) == FILES
+    rows = index(out)
+    assert [row["file"] for row in rows] == FILES
+    assert rows[1] == {
+        "file": FILES[1],
+        "line": 4,
+        "prompt": "Cat & dog!",
+        "k": 0,
+        "seed": 7,
+        "model": batch.identity(pipeline),
+    }
+    assert "3 pictures made of 3" in capsys.readouterr().out
+    assert {path.name for path in out.iterdir()} == {*FILES, album.INDEX, album.OPTIONS}
+
+
+def test_same_as_unclip_draws(prompts, tmp_path, tiny_model, pipeline):
+    out, alone = tmp_path / "out", tmp_path / "alone.png"
+    options = ("--seed", "3", "--steps", "3", "--guidance-scale", "1.5", "--negative-prompt", "a car")
+    assert run(prompts, out, tiny_model, "-n", "2", *options) == 0
+    command = ["Cat & dog!", "-o", str(alone), "--model", str(tiny_model), *options]
+    assert unclip.app.command.main(command) == 0
+    assert abs(pixels(out / FILES[1]) - pixels(alone)).max() <= 1  # a batch rounds otherwise
+    drawn = pipeline.generate("Cat & dog!", n=2, seed=3, steps=3, guidance_scale=1.5, negative_prompt="a car")
+    second = pixels(out / "0004-cat-dog-2.png")
+    assert abs(second - np.asarray(drawn[1])).max() <= 1 < abs(second - pixels(alone)).max()
+
+
+def test_again_makes_only_what_is_missing(prompts, tmp_path, tiny_model, capsys):
+    out = tmp_path / "out"
+    run(prompts, out, tiny_model)
+    before = {file: (out / file).stat().st_mtime_ns for file in FILES}
+    wanted = pixels(out / FILES[1])
+    (out / FILES[1]).unlink()
+    with open(prompts, "a") as file:
+        file.write("a red car\n")
+    capsys.readouterr()
+    assert run(prompts, out, tiny_model) == 0
+    assert "2 pictures made of 4" in capsys.readouterr().out
+    assert [row["file"] for row in index(out)] == [*FILES, "0006-a-red-car.png"] == pictures(out)
+    assert all((out / file).stat().st_mtime_ns == before[file] for file in (FILES[0], FILES[2]))
+    assert abs(pixels(out / FILES[1]) - wanted).max() <= 1
+
+
+def test_more_pictures_a_prompt_later(prompts, tmp_path, tiny_model, capsys):
+    out = tmp_path / "out"
+    run(prompts, out, tiny_model)
+    capsys.readouterr()
+    assert run(prompts, out, tiny_model, "-n", "2", "--batch-size", "1") == 0
+    assert "3 pictures made of 6" in capsys.readouterr().out
+    assert [(row["line"], row["k"]) for row in index(out)] == [(i, k) for i in (3, 4, 5) for k in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [(["--seed", "1"], "seed 0, not 1"), (["--steps", "3"], "steps the model's default, not 3")],
+)
+def test_other_options_are_refused_unless_overwritten(prompts, tmp_path, tiny_model, capsys, changed, said):
+    out = tmp_path / "out"
+    run(prompts, out, tiny_model)
+    old = pixels(out / FILES[0])
+    assert run(prompts, out, tiny_model, *changed) == 2
+    message = capsys.readouterr().err
+    assert said in message and "3 pictures" in message and "--overwrite" in message
+    assert (pixels(out / FILES[0]) == old).all()
+    assert run(prompts, out, tiny_model, *changed, "--overwrite") == 0
+    assert (pixels(out / FILES[0]) != old).any() and pictures(out) == FILES
+    assert run(prompts, out, tiny_model, *changed) == 0
+
+
+def test_other_words_are_refused_unless_overwritten(prompts, tmp_path, tiny_model, capsys):
+    out = tmp_path / "out"
+    run(prompts, out, tiny_model)
+    kept = (out / FILES[0]).stat().st_mtime_ns
+    prompts.write_text(PROMPTS.replace("Cat & dog!", "cat, dog"))  # the same file name
+    assert run(prompts, out, tiny_model) == 2
+    assert "line 4 was 'Cat & dog!' and is 'cat, dog'" in capsys.readouterr().err
+    assert run(prompts, out, tiny_model, "--overwrite") == 0
+    assert index(out)[1]["prompt"] == "cat, dog" and pictures(out) == FILES
+    assert (out / FILES[0]).stat().st_mtime_ns == kept
+
+
+def test_another_model_is_refused(prompts, tmp_path, tiny_model, pipeline):
+    other = unclip.load(tiny_model)
+    assert batch.identity(other) == batch.identity(pipeline)
+    other.decoder.embed_mean += 1e-3
+    lines = read_prompts(prompts)
+    batch.draw(pipeline, lines, tmp_path / "out")
+    with pytest.raises(ValueError, match="model tiny .*, not tiny"):
+        batch.draw(other, lines, tmp_path / "out")
+
+
+def test_stopped_in_the_middle(prompts, tmp_path, tiny_model, monkeypatch, capsys):
+    out = tmp_path / "out"
+    save, calls = Image.Image.save, []
+
+    def interrupted(picture: Image.Image, file, *args) -> None:
+        calls.append(file)
+        if len(calls) == 2:
+            file.write(b"half a picture")
+            raise KeyboardInterrupt
+        save(picture, file, *args)
+
+    monkeypatch.setattr(Image.Image, "save", interrupted)
+    assert run(prompts, out, tiny_model) == 130
+    assert [row["file"] for row in index(out)] == FILES[:1]
+    assert {path.name for path in out.iterdir()} == {FILES[0], album.INDEX, album.OPTIONS}
+    assert run(prompts, out, tiny_model) == 0
+    assert [row["file"] for row in index(out)] == FILES
+    assert "2 pictures made of 3" in capsys.readouterr().out
+
+
+def test_a_killed_run_leaves_a_usable_folder(prompts, tmp_path, tiny_model):
+    """A picture that is not listed yet, and half a line in the index."""
+    out = tmp_path / "out"
+    run(prompts, out, tiny_model)
+    lines = (out / album.INDEX).read_text().splitlines()
+    (out / album.INDEX).write_text(lines[0] + "\n" + lines[1][:20])
+    assert run(prompts, out, tiny_model) == 0
+    assert [row["file"] for row in index(out)] == FILES
+
+
+def test_a_long_prompt_is_noted_with_its_line(tmp_path, tiny_model, capsys):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat\na " + "very " * 20 + "long list\n")
+    assert run(prompts, tmp_path / "out", tiny_model, "-n", "2") == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if "note:" in line]
+    assert len(notes) == 1
+    assert "line 2 is longer than 16 tokens" in notes[0] and "long list" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "said"),
+    [
+        (b"", [], "holds no prompt"),
+        (b"# nothing\n\n  \n", [], "holds no prompt"),
+        (b"a caf\xe9\n", [], "not UTF-8"),
+        (None, [], "there is no file"),
+        (b"a cat\n", ["-n", "0"], "n must be at least 1"),
+        (b"a cat\n", ["--batch-size", "0"], "batch_size must be at least 1"),
+        (b"a cat\n", ["--steps", "0"], "steps"),
+        (b"a cat\n", ["--sampler", "euler"], "unknown sampler"),
+    ],
+)
+def test_bad_input_is_one_message(tmp_path, tiny_model, capsys, content, options, said):
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "out"
+    if content is not None:
+        prompts.write_bytes(content)
+    assert run(prompts, out, tiny_model, *options) == 2
+    assert said in capsys.readouterr().err
+    assert not pictures(out)
+
+
+def test_output_that_is_a_file(prompts, tiny_model, capsys):
+    assert run(prompts, prompts, tiny_model) == 2
+    assert "cannot be made a folder" in capsys.readouterr().err
+
+
+def test_an_unknown_device_is_refused_at_once(prompts, tmp_path, tiny_model, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run(prompts, tmp_path / "out", tiny_model, "--device", "abacus")
+    assert stopped.value.code == 2 and "abacus" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("A goldfish!", "a-goldfish"),
+        ("../../etc/passwd", "etc-passwd"),
+        ("???", "picture"),
+        ("un café", "un-café"),
+        ("金魚" * 40, "金魚" * 13),
+        ("x" * 200, "x" * 80),
+    ],
+)
+def test_file_names(text, name):
+    assert words(text) == name
+
+
+@pytest.mark.bitwise
+def test_gallery(prompts, tmp_path, tiny_model, pipeline):
+    sheet = tmp_path / "sheet.png"
+    command = [str(tiny_model), str(sheet), "-n", "2", "--side", "32", "--seed", "5", "--prompts"]
+    assert gallery.main([*command, str(prompts)]) == 0
+    from_file = pixels(sheet)
+    assert from_file.shape == (3 * 36, 160 + 2 * 36, 3)
+    assert gallery.main([*command, "a goldfish", "Cat & dog!", "a goldfish", "--overwrite"]) == 0
+    assert (pixels(sheet) == from_file).all()
+    second = pipeline.generate("Cat & dog!", n=2, seed=5)[1].resize((32, 32), Image.Resampling.LANCZOS)
+    assert abs(from_file[38:70, 196:228] - np.asarray(second)).max() <= 1
+    assert (from_file[36:72, :160] < 128).any()  # the caption
+
+
+def test_captions_wrap_between_words():
+    font = gallery.ImageFont.load_default(14)
+    lines = gallery.wrapped("a very small red fish in the sea", font, 80)
+    assert " ".join(lines) == "a very small red fish in the sea" and len(lines) > 2
+    assert all(font.getlength(line) <= 80 for line in lines)
+
+
+def test_benchmark_times_every_stage(pipeline):
+    times = measure(pipeline, 2, bf16=False, seconds=1e-3)
+    assert list(times) == ["text", "prior", "decoder", "upsampler 64"]
+    assert all(seconds > 0 for seconds in times.values())
+    last = table([("fp32", 2, times), ("bf16", 2, {k: v / 2 for k, v in times.items()})]).splitlines()[-1]
+    assert last.startswith("| bf16 | 2 |") and last.endswith("| 2.00x |")
+
+
+def test_it_is_a_verb_of_the_command(monkeypatch):
+    monkeypatch.setattr("unclip.app.batch.main", lambda argv: argv)
+    assert unclip.app.command.main(["batch", "lines.txt", "out"]) == ["lines.txt", "out"]

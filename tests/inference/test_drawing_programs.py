@@ -1,0 +1,201 @@
+"""How the programs that draw many pictures cut them into calls of a model, which here only takes notes."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+from tiny_glide import model as glide
+from tiny_models import tiny_pipeline
+
+from inference import benchmark, gallery
+from unclip.batch import draw as batch
+from unclip.diffusion.noise import fold
+from unclip.options import Options
+from unclip.pipeline.request import Wish
+
+GREY = Image.new("RGB", (4, 4), "grey")
+
+
+class Noted:
+    """Notes every call of ``generate``; each picture is of another colour."""
+
+    takes_prompt, name, classes = True, "noted", 3
+
+    def __init__(self) -> None:
+        self.calls = []
+
+    def generate(self, prompts=None, **options):
+        self.calls.append((prompts, options))
+        count = (1 if prompts is None else len(prompts)) * options["n"]
+        made = [Image.new("RGB", (4, 4), (len(self.calls), k, 0)) for k in range(count)]
+        return made[0] if prompts is None and count == 1 else made
+
+
+@pytest.mark.parametrize("n, batch_size, cuts", [(2, 4, [2, 1]), (4, 3, [1, 1, 1]), (1, 9, [3])])
+def test_the_gallery_asks_for_whole_rows(n, batch_size, cuts):
+    made, prompts = Noted(), ["a", "b", "c"]
+    rows = gallery.draw(made, prompts, 8, n=n, batch_size=batch_size, seed=5, steps="3")
+    assert [len(some) for some, _ in made.calls] == cuts
+    assert [prompt for some, _ in made.calls for prompt in some] == prompts
+    told = {"n": n, "batch_size": batch_size, "seed": 5, "steps": "3"}
+    assert all(options == told for _, options in made.calls)
+    assert [len(row) for row in rows] == [n] * 3 and all(p.size == (8, 8) for row in rows for p in row)
+    seen = [row[0].getpixel((0, 0))[:2] for row in rows]
+    assert seen == [(call + 1, k * n) for call, cut in enumerate(cuts) for k in range(cut)]
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_row_of_a_class_is_of_that_class_alone(n):
+    made = Noted()
+    rows = gallery.draw_classes(made, [2, None], 8, n=n, class_=1, seed=5)
+    assert made.calls == [(None, {"n": n, "class_": number, "seed": 5}) for number in (2, None)]
+    assert [[picture.size for picture in row] for row in rows] == [[(8, 8)] * n] * 2
+
+
+@pytest.mark.parametrize("side, sharp", [(8, True), (6, False)])
+def test_whole_multiples_stay_sharp(side, sharp):
+    check = Image.new("RGB", (4, 4))
+    check.putpixel((1, 1), (255, 255, 255))
+    colours = {colour for _, colour in gallery.resized(check, side).getcolors()}
+    assert (len(colours) == 2) == sharp
+
+
+@pytest.fixture
+def wishes(monkeypatch) -> list[Wish]:
+    """Every batch that is drawn; each picture is of another colour."""
+    asked: list[Wish] = []
+
+    def drawn(pipeline, batches):
+        for wish in batches:
+            asked.append(wish)
+            yield from (Image.new("RGB", (4, 4), (len(asked), k, 0)) for k in range(len(wish)))
+
+    monkeypatch.setattr(batch, "identity", lambda pipeline: "noted 1")
+    monkeypatch.setattr(batch, "drawn", drawn)
+    return asked
+
+
+@pytest.mark.parametrize("n, batch_size", [(1, 2), (2, 2), (3, 2), (1, 9), (3, 4)])
+def test_a_batch_asks_for_what_is_missing_and_writes_each_where_it_belongs(tmp_path, wishes, n, batch_size):
+    model, prompts = tiny_pipeline(), {1: "a cat", 3: "a dog", 4: "a car"}
+    options = {"steps": 3, "negative_prompt": "a bus", "class_": None}
+    assert batch.draw(model, prompts, tmp_path, n=n, seed=5, batch_size=batch_size, **options) == 3 * n
+    settings = Options(**options).model_dump()
+    pairs = [(line, k) for line in prompts for k in range(n)]
+    cut = [pairs[start : start + batch_size] for start in range(0, 3 * n, batch_size)]
+    assert [list(zip(wish.texts, wish.seeds, strict=True)) for wish in wishes] == [
+        [(prompts[line], fold(5, k)) for line, k in some] for some in cut
+    ]
+    assert all(wish.options == Options(**options) for wish in wishes)
+    rows = [json.loads(line) for line in (tmp_path / "index.jsonl").read_text().splitlines()]
+    assert rows == [
+        {
+            "file": batch.file_name(line, prompt, k),
+            "line": line,
+            "prompt": prompt,
+            "k": k,
+            "seed": 5,
+            "model": "noted 1",
+        }
+        for line, prompt in prompts.items()
+        for k in range(n)
+    ]
+    for call, some in enumerate(cut):
+        for at, (line, k) in enumerate(some):
+            file = tmp_path / batch.file_name(line, prompts[line], k)
+            assert Image.open(file).getpixel((0, 0)) == (call + 1, at, 0)
+    assert json.loads((tmp_path / "batch.json").read_text()) == {"model": "noted 1", "seed": 5, **settings}
+    assert batch.draw(model, prompts, tmp_path, n=n, seed=5, batch_size=batch_size, **options) == 0
+    with pytest.raises(ValueError, match="drawn with seed 5, not 6"):
+        batch.draw(model, prompts, tmp_path, n=n, seed=6, batch_size=batch_size, **options)
+    assert batch.draw(model, prompts, tmp_path, n=n, seed=6, overwrite=True, **options) == 3 * n
+
+
+@pytest.mark.parametrize(
+    "given, said", [({"n": 0}, "n must be at least 1"), ({"batch_size": 0}, "batch_size must be at least 1")]
+)
+def test_senseless_counts_are_refused(tmp_path, given, said):
+    with pytest.raises(ValueError, match=said):
+        batch.draw(tiny_pipeline(), {1: "a"}, tmp_path / "x", **{"n": 1, "seed": 0, "batch_size": 1, **given})
+    assert not (tmp_path / "x").exists()
+
+
+def test_what_is_cut_off_is_noted_with_its_place_once(tmp_path, wishes):
+    long = " ".join(["cat"] * 14 + ["dog"])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        batch.draw(tiny_pipeline(), {1: "a", 2: long}, tmp_path, n=3, negative_prompt=f"{long} fish")
+    assert [str(one.message) for one in caught] == [
+        "the negative prompt is longer than 16 tokens; this was cut off: 'dog fish'",
+        "line 2 is longer than 16 tokens; this was cut off: 'dog'",
+    ]
+
+
+def test_a_model_with_a_tokenizer_of_its_own_draws_lines_too(tmp_path):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert batch.draw(glide(), {1: "a cat", 2: "abc defgh"}, tmp_path, n=1, seed=0, batch_size=2) == 2
+    assert [str(one.message) for one in caught] == ["line 2 is longer than 6 tokens; this was cut off: 'fgh'"]
+
+
+def test_the_benchmark_works_at_every_stage_as_drawing_does(monkeypatch):
+    made, told = tiny_pipeline(), {}
+
+    def decode(self, conditions, noise):
+        told[f"stage {self.size}"] = conditions, len(noise)
+        return iter([])
+
+    monkeypatch.setattr("unclip.stages.Decoder.sample", decode)
+    monkeypatch.setattr(
+        "unclip.stages.Prior.sample",
+        lambda self, conditions, noise: told.update(prior=(conditions, len(noise))),
+    )
+    works = benchmark.works(made, 3)
+    assert list(works) == ["text", "prior", "decoder", "upsampler 64"]
+    assert works["text"]().texts == [benchmark.PROMPT] * 3
+    for work in works.values():
+        work()
+    text = made.encode_text([benchmark.PROMPT] * 3)
+    assert [count for _, count in told.values()] == [6, 3, 3]  # two candidates a picture
+    assert torch.equal(told["prior"][0]["text_embed"], text.repeat(2).clip.embed)
+    assert torch.equal(told["stage 16"][0]["text"], text.clip.tokens)
+    assert told["stage 16"][0]["has_image"].all()
+    assert told["stage 64"][0]["base"].shape == (3, 3, 64, 64) and not told["stage 64"][0]["base"].any()
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_benchmark_counts_seconds_a_picture_at_the_precision_asked_for(monkeypatch, bf16):
+    asked = []
+
+    class Watch:
+        def __init__(self, code, globals, num_threads):
+            self.work = globals["work"]
+
+        def blocked_autorange(self, min_run_time):
+            asked.append((self.work, min_run_time, torch.is_autocast_enabled("cpu")))
+            return SimpleNamespace(median=6.0)
+
+    monkeypatch.setattr(benchmark, "Timer", Watch)
+    monkeypatch.setattr(benchmark, "works", lambda pipeline, n: {"decoder": f"{n} pictures"})
+    assert benchmark.measure(tiny_pipeline(), 3, bf16, 0.5) == {"decoder": 2.0}
+    assert asked == [("3 pictures", 0.5, bf16)]
+    said = benchmark.table([("fp32", 1, {"a": 0.3, "b": 0.1}), ("bf16", 4, {"a": 0.1, "b": 0.1})]).split("\n")
+    assert said[2:] == [
+        "| fp32 | 1 | 300.0 | 100.0 | 400.0 | 1.00x |",
+        "| bf16 | 4 | 100.0 | 100.0 | 200.0 | 2.00x |",
+    ]
+
+
+def test_a_blind_sheet_hides_the_words_and_keeps_the_key():
+    prompts = [f"a thing of {k}" for k in range(7)]
+    rows = [[Image.new("RGB", (2, 2), (k, 0, 0)), Image.new("RGB", (2, 2), "white")] for k in range(7)]
+    beside, shown, key = gallery.shuffled(prompts, rows, 3)
+    assert beside == ["1 - 3", "4 - 6", "7 - 7"] and [len(row) for row in shown] == [3, 3, 1]
+    seen = [picture.getpixel((0, 0))[0] for row in shown for picture in row]
+    assert [key[number] for number in range(1, 8)] == [prompts[k] for k in seen]
+    assert sorted(seen) == list(range(7)) != seen

@@ -1,0 +1,196 @@
+"""What a model does with a picture: the ends of every path are exact, and what it cannot do is said first."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_models import tiny_pipeline
+
+import unclip
+from unclip.app.command import main
+from unclip.data.batches import shrink
+from unclip.pipeline import edits
+from unclip.pipeline.edits import end_of, slerp
+from unclip.pipeline.pipeline import Pipeline
+from unclip.pipeline.request import Wish
+from unclip.stages import Decoder, DecoderStageConfig
+
+pytestmark = pytest.mark.usefixtures("float32")
+SAMPLERS = ["ddim", "dpm++2m", "heun"]
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    return tiny_pipeline()
+
+
+@pytest.fixture(scope="module")
+def picture(pipeline) -> Image.Image:
+    """One that the model can make, so that it has a noise of its own."""
+    return pipeline.generate("a cat", seed=3, steps=20, guidance_scale=1.0, sampler="ddim")
+
+
+def same(a: Image.Image, b: Image.Image) -> bool:
+    return a.tobytes() == b.tobytes()
+
+
+def test_the_great_circle():
+    a, b = torch.tensor([[1.0, 0, 0]]), torch.tensor([[0.0, 2, 0], [1, 0, 0], [-1, 0, 0]])
+    half = slerp(a, b, 0.5)
+    root = 0.5**0.5
+    torch.testing.assert_close(half, torch.tensor([[root, 2 * root, 0], [1, 0, 0], [0, 0, 0]]))
+    assert torch.equal(slerp(a, b, 0), a.expand(3, 3)) and torch.equal(slerp(a, b, 1), b)
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 2, 3, 16, 16, generator=g)
+    assert all(abs(slerp(x, y, s).std() - 1) < 0.05 for s in (0.1, 0.5, 0.9))  # noise stays noise
+
+
+def test_the_halves_composed_are_the_whole_to_the_byte(pipeline):
+    prompts = ["a cat", "a dog"]
+    embed = pipeline.embed_prompt(prompts, n=2, seed=5)
+    whole = pipeline.generate(prompts, n=2, seed=5)
+    assert embed.shape == (4, len(pipeline.decoder.embed_mean))
+    halves = pipeline.generate(prompts, n=2, seed=5, image_embed=embed)
+    assert all(same(a, b) for a, b in zip(whole, halves, strict=True))
+    alone = pipeline.generate(image_embed=embed[:1], seed=5)
+    assert isinstance(alone, Image.Image) and not same(alone, whole[0])  # without the words
+    assert len(pipeline.generate(image_embed=embed, n=3)) == 12
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_noise_of_a_picture_makes_it_again(pipeline, sampler):
+    """At the decoder's size, from the inversion of DDIM; the more steps the nearer."""
+    given = Wish([7], options=unclip.options.Options(steps=40, sampler=sampler, guidance_scale=1.0))
+    g = torch.Generator().manual_seed(0)
+    embed = torch.nn.functional.normalize(torch.randn(1, len(pipeline.decoder.embed_mean), generator=g))
+    given = replace(given, embed=embed)
+    before = pipeline.decode(given)
+    error = []
+    for steps in (10, 80):
+        wish = replace(given, options=given.options.model_copy(update={"steps": steps}))
+        start = edits.inverted(pipeline, wish, before)
+        error.append((pipeline.decode(replace(wish, start=start)) - before).square().mean().sqrt().item())
+    assert error[1] < error[0] and error[1] < 0.05 < before.std() / 4
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_variations_go_from_the_picture_to_its_embedding_alone(pipeline, picture, sampler):
+    embed = edits._seen(pipeline, edits._fitted(pipeline, picture))
+    given = {"steps": 8, "sampler": sampler, "seed": 5}
+    far = pipeline.vary(picture, 2, spread=1, **given)
+    drawn = pipeline.generate(image_embed=embed, n=2, guidance_scale=1.0, **given)
+    assert all(same(a, b) for a, b in zip(far, drawn, strict=True)) and not same(*far)
+    near = pipeline.vary(picture, 2, spread=0, **given)
+    between = pipeline.vary(picture, 2, spread=0.5, **given)
+    small = [shrink(edits._fitted(pipeline, one), 16) for one in (picture, near[0], between[0], far[0])]
+    apart = [(one - small[0]).square().mean().item() for one in small[1:]]
+    assert apart[0] < apart[1] < apart[2]
+
+
+def test_a_path_ends_where_its_ends_are(pipeline, picture):
+    other = pipeline.generate("a dog", seed=4)
+    path = pipeline.interpolate(picture, other, 4, steps=10, seed=5)
+    for end, one in ((path[0], picture), (path[-1], other)):
+        [own] = pipeline.vary(one, 1, spread=0, steps=10, seed=5)
+        assert abs(np.asarray(end).astype(int) - np.asarray(own)).max() <= 1  # in another batch
+    assert not same(path[1], path[0]) and not same(path[1], path[2])
+    words = pipeline.interpolate("a cat", picture, 2, steps=10, seed=5)
+    embed = pipeline.embed_prompt("a cat", seed=5)
+    alone = pipeline.generate(image_embed=embed, seed=5, steps=10, guidance_scale=1.0, sampler="ddim")
+    assert abs(np.asarray(words[0]).astype(int) - np.asarray(alone)).max() <= 1
+    assert abs(np.asarray(words[1]).astype(int) - np.asarray(path[0])).max() <= 1
+
+
+def test_a_file_is_told_from_a_text(tmp_path, picture):
+    picture.save(tmp_path / "a.png")
+    assert end_of("a cat") == "a cat" and end_of("a cat v1.2") == "a cat v1.2"
+    assert same(end_of(str(tmp_path / "a.png")), picture) and same(end_of(tmp_path / "a.png"), picture)
+    with pytest.raises(ValueError, match="there is no file missing.png"):
+        end_of("missing.png")
+    with pytest.raises(ValueError, match="there is no file a cat"):
+        end_of("a cat", text=False)
+
+
+def test_pictures_of_any_size_and_mode(pipeline):
+    wide = Image.new("LA", (90, 40), (0, 0))  # transparent: white
+    fitted = edits._fitted(pipeline, wide)
+    assert fitted.shape == (1, 3, 64, 64) and (fitted == 1).all()
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("options, said", [
+    ({"spread": 1.5}, "spread must be a number from 0 to 1, not 1.5"),
+    ({"spread": -0.1}, "spread must be a number from 0 to 1"),
+    ({"spread": float("nan")}, "spread must be a number from 0 to 1"),
+    ({"spread": True}, "spread must be a number from 0 to 1, not True"),
+    ({"n": 0}, "n must be at least 1"),
+    ({"n": 10**9}, "more than one call draws"),
+    ({"sampler": "ddpm"}, "which ddpm forgets"),
+    ({"negative_prompt": "a dog"}, "negative_prompt is of words"),
+    ({"clip_guidance_scale": 2.0}, "clip_guidance_scale is of words"),
+    ({"steps": 0}, "steps must be"),
+    ({"picture": "missing.png"}, "there is no file missing.png"),
+    ({"picture": 7}, "a picture is one of PIL"),
+])  # fmt: skip
+def test_what_cannot_be_varied(pipeline, picture, monkeypatch, options, said):
+    monkeypatch.setattr(Decoder, "sample", lambda *_, **__: pytest.fail("work has begun"))
+    with pytest.raises(ValueError, match=re.escape(said)):
+        pipeline.vary(**{"picture": picture, **options})
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("embed, said", [
+    (torch.zeros(2, 3), "image_embed must be a tensor [N,"),
+    (torch.zeros(3), "image_embed must be a tensor [N,"),
+    ([1.0], "image_embed must be a tensor [N,"),
+    ("nan", "infinite or none"),
+    ("two", "1 pictures need as many rows of image_embed, not 2"),
+])  # fmt: skip
+def test_embeddings_that_are_none(pipeline, embed, said):
+    width = len(pipeline.decoder.embed_mean)
+    known = {"nan": torch.full((1, width), float("nan")), "two": torch.zeros(2, width)}
+    embed = known[embed] if isinstance(embed, str) else embed
+    with pytest.raises(ValueError, match=re.escape(said)):
+        pipeline.generate("a cat", image_embed=embed)
+
+
+def test_a_model_that_sees_no_pictures_says_so(picture):
+    net = {"image_size": 8, "channels": 8, "channel_mult": (1,), "num_res_blocks": 1, "head_channels": 8}
+    nothing = Pipeline(Decoder(DecoderStageConfig(net=net, process={"predicts": "v"})), name="nothing")
+    for work in (lambda: nothing.vary(picture), lambda: nothing.interpolate(picture, picture)):
+        with pytest.raises(ValueError, match="the model nothing cannot .*needs a CLIP that sees pictures"):
+            work()
+    with pytest.raises(ValueError, match="the model nothing has no prior"):
+        nothing.embed_prompt("a cat")
+    with pytest.raises(ValueError, match="takes no image_embed"):
+        nothing.generate(image_embed=torch.zeros(1, 4))
+
+
+def test_the_verbs_of_the_command(pipeline, picture, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("unclip.app.cli.load", lambda *_: pipeline)
+    picture.save("my cat.png")
+    assert main(["vary", "my cat.png", "-n", "5", "--steps", "4"]) == 0
+    assert Image.open("my-cat-vary.png").size == (4 * 64 + 3 * 2, 2 * 64 + 2)
+    assert main(["interpolate", "my cat.png", "a dog", "-n", "3", "--steps", "4"]) == 0
+    sheet = Image.open("my-cat-a-dog-interpolate.png")
+    assert sheet.size == (3 * 64 + 2 * 2, 64)
+    last = pipeline.interpolate("my cat.png", "a dog", 3, steps=4)[2]
+    assert abs(np.asarray(sheet.crop((132, 0, 196, 64))).astype(int) - np.asarray(last)).max() <= 1
+    assert main(["draw", "vary", "--steps", "2"]) == 0 and Image.open("vary.png").size == (64, 64)
+    capsys.readouterr()
+    assert main(["interpolate", "my cat.png", "missing.png"]) == 2
+    assert "unclip interpolate: there is no file missing.png" in capsys.readouterr().err
+
+
+def test_the_functions_of_the_package(pipeline, picture, monkeypatch):
+    monkeypatch.setattr(unclip, "_loaded", lambda *where: pipeline)
+    [a] = unclip.vary(picture, 1, spread=0, steps=2, device="cpu")
+    assert same(a, pipeline.vary(picture, 1, spread=0, steps=2)[0])
+    assert len(unclip.interpolate("a cat", "a dog", 3, steps=2)) == 3
+    assert same(unclip.generate("a cat"), pipeline.generate("a cat"))

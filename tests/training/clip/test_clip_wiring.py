@@ -1,0 +1,345 @@
+"""What `training.clip` hands to its parts: batches by number, losses, and the steps of a phase."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from runs import forget
+from tiny_models import tiny_clip
+from torch import Tensor, nn
+
+from training.clip import losses as clip_parts
+from training.clip import trainer as program
+from training.clip.batches import ClipBatch, ContrastBatches, DistilBatches, Noiser
+from training.clip.losses import ClipContrast, Distil, Head, NoisedContrast, alike, contrastive
+from training.clip.phase import PhaseRun, _adam
+from training.clip.pool import augment
+from training.clip.recipe import Phase
+from training.data.pool import Pool
+from training.streams import Purpose, numbers, seed_of, streams
+from unclip.config import Config
+from unclip.diffusion.noise import fold, randn
+from unclip.guides.noised_clip import NoisedClip, NoisedClipStageConfig
+
+NOISED = {
+    "net": {
+        "embed_dim": 8,
+        "image": {"width": 16, "layers": 1, "heads": 2},
+        "image_size": 8,
+        "patch_size": 4,
+        "timesteps": 50,
+        "text": {"width": 16, "layers": 1, "heads": 2},
+        "vocab_size": 99,
+        "length": 6,
+        "logit_scale": 20.0,
+    }
+}
+ALONE = SimpleNamespace(process_index=0, num_processes=1, device=torch.device("cpu"))
+
+
+# Batches
+
+
+POOL = Pool(
+    Path(),
+    np.random.default_rng(0).integers(0, 256, (9, 3, 8, 8), dtype=np.uint8),
+    [f"caption {row}" for row in range(9)],
+    [f"{row}--name {row % 3}" for row in range(9)],
+)
+
+
+def recipe(**more: object) -> SimpleNamespace:
+    return SimpleNamespace(**{"seed": 5, "augment": False, "noised": None, **more})
+
+
+def tokenize(texts: list[str]) -> tuple[Tensor, Tensor]:
+    return torch.tensor([[int(text.split()[1])] for text in texts]), torch.ones(len(texts), 1).bool()
+
+
+def batch_of(made: SimpleNamespace, vectors: Tensor | None = None) -> tuple[ClipBatch, list[int]]:
+    """The batch number 2 of 4 samples of the second of two processes, and the rows of the pool in it."""
+    process = SimpleNamespace(process_index=1, num_processes=2, device=torch.device("cpu"))
+    batch = next(ContrastBatches(made, tokenize, None, process, POOL, vectors)(4, 2))
+    return batch, [seed_of(5, Purpose.SAMPLE, number) % 9 for number in numbers(2, 4, 1, 2)]
+
+
+def test_a_sample_of_a_pool_is_a_row_that_its_number_gives():
+    batch, rows = batch_of(recipe())
+    (image,), (ids, mask), facts = batch.inputs
+    assert torch.equal(image, POOL.pictures(rows).float() / 127.5 - 1) and batch.keys == [*map(str, rows)]
+    assert ids[:, 0].tolist() == rows and mask.all() and facts[:, 1].tolist() == [row % 3 for row in rows]
+    assert len(set(facts[:, 0].tolist())) == len(set(rows)) > 1
+
+
+def test_pictures_are_changed_and_noised_by_streams_of_their_own():
+    mine, (plain, _) = numbers(2, 4, 1, 2), batch_of(recipe())
+    shown = plain.inputs[0][0]
+    changed = batch_of(recipe(augment=True))[0].inputs[0][0]
+    assert torch.equal(changed, augment(shown, streams(5, Purpose.AUGMENT, mine)))
+    assert (changed - shown).abs().mean() > 0.01
+    config = NoisedClipStageConfig(**NOISED)
+    image, t = batch_of(recipe(noised=config))[0].inputs[0]
+    wanted, level = Noiser(config)(shown, streams(5, Purpose.LOSS, mine))
+    assert torch.equal(image, wanted) and torch.equal(t, level)
+
+
+def test_a_teachers_vectors_are_those_of_the_rows_with_noise_of_its_length():
+    vectors = torch.randn(9, 400, generator=torch.Generator().manual_seed(1)).half()
+    for length in (0.0, 0.3):
+        batch, rows = batch_of(recipe(teacher=SimpleNamespace(noise=length)), vectors=vectors)
+        (said,) = batch.inputs[1]
+        assert (said - vectors[rows].float()).norm(dim=1).tolist() == pytest.approx([length] * 4, rel=0.1)
+    noise = randn((4, 400), "cpu", streams(5, Purpose.AUGMENT, numbers(2, 4, 1, 2)))
+    torch.testing.assert_close(said, vectors[rows].float() + 0.3 * noise / 20)
+
+
+def test_streamed_samples_are_alike_by_their_captions_alone():
+    """No two pictures have a name in common."""
+    made = SimpleNamespace(image=torch.zeros(3, 3, 8, 8), caption=["a 1", "a 1", "b 2"], key=["x", "y", "z"])
+    source = SimpleNamespace(batches=lambda n, start: iter([made] * (n == 3 and start == 7)))
+    batch = next(ContrastBatches(recipe(), tokenize, source, ALONE)(3, 7))
+    facts = batch.inputs[2]
+    assert alike(facts, facts, 0.5).tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
+    assert facts[:, 1].tolist() == [21, 22, 23] and batch.keys == ["x", "y", "z"]
+
+
+def test_texts_are_drawn_by_seed_and_number_and_shared_out():
+    """Of much the same length, now short, now long; what two processes have is what one would have."""
+    length = torch.arange(1, 201) % 20 + 1
+    mask = torch.arange(20)[None] < length[:, None]
+    columns = torch.arange(200)[:, None].expand(200, 20), mask, torch.arange(200)[:, None].float()
+
+    def rows(n: int, start: int = 0, rank: int = 0, world: int = 1, seed: int = 5) -> list[list[str]]:
+        process = SimpleNamespace(process_index=rank, num_processes=world, device=torch.device("cpu"))
+        return [batch.keys for batch in islice(DistilBatches(*columns, seed, process)(n, start), 12)]
+
+    whole = rows(8)
+    for one, *two in zip(whole, rows(4, world=2), rows(4, rank=1, world=2), strict=True):
+        assert one[::2] == two[0] and one[1::2] == two[1]
+    assert rows(8, 3)[:9] == whole[3:] and len({*map(tuple, whole)}) == 12 and rows(8, seed=6) != whole
+    lengths = [length[[*map(int, keys)]].tolist() for keys in whole]
+    assert all(max(some) - min(some) <= 4 for some in lengths)
+    assert min(map(max, lengths)) < 8 and max(map(min, lengths)) > 13
+    batch = next(DistilBatches(*columns, 5, ALONE)(8, 0))
+    ids, _, goal = batch.inputs
+    assert ids[:, 0].tolist() == goal[:, 0].tolist() == [*map(int, batch.keys)]
+
+
+# Losses
+
+
+def unit(n: int, dim: int, seed: int) -> Tensor:
+    return F.normalize(torch.randn(n, dim, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def joined(monkeypatch: pytest.MonkeyPatch, rank: int, n: int, wholes: list[Tensor]) -> None:
+    """As if in one of two processes, with n rows each, which hold these rows together."""
+
+    def gather(rows: Tensor) -> Tensor:
+        (whole,) = [
+            whole
+            for whole in wholes
+            if whole.shape[1:] == rows.shape[1:]
+            and torch.allclose(whole[rank * n :][:n].float(), rows.float(), atol=1e-6)
+        ]
+        return whole
+
+    monkeypatch.setattr(clip_parts, "gather", gather)
+    monkeypatch.setattr(clip_parts.dist, "get_rank", lambda: rank)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_text_is_to_find_its_own_goal_among_those_of_all_processes(rank, monkeypatch):
+    goals, said, mine = unit(6, 5, 0), unit(3, 5, 1), slice(3 * rank, 3 * rank + 3)
+    joined(monkeypatch, rank, 3, [goals])
+    towers = nn.Module()
+    towers.text = lambda ids, mask: (2 * said, None)
+    loss = Distil(SimpleNamespace(towers=towers))(None, None, goals[mine])
+    near = (20 * said @ goals.T).log_softmax(1)[:, mine].diag()
+    torch.testing.assert_close(loss, (1 - (said * goals[mine]).sum(1)).mean() - 0.1 * near.mean())
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("scale", [2.0, 9.0])
+def test_pictures_and_captions_are_told_from_those_of_all_processes(rank, scale, monkeypatch):
+    """By the logarithm of a scale of 100 at most, and sharing with those of the same name."""
+    image, text = unit(6, 5, 2), unit(6, 5, 3)
+    facts = torch.stack([torch.arange(6), torch.tensor([0, 1, 0, 1, 0, 0])], 1)
+    part = clip_parts.Contrast(0.25)
+    mine = slice(3 * rank, 3 * rank + 3)
+    joined(monkeypatch, rank, 3, [image, text, facts])
+    part.gather = clip_parts.gather
+    loss = part.loss(3 * image[mine], text[mine], torch.tensor(scale), facts[mine])
+    wanted = contrastive(
+        image[mine],
+        text[mine],
+        torch.tensor(math.exp(scale)).clamp(max=100),
+        alike(facts[mine], facts, 0.25),
+        image,
+        text,
+    )
+    torch.testing.assert_close(loss, wanted)
+
+
+def test_a_noised_clip_is_fed_as_the_denoiser_is_and_learns_its_scale():
+    """The network's first level is 0."""
+    clip = NoisedClip(NoisedClipStageConfig(**NOISED))
+    made = NoisedContrast(clip, 0.25)
+    assert made.share == 0.25 and made.scale.exp().item() == pytest.approx(20.0)
+    asked = []
+    clip.network.image.forward = lambda x, t: asked.append(t.tolist()) or F.one_hot(t, 8) + 0.5
+    clip.network.text.forward = lambda *texts: torch.eye(8)[:2]
+    facts = torch.tensor([[0, 0], [1, 1]])
+    made((torch.zeros(2, 3, 8, 8), torch.tensor([1, 2])), (None, None), facts).backward()
+    assert asked == [[0, 1]] and made.scale.grad.item() != 0
+
+
+def test_a_clips_scale_is_learnt():
+    made = ClipContrast(tiny_clip().requires_grad_(True), None, 0.5)
+    ids, mask = tiny_clip().tokenize(["a cat", "a dog"])
+    made((torch.rand(2, 3, 16, 16) * 2 - 1,), (ids, mask), torch.tensor([[0, 0], [1, 1]])).backward()
+    assert made.towers.model.logit_scale.grad.item() != 0
+
+
+@pytest.mark.parametrize("teacher", [False, True])
+def test_the_recipe_reaches_the_loss(teacher):
+    """A head starts from the captions that pictures have, not from all that the teacher knows."""
+    made = program.Trainer.__new__(program.Trainer)
+    made.clip, made.table, made.row = tiny_clip(), None, torch.tensor([0, 1, 2, 1, 0, 3])
+    made.recipe = SimpleNamespace(same=0.2, teacher=SimpleNamespace(hidden=7))
+    if teacher:
+        made.table = torch.randn(30, 24, generator=torch.Generator().manual_seed(0)).half()
+    loss = made._contrast()
+    assert isinstance(loss, ClipContrast) and loss.share == 0.2 and (loss.head is not None) == teacher
+    if teacher:
+        known = Head(made.table[:4].float(), 16, 7)
+        assert torch.equal(loss.head.weight, known.weight) and torch.equal(loss.head.bias, known.bias)
+        assert loss.head.bend[0].out_features == 7
+    made.clip = NoisedClip(NoisedClipStageConfig(**NOISED))
+    assert isinstance(made._contrast(), NoisedContrast) and made._contrast().share == 0.2
+
+
+# A phase
+
+
+class Small(nn.Module):
+    """A matrix, a gain and a scale; its loss has a gradient as large as is asked for."""
+
+    def __init__(self, steep: float = 1.0) -> None:
+        super().__init__()
+        self.matrix, self.gain = nn.Parameter(torch.ones(2, 3)), nn.Parameter(torch.ones(3))
+        self.scale, self.steep, self.calls = nn.Parameter(torch.tensor(1.0)), steep, []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.append((torch.initial_seed(), torch.is_autocast_enabled("cpu"), self.training))
+        return self.steep * (self.matrix.sum() + self.gain.sum() + self.scale) * x.float().mean()
+
+
+class Recipe(Config):
+    out: str
+    seed: int = 5
+
+
+def phase_of(out: Path, module: Small, precision: str = "no", **settings: object) -> PhaseRun:
+    forget()
+    phase = Phase(**{"samples": 16, "batch_size": 4, "warmup": 0, "learning_rate": 0.1, **settings})
+    return PhaseRun(
+        "images",
+        phase,
+        module,
+        Recipe(out=str(out)),
+        {},
+        Accelerator(cpu=True, mixed_precision=precision),
+        10**6,
+        lambda: None,
+    )
+
+
+def ones(n: int, start: int) -> Iterator[ClipBatch]:
+    while True:
+        yield ClipBatch((torch.ones(n),), ["key"] * n)
+
+
+def test_matrices_decay_and_gains_biases_and_scales_do_not():
+    module, lengths = Small(), {}
+    module.kernel, module.bias = nn.Parameter(torch.ones(2, 1, 1, 1)), nn.Parameter(torch.ones(2))
+    adam = _adam(Phase(samples=4, weight_decay=0.25, learning_rate=0.1, beta2=0.9, eps=1e-3), module)
+    for weight in module.parameters():
+        weight.grad = torch.zeros_like(weight)
+    adam.step()
+    for name, weight in module.named_parameters():
+        lengths[name] = weight.flatten()[0].item()
+    assert lengths == pytest.approx({"matrix": 0.975, "kernel": 0.975, "gain": 1, "scale": 1, "bias": 1})
+    assert all(group["betas"] == (0.9, 0.9) and group["eps"] == 1e-3 for group in adam.param_groups)
+
+
+def test_a_phases_steps_have_their_rates_and_gradients_of_length_one(tmp_path):
+    run, taken = phase_of(tmp_path, Small(steep=50.0), warmup=8), []
+    run.optimizer.step = lambda *_: taken.append(
+        (
+            [group["lr"] for group in run.optimizer.param_groups],
+            torch.cat([weight.grad.flatten() for weight in run.module.parameters()]).norm().item(),
+        )
+    )
+    run.run(ones)
+    warm = [0.5, 1, 1, 1]
+    rates = [0.1 * warm[step] * (1 + math.cos(math.pi * step / 4)) / 2 for step in range(4)]
+    for (found, norm), rate in zip(taken, rates, strict=True):
+        assert found == pytest.approx([rate] * 2) and norm == pytest.approx(1.0, rel=1e-4)
+    small, lengths = phase_of(tmp_path / "small", Small(steep=0.01), samples=8), []
+    small.optimizer.step = lambda *_: lengths.append(small.module.gain.grad.tolist())
+    small.run(ones)
+    assert lengths == [pytest.approx([0.01] * 3)] * 2  # and nothing of the step before
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_phase_trains_in_its_precision_with_seeds_of_its_steps(precision, tmp_path):
+    module = Small()
+    module.eval()
+    phase_of(tmp_path, module, precision).run(ones)
+    assert module.calls == [(fold(5, 0, step), precision == "bf16", True) for step in range(4)]
+
+
+def test_a_sound_step_ends_a_row_of_others(tmp_path):
+    run = phase_of(tmp_path, Small(), max_skipped=2, samples=24)
+    run.run(
+        lambda n, start: (
+            ClipBatch((torch.full((n,), x),), ["key"]) for x in (1.0, math.nan, 1.0, math.inf, 1.0, math.nan)
+        )
+    )
+    assert run.step == 6 and run.guard.in_a_row == 1 and run.guard.total == 3
+
+
+def test_the_loss_that_is_told_is_the_mean_over_processes(tmp_path):
+    run, told = phase_of(tmp_path, Small()), []
+    run.accelerator = SimpleNamespace(
+        num_processes=2,
+        reduce=lambda loss: loss + 4.0,
+        log=lambda values, step: told.append((step, values["images/loss"])),
+    )
+    run.step = 3
+    run._record(torch.tensor(6.0), SimpleNamespace(set_postfix=lambda **shown: told.append(shown)))
+    assert told == [{"loss": "5.000"}, (12, 5.0)]
+
+
+def test_a_signal_that_comes_to_another_process_ends_the_run_here_too(tmp_path):
+    run = phase_of(tmp_path, Small())
+    run.accelerator = SimpleNamespace(
+        process_index=1,
+        num_processes=2,
+        device="cpu",
+        autocast=run.accelerator.autocast,
+        backward=run.accelerator.backward,
+        reduce=lambda flags: flags + torch.tensor([0.0, 1.0, 0.0, 0.0]),
+    )
+    loss = run._optimise(run.module, next(ones(4, 0)))
+    assert loss == 6 + 3 + 1 and run.told and run.guard.total == 0

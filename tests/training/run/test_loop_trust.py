@@ -1,0 +1,374 @@
+"""No work is lost: what ends a run leaves a save, and what is bad about a run replaces no good save."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import multiprocessing
+import os
+import pty
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from processes import Processes
+from runs import Rows, broken, equal, fit, make_run, metrics, noise, same, saved
+
+from training.data.feed import fed
+from training.run import loop, saves
+from training.run.learner import NoData
+from training.run.loop import Run
+from training.run.resume import save
+from unclip.config import ConfigError
+from unclip.data.reading import ShardError
+
+HARD = {
+    "pictures": 64,
+    "log_every": 24,
+    "save_every": 16,
+    "validate_every": 16,
+    "accumulate": 2,
+    "timesteps": 2,
+    "timestep_sampler": "loss_second_moment",
+    "net": {"dropout": 0.2},
+}
+
+
+def steps_of(out: Path) -> list[int]:
+    """The steps of the last save and the one before."""
+    return [
+        torch.load(out / name / "progress.pt", weights_only=True)["step"] for name in ("state", "state.old")
+    ]
+
+
+def signalled(run: Run, step: int, number: int) -> Run:
+    """A run that gets a signal in the middle of this step, from 1 on."""
+    real = run._losses
+
+    def losses(examples, index):
+        if run.step == step - 1:
+            os.kill(os.getpid(), number)
+        return real(examples, index)
+
+    run._losses = losses
+    return run
+
+
+# Steps that are left out
+
+
+def test_a_run_that_is_told_to_end_is_saved_after_the_next_sound_step(tmp_path, monkeypatch):
+    broken(monkeypatch, {2, 3})
+    run = signalled(make_run(tmp_path / "run", pictures=80, save_every=16), 3, signal.SIGTERM)
+    run.train()
+    assert run.step == 5 and steps_of(tmp_path / "run") == [5, 2] and run.code == 75
+
+
+def test_where_no_sound_step_comes_it_is_told_where_the_run_goes_on(tmp_path, monkeypatch):
+    broken(monkeypatch, set(range(2, 10)))
+    run = signalled(make_run(tmp_path / "run", pictures=80, save_every=8, max_skipped=4), 4, signal.SIGTERM)
+    with pytest.raises(ValueError, match="run/state, saved after 16"):
+        run.train()
+    assert steps_of(tmp_path / "run") == [2, 1]
+    run = make_run(tmp_path / "other", pictures=80, max_skipped=1)
+    with pytest.raises(ValueError, match="goes on from its beginning, since there is no save"):
+        run.train()
+
+
+def test_a_run_whose_last_steps_are_left_out_ends_and_keeps_the_save_before(tmp_path, monkeypatch):
+    broken(monkeypatch, {8, 9})
+    run = make_run(tmp_path / "run", pictures=80, save_every=32)
+    run.train()
+    assert run.code == 0 and steps_of(tmp_path / "run") == [10, 8]
+
+
+# What is looked at
+
+
+def test_a_save_comes_before_validation_and_drawing(tmp_path, monkeypatch):
+    order = []
+    monkeypatch.setattr(loop, "save", lambda run: (order.append("save"), save(run)))
+    monkeypatch.setattr(Run, "_validate", lambda run: order.append("validate"))
+    monkeypatch.setattr(Run, "_draw", lambda run: order.append("draw"))
+    fit(tmp_path / "run", pictures=16, save_every=8, validate_every=8, sample_every=8)
+    assert order == ["save", "validate", "draw"] * 2
+
+
+@pytest.mark.bitwise
+@pytest.mark.parametrize("what", ["_validate", "_draw"])
+def test_what_a_kill_left_out_after_a_save_is_made_up_for(what, tmp_path, monkeypatch):
+    settings = {"pictures": 24, "save_every": 8, "validate_every": 8, "sample_every": 8, "draws": True}
+    whole, out = fit(tmp_path / "whole", **settings), tmp_path / "killed"
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+
+        def killed(run: Run) -> None:
+            raise KeyboardInterrupt
+
+        patched.setattr(Run, what, killed)
+        fit(out, **settings)
+    assert saved(out)["step"] == 1
+    fit(out, **settings)
+    assert same(whole, out) and metrics(whole) == metrics(out)
+    pictures = [sorted(path.name for path in (run / "samples").iterdir()) for run in (whole, out)]
+    assert pictures[0] == pictures[1] and len(pictures[0]) == 3
+
+
+@pytest.mark.bitwise
+@pytest.mark.attack
+def test_an_error_in_validation_or_drawing_is_told_and_ends_nothing(tmp_path, monkeypatch, capsys):
+    settings = {"pictures": 24, "validate_every": 8, "sample_every": 8}
+    whole, out = fit(tmp_path / "whole", **settings), tmp_path / "run"
+    run = make_run(out, **settings)
+    real, calls = loop.validate, []
+
+    def validate(*args: object) -> dict:
+        calls.append(run.step)
+        if run.step == 2:
+            raise RuntimeError("no memory")
+        return real(*args)
+
+    monkeypatch.setattr(loop, "validate", validate)
+    run.task.draw = lambda stage: 1 / 0
+    run.train()
+    said = capsys.readouterr().err
+    assert "validation after 16 pictures failed, and the run goes on without it: RuntimeError: no me" in said
+    assert said.count("drawing after") == 3 and "ZeroDivisionError" in said
+    assert calls == [1, 2, 3] and run.code == 0 and same(whole, out)
+
+
+@pytest.mark.attack
+def test_what_is_held_out_is_read_at_the_start(tmp_path):
+    run = make_run(tmp_path / "run", pictures=8)
+
+    def missing() -> list:
+        raise ShardError("no sample can be read from bad.tar")
+
+    run.task.validation = missing
+    with pytest.raises(ShardError, match="bad.tar"):
+        run.train()
+    assert run.step == 0 and not (tmp_path / "run" / "recipe.yaml").exists()
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("sampling, said", [
+    ({"steps": 41}, "stage.sampling.steps: .*41"),
+    ({"steps": "ddim39"}, "stage.sampling.steps: .*39"),
+    ({"steps": 2, "sampler": "ddpm", "x0_variance": {40: 0.1}}, "x0_variance has no entry for t = 1,"),
+])  # fmt: skip
+def test_steps_that_the_schedule_does_not_have_are_found_at_the_start(sampling, said, tmp_path):
+    run = make_run(tmp_path / "run", pictures=8, timesteps=40)
+    fitting = {"steps": 40} if "x0_variance" not in sampling else {**sampling, "x0_variance": {40: 1, 1: 1}}
+    for values in (sampling, fitting):
+        new = type(run.raw.config.sampling)(**values)
+        run.raw.config = run.raw.config.model_copy(update={"sampling": new})
+        if values is sampling:
+            with pytest.raises(ConfigError, match=said):
+                run.train()
+            assert run.step == 0
+    run.train()
+    assert run.step == 1
+
+
+# What ends a run
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 75), (signal.SIGHUP, 75), (signal.SIGINT, 130)])
+def test_a_run_that_is_stopped_says_so_by_its_exit_code(number, code, tmp_path, capsys):
+    before = signal.getsignal(number)
+    run = signalled(make_run(tmp_path / "run"), 2, number)
+    run.train()
+    assert run.code == code and saved(tmp_path / "run")["step"] == 2 and signal.getsignal(number) is before
+    assert "stopped after 16 pictures; the same command goes on\n" in capsys.readouterr().out
+    run = make_run(tmp_path / "run")
+    run.train()
+    assert run.code == 0
+
+
+def test_a_hangup_that_is_ignored_stays_so(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        run = signalled(make_run(tmp_path / "run"), 2, signal.SIGHUP)
+        run.train()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert run.step == 4 and run.code == 0
+
+
+def in_a_terminal(out: Path, name: str) -> None:
+    """Train as what a shell in a terminal runs."""
+    os.setsid()
+    terminal = os.open(name, os.O_RDWR)  # of a session's leader its controlling one
+    for stream in (0, 1, 2):
+        os.dup2(terminal, stream)
+    os.close(terminal)
+    run = make_run(out, pictures=8_000_000, log_every=8)
+    run.train()
+    assert run.code == 75
+    (out / "ended").touch()
+
+
+def test_a_closed_terminal_leaves_a_save(tmp_path):
+    """Though whatever is then written to it is an error."""
+    ours, theirs = pty.openpty()
+    run = Processes(tmp_path / "log", 1, in_a_terminal, tmp_path / "run", os.ttyname(theirs))
+    os.close(theirs)
+    end = time.monotonic() + 300
+    while not (tmp_path / "run" / "metrics.jsonl").is_file() and time.monotonic() < end:
+        time.sleep(0.05)
+    os.close(ours)
+    assert run.wait() == [0] and (tmp_path / "run" / "ended").exists()
+    assert saved(tmp_path / "run")["step"] >= 1
+
+
+class Short(Rows):
+    """Batches that end, by an error, after so many."""
+
+    error: Exception = OSError("the disk is gone")
+
+    def batches(self, start: int) -> Iterator:
+        for number, batch in enumerate(super().batches(start), start):
+            if number == self.end and self.rank == self.world - 1:
+                raise self.error
+            yield batch
+
+
+def short(run: Run, end: int, error: Exception) -> Run:
+    task = Short(noise(), run.task.n, run.task.rank, run.task.world)
+    task.end, task.error, run.task = end, error, task
+    return run
+
+
+@pytest.mark.bitwise
+@pytest.mark.parametrize("end, error, wrong", [
+    (6, ShardError("8 of 9 samples cannot be read"), ShardError),
+    (7, OSError("the disk is gone"), OSError),  # in the second part of a step
+    (7, RuntimeError("worker (pid 3) is killed by signal"), NoData),
+])  # fmt: skip
+def test_a_run_whose_data_ends_is_saved_as_it_was_before_the_step(end, error, wrong, tmp_path, capsys):
+    whole, out = fit(tmp_path / "whole", **HARD), tmp_path / "run"
+    with pytest.raises(wrong, match=error.args[0].partition("(")[0]):
+        short(make_run(out, **HARD), end, error).train()
+    assert saved(out)["step"] == 3 and max(point["pictures"] for point in metrics(out)) == 24
+    assert "stopped after 24 pictures; the same command goes on\n" in capsys.readouterr().out
+    fit(out, **HARD)
+    assert same(whole, out) and metrics(whole) == metrics(out)
+    assert equal(saved(whole)["importance"], saved(out)["importance"])
+
+
+def test_an_error_before_the_first_batch_is_raised_as_it_is(tmp_path):
+    with pytest.raises(RuntimeError, match="no worker"):
+        short(make_run(tmp_path / "run"), 0, RuntimeError("no worker")).train()
+    assert not (tmp_path / "run" / "state").exists()
+
+
+class Fed(Rows):
+    """Batches that another process makes."""
+
+    def batches(self, start: int) -> Iterator:
+        make = super().batches
+        return fed(lambda first, step: itertools.islice(make(first), 0, None, step), start, 1)
+
+
+def test_a_data_worker_that_is_killed_ends_the_run_with_a_save(tmp_path):
+    run, before = make_run(tmp_path / "run", pictures=8_000), signal.getsignal(signal.SIGCHLD)
+    killed: list[int] = []
+    run.task, real = Fed(noise(), run.task.n), run._optimise
+
+    def optimise(batches: Iterator) -> None:
+        real(batches)
+        if run.step == 2 and not killed:
+            assert signal.getsignal(signal.SIGCHLD) is before  # no error in the midst of a step
+            (worker,) = multiprocessing.active_children()
+            os.kill(worker.pid, signal.SIGKILL)
+            killed.append(worker.pid)
+
+    run._optimise = optimise
+    with pytest.raises(NoData, match="the next samples did not come: .* a process that reads them may have"):
+        run.train()
+    assert saved(tmp_path / "run")["step"] == run.step >= 2
+
+
+def shortened(out: Path, settings: dict) -> None:
+    short(make_run(out, **settings), 7, OSError("the disk is gone")).train()
+
+
+def train(out: Path, settings: dict) -> None:
+    fit(out, **settings)
+
+
+@pytest.mark.bitwise
+@pytest.mark.parametrize("how", [{}, {"shard": True}], ids=["ddp", "fsdp"])
+def test_where_one_process_has_no_data_all_end_with_a_save(how, tmp_path):
+    settings = {**HARD, **how}
+    Processes(tmp_path / "0", 2, train, tmp_path / "whole", settings).succeed()
+    both = Processes(tmp_path / "1", 2, shortened, tmp_path / "run", settings)
+    assert both.wait() == [1, 1]
+    assert "OSError: the disk is gone" in both.log(1) and "to another process, which says why" in both.log(0)
+    assert saved(tmp_path / "run")["step"] == 3
+    Processes(tmp_path / "2", 2, train, tmp_path / "run", settings).succeed()
+    assert same(tmp_path / "whole", tmp_path / "run")
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "run")
+
+
+# Room on the disk
+
+
+@pytest.mark.attack
+def test_a_full_disk_is_told_and_costs_no_good_save(tmp_path, monkeypatch):
+    """Before anything is written where it is known, else from what found no room; all in one message."""
+    out, files = tmp_path / "run", {"ema.bin": {"x": torch.zeros(1000), "y": [torch.zeros(500)]}}
+    saves.write(out, files, step=1)
+    assert saves.bytes_of(files) == 6000
+    real = saves.torch.save
+
+    def half(content: object, path: Path) -> None:
+        real(content, path)
+        path.write_bytes(path.read_bytes()[:2000])
+        raise RuntimeError("unexpected pos 59776 vs 59664\nand more")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(saves.torch, "save", half)
+        said = r"no room for a save in .*: it takes 6,000 bytes, and at least 4,000 are missing \(unexpected"
+        with pytest.raises(OSError, match=said) as full:
+            saves.write(out, files, step=2)
+        assert "the saves before it are untouched" in str(full.value) and "\n" not in str(full.value)
+    usage = type("Usage", (), {"free": 1500})
+    with monkeypatch.context() as patched:
+        patched.setattr(saves.shutil, "disk_usage", lambda _: usage)
+        patched.setattr(saves.torch, "save", lambda *_: pytest.fail("it wrote"))
+        with pytest.raises(OSError, match="at least 4,500 are missing"):
+            saves.write(out, files, step=2)
+        with pytest.raises(OSError, match="there is none before it"):
+            saves.write(tmp_path / "other", files, step=1)
+    assert not (out / saves.ASIDE).exists() and saves.newest(out) == (out / saves.LAST, [])
+    assert json.loads((out / saves.LAST / saves.MANIFEST).read_text())["step"] == 1
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("text", [
+    "[]", "null", "{}", '{"files": []}', '{"files": {"ema.bin": 3}}',
+    '{"files": {"ema.bin": {"bytes": "1", "sha256": "0"}}}',
+    '{"files": {"../x": {"bytes": 1, "sha256": "0"}}}', "[" * 100_000, "\udcff",
+])  # fmt: skip
+def test_an_odd_manifest_is_a_damaged_save(text, tmp_path):
+    saves.write(tmp_path, {"ema.bin": 1}, step=1)
+    saves.write(tmp_path, {"ema.bin": 2}, step=2)
+    (tmp_path / "state" / "manifest.json").write_bytes(text.encode(errors="surrogateescape"))
+    folder, (complaint,) = saves.newest(tmp_path)
+    assert folder == tmp_path / "state.old" and "state is damaged (manifest.json cannot be read" in complaint
+
+
+def test_a_loss_stays_out_of_reach(tmp_path, monkeypatch):
+    """Infinite ones in a row, too, however often the run is started again with what does not help."""
+    settings = {"pictures": 32, "save_every": 8, "max_skipped": 2}
+    fit(tmp_path / "run", **{**settings, "pictures": 16})
+    before = steps_of(tmp_path / "run")
+    broken(monkeypatch, {2, 3}, math.inf)
+    for _ in range(3):
+        with pytest.raises(ValueError, match="saved after 16"):
+            fit(tmp_path / "run", **settings)
+        assert steps_of(tmp_path / "run") == before == [2, 1]
