@@ -118,12 +118,15 @@ def test_files_are_read_whatever_their_form(saved):
         assert torch.equal(read(saved / name)["a"], tensors["a"])
 
 
+DAMAGED = "it is damaged or cut short"
+
+
 @pytest.mark.parametrize("name, change, said", [
-    ("short.pt", lambda data: data[:3000], "it is damaged"),
-    ("flipped.pt", lambda data: data[:9000] + bytes([data[9000] ^ 1]) + data[9001:], "it is damaged"),
+    ("short.pt", lambda data: data[:3000], DAMAGED),
+    ("flipped.pt", lambda data: data[:9000] + bytes([data[9000] ^ 1]) + data[9001:], DAMAGED),
     ("empty.pt", lambda data: b"", "it is empty"),
     ("page.pt", lambda data: b"<html>not found</html>", "it is a page of the web"),
-    ("short.safetensors", lambda data: data[:20], "it is damaged"),
+    ("short.safetensors", lambda data: data[:20], DAMAGED),
 ])  # fmt: skip
 def test_a_damaged_file_is_refused_by_name(saved, name, change, said):
     (saved / name).write_bytes(change((saved / "good.pt").read_bytes()))
