@@ -33,5 +33,19 @@ def test_every_promise_has_its_test(row):
         assert [name for name in re.findall(r"`(\w+)`", file[4]) if f"def {name}(" not in source] == []
 
 
+def test_commands_that_draw_the_pages_own_pictures_may_replace_them():
+    """A picture that is there is replaced only with --overwrite, and these come with the checkout."""
+    commands = [
+        command
+        for page in ["README.md", *DOCS]
+        for command in (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+        if re.match(r"unclip |python -m inference", command)
+    ]
+    drawing = [
+        one for one in commands if any((ROOT / word).is_file() for word in re.findall(r"\S+\.png", one))
+    ]
+    assert len(drawing) > 10 and [one for one in drawing if "--overwrite" not in one] == []
+
+
 def test_promises_are_seen():
     assert len(PROMISES) > 20
