@@ -9,7 +9,7 @@ import subprocess
 import tarfile
 import tempfile
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 
 class FetchError(RuntimeError):
@@ -94,10 +94,20 @@ def _npm_pack(package: Package, scratch: Path) -> Path:
 
 
 def _unpack(package: Package, archive: Path, folder: Path) -> None:
-    """Unpack npm's archive, whose files all lie in one folder called ``package``."""
+    """Unpack npm's archive, whose files all lie in one folder called ``package``: them, and nothing else.
+
+    Python before 3.11.4 has no ``extractall(filter=)``, and Debian 12 comes with 3.11.2.
+    """
     try:
         with tarfile.open(archive) as tar:
-            tar.extractall(folder.parent, filter="data")
+            for member in tar:
+                parts = PurePosixPath(member.name).parts
+                if not member.isfile() or parts[:1] != (folder.name,) or ".." in parts:
+                    continue
+                place = folder.parent.joinpath(*parts)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                with tar.extractfile(member) as source, open(place, "wb") as file:
+                    shutil.copyfileobj(source, file)
     except tarfile.TarError as error:
         raise FetchError(f"{package.name}@{package.version} is no archive: {error}") from error
     if not folder.is_dir():

@@ -12,7 +12,7 @@ from PIL import Image
 from training.icons import __main__ as command
 from training.icons.build import BuildError, build
 from training.icons.collect import collect_all, is_held_out
-from training.icons.fetch import FAMILIES, KEYWORDS, FetchError, Package, fetch
+from training.icons.fetch import FAMILIES, KEYWORDS, FetchError, Package, _unpack, fetch
 from training.icons.names import STYLES, fxemoji_table, has_skin_tone, plain, slug
 from training.icons.render import Drawing, RenderError, encode, render
 from unclip.data.reading import expand, read_shards
@@ -313,6 +313,24 @@ def test_fetch_asks_npm_once_for_the_pinned_version(npm, tmp_path):
     assert fetch(wanted, tmp_path / "cache") == folder
     assert npm.log.read_text().split() == ["@scope/icons@1.2.3"]
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [folder.name]
+
+
+@pytest.mark.attack
+def test_an_archive_puts_nothing_outside_of_its_folder(tmp_path):
+    archive, folder = tmp_path / "a.tgz", tmp_path / "scratch" / "package"
+    with tarfile.open(archive, "w:gz") as tar:
+        for name in ("package/in/a.svg", "../out", "package/../../out", "/out", "other/out", "package/b.svg"):
+            info = tarfile.TarInfo(name)
+            info.size = 2
+            tar.addfile(info, io.BytesIO(b"ok"))
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE):
+            link = tarfile.TarInfo(f"package/link{kind.decode()}")
+            link.type, link.linkname = kind, str(archive)
+            tar.addfile(link)
+    _unpack(Package("a", "1", "0" * 64), archive, folder)
+    files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if not path.is_dir())
+    assert files == ["a.tgz", "scratch/package/b.svg", "scratch/package/in/a.svg"]
+    assert (folder / "b.svg").read_bytes() == b"ok"
 
 
 def test_fetch_says_what_went_wrong(npm, tmp_path, monkeypatch):

@@ -176,6 +176,15 @@ def test_steps_that_the_schedule_does_not_have_are_found_at_the_start(sampling, 
 # What ends a run
 
 
+@pytest.fixture
+def hangs_up() -> Iterator[None]:
+    """SIGHUP is heard, though the tests were started under nohup, of which they would inherit deafness."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangs_up")
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 75), (signal.SIGHUP, 75), (signal.SIGINT, 130)])
 def test_a_run_that_is_stopped_says_so_by_its_exit_code(number, code, tmp_path, capsys):
     before = signal.getsignal(number)
@@ -201,6 +210,7 @@ def test_a_hangup_that_is_ignored_stays_so(tmp_path):
 def in_a_terminal(out: Path, name: str) -> None:
     """Train as what a shell in a terminal runs."""
     os.setsid()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup would have passed on otherwise
     terminal = os.open(name, os.O_RDWR)  # of a session's leader its controlling one
     for stream in (0, 1, 2):
         os.dup2(terminal, stream)
