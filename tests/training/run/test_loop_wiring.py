@@ -211,8 +211,12 @@ def test_a_loss_or_a_gradient_that_is_no_number_is_unsound(tmp_path):
 
 
 def test_the_average_counts_pictures(tmp_path):
-    """From 8,000 on; the half-life of 200 is below 5% of the pictures seen, and above 5% of the steps."""
-    run = make_run(tmp_path / "run", pictures=8_024, ema_half_life=200, learning_rate=1e-2, decay="none")
+    """All of a step's parts, from 8,000 on; the half-life of 200 is below 5% of the pictures seen, and above
+    5% of the steps.
+    """
+    run = make_run(
+        tmp_path / "run", pictures=8_024, accumulate=2, ema_half_life=200, learning_rate=1e-2, decay="none"
+    )
     run.step, average, real = 1_000, [weight.clone() for weight in run.weights], run._optimise
 
     def optimise(batches: Iterator[Examples]) -> None:
