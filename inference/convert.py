@@ -11,6 +11,8 @@ ours, to be stored at another precision.
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -30,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def convert(model: str, output: Path, dtype: str | None = None) -> Path:
-    """Write ``model`` into the folder ``output``, stored as ``dtype``; returns the folder.
+    """Write ``model`` into the folder ``output``, whole or not at all, stored as ``dtype``; returns the folder.
 
     Raises ``ValueError`` for a folder that cannot be written to or holds something, and for a model as
     ``unclip.load`` does.
@@ -42,7 +44,14 @@ def convert(model: str, output: Path, dtype: str | None = None) -> Path:
     import torch
 
     pipeline = load(model, "cpu")
-    return pipeline.save(output, None if dtype is None else getattr(torch, dtype))
+    aside = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)  # what a run that was killed has left
+    try:
+        pipeline.save(aside, None if dtype is None else getattr(torch, dtype))
+        os.replace(aside, output)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return output
 
 
 def main(argv: list[str] | None = None) -> int:

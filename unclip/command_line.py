@@ -64,9 +64,12 @@ OF_TORCH = {
 }
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 def explained(error: Exception) -> str | None:
     """What happened and what to do, for somebody who ran a program; None for a defect of ours."""
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if isinstance(error, OSError) and error.errno in FULL:
         return _full(error)
     kinds = [kind.__name__ for kind in type(error).__mro__]
     if isinstance(error, MemoryError) or "OutOfMemoryError" in kinds:
@@ -91,6 +94,6 @@ def _full(error: OSError) -> str:
     place = Path(error.filename or ".").resolve()
     free = shutil.disk_usage(next(folder for folder in (place, *place.parents) if folder.exists())).free
     return (
-        f"the disk is full: {error.filename or 'a file'} could not be written, and {free / 1e6:,.0f} MB are "
-        "free there; make room, and run the same command again"
+        f"the disk is full, or the file too large for it: {error.filename or 'a file'} could not be written, and "
+        f"{free / 1e6:,.0f} MB are free there; make room, and run the same command again"
     )

@@ -14,6 +14,22 @@ from pathlib import Path
 
 
 @contextmanager
+def named(path: str | Path) -> Iterator[None]:
+    """Inside, an ``OSError`` that names no file, such as a full disk's, gets this one's name."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+    except Exception as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))  # as libraries in Rust say it, safetensors one
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+
+
+@contextmanager
 def written_aside(path: str | Path) -> Iterator[Path]:
     """Yield a temporary name beside ``path``; flush it to disk and rename it when the block succeeds."""
     path = Path(path)
@@ -22,7 +38,8 @@ def written_aside(path: str | Path) -> Iterator[Path]:
     os.close(handle)
     aside = Path(name)
     try:
-        yield aside
+        with named(path):
+            yield aside
         os.chmod(aside, 0o644)  # mkstemp makes private files
         flush(aside)
         os.replace(aside, path)

@@ -8,11 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny_models import tiny_pipeline
 
 import inference.denoising
+import inference.evaluate
 import inference.gallery
+import inference.ladder
+import inference.likelihood
 import unclip
 from unclip.app.command import main
 from unclip.pipeline.canvas import canvas_of, opened
@@ -37,7 +41,7 @@ def drawn(monkeypatch) -> list[str]:
 
 @pytest.fixture
 def no_work(monkeypatch) -> None:
-    for module in ("unclip.app.cli", "inference.denoising"):
+    for module in ("unclip.app.cli", "inference.denoising", "inference.likelihood"):
         monkeypatch.setattr(f"{module}.load", lambda *_: pytest.fail("a model was loaded"))
 
 
@@ -61,6 +65,9 @@ def test_a_second_picture_of_the_same_words_has_a_name_of_its_own(drawn, capsys)
     lambda file: inference.gallery.main(["icons", file, "--prompts", "a cat"]),
     lambda file: inference.gallery.main(["icons", "new.png", "--prompts", "a cat", "--blind", file]),
     lambda file: inference.denoising.main(["icons", "x.tar", file]),
+    lambda file: inference.evaluate.main(["icons", "x.tar", "--train-shards", "x.tar", "--json", file]),
+    lambda file: inference.ladder.main(["x", "icons", "--judge", "y", "--json", file]),
+    lambda file: inference.likelihood.main(["icons", "x.tar", "--json", file]),
 ])  # fmt: skip
 @pytest.mark.parametrize("link", [False, True])
 def test_a_file_that_is_named_is_not_replaced_unasked(no_work, capsys, run, link):
@@ -137,6 +144,9 @@ def test_pictures_of_any_mode_are_upright(tmp_path):
     ({"class_": -1}, "class_: "),
     ({"guidance_scale": True}, "guidance_scale must be a number or a text, not True"),
     ({"clip_guidance_scale": -1}, "clip_guidance_scale: "),
+    ({"guidance_scale": 3e38}, "guidance_scale: Input should be less than or equal to 10000"),
+    ({"prior_guidance_scale": float("inf")}, "prior_guidance_scale: "),
+    ({"clip_guidance_scale": float("nan")}, "clip_guidance_scale: "),
     ({"negative_prompt": "a\0"}, r"the negative prompt holds '\x00'"),
     ({"negative_prompt": 7}, "negative_prompt: "),
     ({"prompt": "a\0cat"}, r"the prompt holds '\x00'"),
@@ -183,9 +193,18 @@ def test_weights_that_are_no_numbers_draw_nothing(capsys, monkeypatch, part):
     assert f"the {'CLIP' if part == 'clip' else part} " in err
 
 
-def test_guidance_that_overflows_draws_nothing():
-    """Numbers so large that their difference is none: inf - inf."""
+@pytest.mark.parametrize("part", ["decoder", "prior"])
+@pytest.mark.parametrize("threshold", ["static", "dynamic", "none"])
+@pytest.mark.parametrize("scale, size", [(10_000, 1e37), (3, 3e38)])
+def test_guidance_that_overflows_draws_nothing(part, threshold, scale, size):
+    """Infinite numbers, which a clamp would make white or black; and their difference, which is none."""
     model = tiny_pipeline()
-    model.decoder.network.out.weight.data.fill_(3e38)
-    with pytest.raises(ValueError, match="the decoder made numbers .*guidance that is too strong"):
-        model.generate("a cat", guidance_scale=3e38)
+    stage = getattr(model, part)
+    sampling = stage.config.sampling.model_copy(update={"threshold": threshold, "guidance_scale": scale})
+    stage.config = stage.config.model_copy(update={"sampling": sampling})
+    with torch.no_grad():
+        for weight in stage.parameters():  # those that begin at zero, too: what is said is to matter
+            weight.copy_(torch.linspace(-0.5, 0.5, weight.numel()).view_as(weight))
+        stage.network.out.weight.mul_(size)
+    with pytest.raises(ValueError, match=f"the {part} made numbers .*guidance that is too strong"):
+        model.generate("a cat")
