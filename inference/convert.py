@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def convert(model: str, output: Path, dtype: str | None = None) -> Path:
-    """Write ``model`` into the folder ``output``, whole or not at all, stored as ``dtype``; returns the folder.
+    """Write ``model`` into the folder ``output``, all or nothing, stored as ``dtype``; returns the folder.
 
     Raises ``ValueError`` for a folder that cannot be written to or holds something, and for a model as
     ``unclip.load`` does.

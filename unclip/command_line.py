@@ -94,6 +94,6 @@ def _full(error: OSError) -> str:
     place = Path(error.filename or ".").resolve()
     free = shutil.disk_usage(next(folder for folder in (place, *place.parents) if folder.exists())).free
     return (
-        f"the disk is full, or the file too large for it: {error.filename or 'a file'} could not be written, and "
-        f"{free / 1e6:,.0f} MB are free there; make room, and run the same command again"
+        f"the disk is full, or the file too large for it: {error.filename or 'a file'} could not be written, "
+        f"and {free / 1e6:,.0f} MB are free there; make room, and run the same command again"
     )
