@@ -12,14 +12,17 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
 from pathlib import Path
 
 from unclip import load
 from unclip.app import cli
 from unclip.command_line import Parser
+from unclip.files import remove_own
 
+OWN = (
+    r"clip|tokenizer|model\.json|.*\.safetensors|\..*"  # what a model's folder holds, and files half written
+)
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -45,12 +48,12 @@ def convert(model: str, output: Path, dtype: str | None = None) -> Path:
 
     pipeline = load(model, "cpu")
     aside = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)  # what a run that was killed has left
+    remove_own(aside, OWN)
     try:
         pipeline.save(aside, None if dtype is None else getattr(torch, dtype))
         os.replace(aside, output)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        remove_own(aside, OWN)
     return output
 
 

@@ -25,6 +25,19 @@ class Parser(argparse.ArgumentParser):
         )
 
 
+def check_numbers(args: argparse.Namespace, **ranges: tuple[float, float]) -> None:
+    """Refuse, by ``ValueError``, arguments out of their range (least, most); one that is None is not given."""
+    for name, (least, most) in ranges.items():
+        value, flag = getattr(args, name), f"--{name.replace('_', '-')}"
+        if value is not None and not value >= least:
+            raise ValueError(f"{flag} must be at least {least:,}, not {value:,}")
+        if value is not None and not value <= most:
+            raise ValueError(f"{flag} must be at most {most:,}, not {value:,}")
+
+
+WORKERS = 1, 1024  # processes or threads of a program
+
+
 def ended(name: str, work: Callable[[], object]) -> int:
     """Call ``work``; returns the exit code: what it returns if that is one, else 0; 2 after a mistake, which
     is one message and no traceback, or 130 after Ctrl-C. A defect of ours is raised."""

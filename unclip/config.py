@@ -10,6 +10,8 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from .files import impostor, start_of
+
 
 class ConfigError(ValueError):
     """A recipe that cannot be used; the message names the file and every wrong key."""
@@ -21,6 +23,9 @@ Depth = Annotated[int, Field(ge=1, le=512)]  # layers or blocks in a row, heads 
 Side = Annotated[int, Field(ge=1, le=1 << 14)]  # pixels
 Rows = Annotated[int, Field(ge=1, le=1 << 24)]  # of a table: classes, tokens, things remembered
 Timesteps = Annotated[int, Field(ge=1, le=100_000)]
+Count = Annotated[int, Field(ge=1, le=10**12)]  # of pictures or samples, over a run
+CountOrNone = Annotated[int, Field(ge=0, le=10**12)]
+Together = Annotated[int, Field(ge=1, le=1 << 20)]  # pictures, steps, ... that are held or done at once
 Chance = Annotated[float, Field(ge=0, le=1)]
 Factor = Annotated[float, Field(ge=0, le=1e4)]  # what something is multiplied by, or its strength
 
@@ -66,6 +71,8 @@ def load_config(cls: type[C], path: str | Path, overrides: Sequence[str] = ()) -
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"there is no recipe at {path}{looked_up(path)}")
+    if reason := impostor(start_of(path)):
+        raise ConfigError(f"{path} is no recipe: {reason}")
     for item in overrides:
         if "=" not in item:
             raise ConfigError(f"'{item}' is not key=value")

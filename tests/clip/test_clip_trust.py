@@ -309,7 +309,7 @@ def test_a_bit_that_flipped_is_seen(folder):
         (lambda data: data[:5], "damaged or cut short"),
         (lambda data: b"", "damaged or cut short"),
         (lambda data: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
-        (lambda data: b"<!DOCTYPE html><html>404</html>", "it is a web page"),
+        (lambda data: b"<!DOCTYPE html><html>404</html>", "it is a page of the web"),
     ],
 )
 def test_weights_that_are_cut_or_something_else_are_refused(change, said, folder):

@@ -28,7 +28,7 @@ MODELS = (
 LAW = {
     room: {f"unclip.{name}" for name in below.split()}
     for room, below in {
-        "unclip.config": "",
+        "unclip.config": "files",
         "unclip.files": "",
         "unclip.command_line": "",
         "unclip.resources": "",

@@ -236,8 +236,8 @@ def override(sampling: Sampling, **changes: object) -> Sampling:
     return sampling.model_copy(update={k: v for k, v in changes.items() if v is not None})
 
 
-def integer(name: str, value: object, least: int | None = None) -> int:
-    """An argument that must be a whole number; ``ValueError`` names it if it is none, or too small.
+def integer(name: str, value: object, least: int | None = None, most: int | None = None) -> int:
+    """An argument that must be a whole number; ``ValueError`` names it if it is none, too small or too large.
 
     True and False are none, though Python counts them as 1 and 0.
     """
@@ -249,4 +249,6 @@ def integer(name: str, value: object, least: int | None = None) -> int:
         raise ValueError(f"{name} must be an integer, not {value!r}") from None
     if least is not None and number < least:
         raise ValueError(f"{name} must be at least {least}, not {number}")
+    if most is not None and number > most:
+        raise ValueError(f"{name} must be at most {most:,}, not {number:,}")
     return number
