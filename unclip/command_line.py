@@ -26,7 +26,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def check_numbers(args: argparse.Namespace, **ranges: tuple[float, float]) -> None:
-    """Refuse, by ``ValueError``, arguments out of their range (least, most); one that is None is not given."""
+    """Refuse, by ``ValueError``, arguments out of their range (least, most); None is one left out."""
     for name, (least, most) in ranges.items():
         value, flag = getattr(args, name), f"--{name.replace('_', '-')}"
         if value is not None and not value >= least:

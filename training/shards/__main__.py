@@ -59,15 +59,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     side = (1, 1 << 16)
-    check_numbers(
-        args,
-        size=side,
-        min_size=side,
-        max_aspect=(1, 1 << 16),
-        quality=(1, 100),
-        per_shard=(1, 1 << 24),
-        workers=WORKERS,
-    )
+    check_numbers(args, size=side, min_size=side, max_aspect=side, quality=(1, 100), workers=WORKERS)
+    check_numbers(args, per_shard=(1, 1 << 24))
     options = Options(
         args.size,
         args.min_size,

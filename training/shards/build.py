@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from unclip.data.writing import ShardWriter
 
 LEFT_OUT = "left-out.jsonl"
-OWN = rf"(train|heldout)-\d+\.tar|\.(train|heldout)\.partial|{re.escape(MANIFEST)}|{re.escape(LEFT_OUT)}"  # in a folder
+# What this program puts into a folder.
+OWN = rf"(train|heldout)-\d+\.tar|\.(train|heldout)\.partial|{re.escape(MANIFEST)}|{re.escape(LEFT_OUT)}"
 DIED = "the process that read it died (a fault in a decoder, or too little memory)"
 
 

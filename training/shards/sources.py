@@ -37,7 +37,8 @@ def items_of(source: str, columns: Columns | None = None) -> tuple[Iterator[Item
 
         return shards(expand(source))
     raise SourceError(
-        f"{source} is neither a folder, nor a table ({', '.join(TABLES)}), nor shards (.tar){looked_up(source)}"
+        f"{source} is neither a folder, nor a table ({', '.join(TABLES)}), nor shards (.tar)"
+        f"{looked_up(source)}"
     )
 
 
