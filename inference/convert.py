@@ -20,9 +20,7 @@ from unclip.app import cli
 from unclip.command_line import Parser
 from unclip.files import remove_own
 
-OWN = (
-    r"clip|tokenizer|model\.json|.*\.safetensors|\..*"  # what a model's folder holds, and files half written
-)
+OWN = r"clip|tokenizer|model\.json|.*\.safetensors|\..*"  # in a model's folder; and files half written
 DTYPES = ("float32", "bfloat16", "float16")
 
 

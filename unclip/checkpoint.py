@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .config import Config, looked_up, parse_config
 from .files import impostor, parse_json, regular, start_of, written_aside
-from .resources.devices import align, aligned, in_precision
+from .resources.devices import align, aligned, as_device, in_precision
 from .resources.weightless import weightless
 
 FORMAT = 1  # the version of the header's form; raised when an old file would be misread
@@ -254,7 +254,7 @@ class Saved(nn.Module):
         tensors as they are: nothing is initialised at random, and there is never a second copy. dtype: of its
         weights; bfloat16 takes half the memory, and is to be run under autocast.
         """
-        path = Path(path)
+        path, device = Path(path), as_device(device)
         path = path / f"{cls.kind()}.safetensors" if path.is_dir() else path
         header = read_header(path, cls.kind())
         config = parse_config(cls.config_class, header["config"], source=str(path))

@@ -19,8 +19,10 @@ import inference.ladder
 import inference.likelihood
 import unclip
 from unclip.app.command import main
+from unclip.clip import load_clip
 from unclip.pipeline.canvas import canvas_of, opened
 from unclip.pipeline.pipeline import Pipeline
+from unclip.stages import load_stage
 
 pytestmark = pytest.mark.attack
 
@@ -103,7 +105,7 @@ def fifo(name: str) -> None:
     (lambda name: Path(name).mkdir(), "x is a folder, not a file"),
     (lambda name: None, "there is no file x"),
     (lambda name: Path(name).touch(), "x cannot be used as a picture: an empty file"),
-    (lambda name: Path(name).write_text("<html>"), "x cannot be used as a picture: this is no picture"),
+    (lambda name: Path(name).write_text("<html>"), "x cannot be used as a picture: it is a page of the web"),
     (lambda name: Path(name).write_bytes(b"P5 99999 99999 255\n"), "(9999800001 pixels) exceeds limit"),
 ], ids=["fifo", "zeros", "folder", "nothing", "empty", "html", "bomb"])  # fmt: skip
 @pytest.mark.parametrize("flag", ["--image", "--mask"])
@@ -153,6 +155,10 @@ def test_pictures_of_any_mode_are_upright(tmp_path):
     ({"prompt": "a \ud800"}, r"the prompt holds '\ud800'"),
     ({"prompt": "x" * 10_001}, "the prompt has 10,001 characters"),
     ({"prompt": True}, "a prompt must be text, not True"),
+    ({"prompt": b"a cat"}, "a prompt must be text, not b'a cat'"),
+    ({"prompt": {"a cat": 1}}, "a prompt must be text, not {'a cat': 1}"),
+    ({"progress": 5}, "progress must be a function, not 5"),
+    ({"watch": "x"}, "watch must be a function, not 'x'"),
     ({"image": "nothing.png", "mask": "nothing.png"}, "cannot inpaint"),
 ])  # fmt: skip
 def test_arguments_of_python_have_one_rule_each(monkeypatch, options, said):
@@ -173,9 +179,15 @@ def test_a_prompt_of_many_writings_is_drawn():
 
 
 @pytest.mark.parametrize("device", ["abacus", "cuda:99", 1.5, "", "cpu:x"])
-def test_an_unknown_device_is_said_from_python_too(device):
-    with pytest.raises(ValueError, match="cannot be used here"):
-        unclip.load("icons", device)
+def test_an_unknown_device_is_said_from_python_too(device, tiny_model):
+    for load in (
+        lambda: unclip.load("icons", device),
+        lambda: load_clip(tiny_model / "clip", device),
+        lambda: load_stage(tiny_model / "prior.safetensors", device=device),
+        lambda: tiny_pipeline().place(device),
+    ):
+        with pytest.raises(ValueError, match="cannot be used here"):
+            load()
 
 
 @pytest.mark.parametrize("part", ["clip", "prior", "decoder", "upsampler"])

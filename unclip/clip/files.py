@@ -17,6 +17,7 @@ from torch import Tensor
 from ..checkpoint import CheckpointError, load_strictly, no_weights
 from ..config import ConfigError, looked_up
 from ..files import written_aside
+from ..resources.devices import as_device
 from ..resources.weightless import weightless
 from .description import MEAN, STD, plain_config, read_description, statistics_of, to_fetch
 from .encoders import Clip
@@ -69,8 +70,10 @@ def load_clip(source: str | Path, device: str | torch.device = "cpu", downloads:
                may be fetched, too. Without it a folder reaches no network.
 
     Raises CheckpointError for a folder that is none, is damaged or does not fit its description, ConfigError
-    for a description that no CLIP can have or that asks for downloads, ValueError for an unknown name.
+    for a description that no CLIP can have or that asks for downloads, ValueError for an unknown name or
+    device.
     """
+    device = as_device(device)
     kind, _, name = ("" if isinstance(source, Path) else source).partition(":")
     if kind == "open_clip" and name:
         clip = load_open_clip(name)
