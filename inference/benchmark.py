@@ -19,7 +19,7 @@ from torch.utils.benchmark import Timer
 from unclip import load
 from unclip.app import cli
 from unclip.app.options import add_device
-from unclip.command_line import Parser
+from unclip.command_line import Parser, check_numbers
 from unclip.diffusion.noise import Noise
 from unclip.pipeline.pipeline import Pipeline
 from unclip.resources.devices import autocast
@@ -105,6 +105,7 @@ def main(argv: list[str] | None = None) -> int:
     def work() -> None:
         if min(args.batch_sizes) < 1:
             raise ValueError("batch sizes must be at least 1")
+        check_numbers(args, seconds=(0, 3600))
         pipeline = load(args.model, args.device)
         rows = [
             (name, batch, measure(pipeline, batch, bf16, args.seconds))

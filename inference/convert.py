@@ -11,13 +11,16 @@ ours, to be stored at another precision.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 from unclip import load
 from unclip.app import cli
 from unclip.command_line import Parser
+from unclip.files import remove_own
 
+OWN = r"clip|tokenizer|model\.json|.*\.safetensors|\..*"  # in a model's folder; and files half written
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -30,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def convert(model: str, output: Path, dtype: str | None = None) -> Path:
-    """Write ``model`` into the folder ``output``, stored as ``dtype``; returns the folder.
+    """Write ``model`` into the folder ``output``, all or nothing, stored as ``dtype``; returns the folder.
 
     Raises ``ValueError`` for a folder that cannot be written to or holds something, and for a model as
     ``unclip.load`` does.
@@ -42,7 +45,14 @@ def convert(model: str, output: Path, dtype: str | None = None) -> Path:
     import torch
 
     pipeline = load(model, "cpu")
-    return pipeline.save(output, None if dtype is None else getattr(torch, dtype))
+    aside = output.with_name(f".{output.name}.partial")
+    remove_own(aside, OWN)
+    try:
+        pipeline.save(aside, None if dtype is None else getattr(torch, dtype))
+        os.replace(aside, output)
+    finally:
+        remove_own(aside, OWN)
+    return output
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -22,7 +22,7 @@ from unclip import load
 from unclip.app import cli
 from unclip.app.options import add_device
 from unclip.app.strip import film_strip
-from unclip.command_line import Parser
+from unclip.command_line import Parser, check_numbers
 from unclip.data.images import save_png
 from unclip.data.reading import read_shards
 from unclip.diffusion.gaussian import diffuse
@@ -71,6 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         cli.check_writable(args.output, args.overwrite)
         if args.n < 1 or args.columns < 2:
             raise ValueError("-n must be at least 1, and --columns at least 2")
+        check_numbers(args, n=(1, 10_000), columns=(2, 10_000), size=(1, 4096))
         pipeline = load(args.model, args.device)
         samples = read_shards(shards_of([args.shards]), shuffle=10_000, seed=fold(args.seed))
         samples = list(itertools.islice(samples, args.n))

@@ -82,6 +82,7 @@ def judge(name: str, clip: Clip, heldout: Seen, train: Seen, seed: int = 0) -> d
     ceiling = rows["real held-out (ceiling)"]["r1"]
     return {
         "clip": clip.identity,
+        "caution": metrics.caution(count, made.shape[1]),
         "names": len(gallery),
         "rows": rows,
         "r1_of_ceiling": rows["generated"]["r1"] / ceiling if ceiling else None,
@@ -181,11 +182,13 @@ def table(report: dict) -> str:
         for name, found in report["judges"].items()
     )
     names = next(iter(report["judges"].values()))["names"]
+    cautions = dict.fromkeys(found["caution"] for found in report["judges"].values() if found["caution"])
     return "\n".join(lines) + (
         f"\n\n{report['heldout']} held-out pictures"
         f"{' (decoder alone, from their real embeddings)' if report['decoder_only'] else ''}, "
         f"{report['known_names']} of whose names are among the {names} of {report['training']} training "
         f"pictures; R@1 as a share of the real pictures': {shares}."
+        + "".join(f"\n\n{caution}" for caution in cautions)
     )
 
 
@@ -210,6 +213,7 @@ def parser() -> argparse.ArgumentParser:
     add("--batch-size", type=int, default=32, metavar="B", help="pictures drawn at a time (default 32)")
     add("--decoder-only", action="store_true", help="give the decoder real embeddings, not the prior's")
     add("--json", type=Path, metavar="FILE", help="write the report there too, with every picture's rank")
+    cli.add_overwrite(made)
     add_options(made)
     return made
 
@@ -221,7 +225,7 @@ def main(argv: list[str] | None = None) -> int:
     def work() -> None:
         metrics.check_installed()
         if args.json:
-            cli.check_writable(args.json)
+            cli.check_writable(args.json, args.overwrite)
         if args.negative_prompt:
             raise ValueError("--negative-prompt has no use here")
         if args.batch_size < 1 or (args.limit is not None and args.limit < 2):

@@ -28,7 +28,7 @@ from PIL import Image, ImageDraw, ImageFont
 from unclip.app import cli
 from unclip.app.options import add_options, options_from
 from unclip.batch.lines import read_prompts
-from unclip.command_line import Parser
+from unclip.command_line import Parser, check_numbers
 from unclip.data.images import save_png
 from unclip.files import write_json
 from unclip.pipeline.pipeline import Pipeline
@@ -175,6 +175,7 @@ def main(argv: list[str] | None = None) -> int:
             cli.check_writable(args.blind, args.overwrite)
         if min(args.n, args.side, args.batch_size, args.columns) < 1:
             raise ValueError("-n, --side, --columns and --batch-size must be at least 1")
+        check_numbers(args, n=(1, 10_000), side=(1, 4096))
         save_png(sheet_of(cli.loaded(args), args), args.output)
         print(args.output)
 

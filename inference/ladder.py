@@ -183,6 +183,7 @@ def measure(
         "floor": metrics.frechet_distance(real, known),
         "n": n,
         "heldout": len(heldout),
+        "caution": metrics.caution(min(n, len(heldout)), real.shape[1]),
         "judge": source,
         "seed": seed,
         "where": f"{where}, {torch.get_num_threads()} threads, {batch_size} at a time",
@@ -207,6 +208,7 @@ def table(report: dict) -> str:
     return "\n".join(lines) + (
         f"\n\n{report['n']} pictures of each against {report['heldout']} held-out "
         f"ones, in the features of {Path(report['judge']).name}; {report['where']}."
+        + (f"\n\n{report['caution']}" if report["caution"] else "")
     )
 
 
@@ -226,6 +228,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--seed", type=int, default=0, help="another seed draws other pictures (default 0)")
     add("--json", type=Path, metavar="FILE", help="write the report there too")
+    cli.add_overwrite(made)
     add_device(made)
     return made
 
@@ -237,7 +240,7 @@ def main(argv: list[str] | None = None) -> int:
     def work() -> None:
         metrics.check_installed()
         if args.json:
-            cli.check_writable(args.json)
+            cli.check_writable(args.json, args.overwrite)
         if args.n < 2 or args.batch_size < 1 or (args.bits or 0) < 0:
             raise ValueError("-n must be at least 2, --batch-size at least 1, and --bits no less than 0")
         entries = [Entry.parse(text) for text in args.models]

@@ -72,6 +72,7 @@ def parser() -> argparse.ArgumentParser:
     add("--batch-size", type=int, default=32, metavar="B", help="pictures at a time (default 32)")
     add("--seed", type=int, default=0, help="another seed draws other noise (default 0)")
     add("--json", type=Path, metavar="FILE", help="write the report there too, with the term of every step")
+    cli.add_overwrite(made)
     add_device(made)
     return made
 
@@ -82,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def work() -> None:
         if args.json:
-            cli.check_writable(args.json)
+            cli.check_writable(args.json, args.overwrite)
         for name in ("limit", "size", "batch_size"):
             value = getattr(args, name)
             if value is not None and value < 1:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from unclip.checkpoint import CheckpointError, read_header
 from unclip.clip import Clip, load_clip
 from unclip.command_line import Parser
 from unclip.config import ConfigError, load_config
+from unclip.files import make_folder
 from unclip.pipeline.pipeline import Pipeline
 from unclip.stages import Decoder, Prior, load_stage
 from unclip.stages.tokenizer import GlideTokenizer
@@ -59,6 +61,17 @@ def load_link(link: Link) -> Clip | Prior | Decoder:
     return stage
 
 
+def check(chain: Chain) -> None:
+    """Refuse, before anything is trained, parts that make no model, and a place where none can be written."""
+    programs = Counter(link.program for link in chain.stages) + Counter(clip=chain.clip is not None)
+    for program in ("clip", "prior", "decoder"):
+        if programs[program] > 1:
+            raise ConfigError(f"a model has one {program}, not {programs[program]}")
+    if not programs["decoder"]:
+        raise ConfigError("a model needs a decoder")
+    make_folder(chain.out)
+
+
 def assemble(chain: Chain) -> Path:
     """Put the stages' averaged weights together as one pipeline directory."""
     parts: dict[str, list] = {"clip": [], "prior": [], "decoder": [], "upsampler": []}
@@ -66,11 +79,6 @@ def assemble(chain: Chain) -> Path:
         parts[link.program].append(load_link(link))
     if chain.clip is not None:
         parts["clip"].append(load_clip(chain.clip))
-    for program in ("clip", "prior", "decoder"):
-        if len(parts[program]) > 1:
-            raise ConfigError(f"a model has one {program}, not {len(parts[program])}")
-    if not parts["decoder"]:
-        raise ConfigError("a model needs a decoder")
     clip, prior = (parts[k][0] if parts[k] else None for k in ("clip", "prior"))
     pipeline = Pipeline(
         parts["decoder"][0],
@@ -117,6 +125,7 @@ def main(argv: list[str] | None = None) -> int:
     chain = load_config(Chain, args.config)
     for recipe in (chain, *map(recipe_of, chain.stages)):  # a mistake in the last recipe is an error now
         check_downloads(recipe)
+    check(chain)
     for link in chain.stages:
         if not args.assemble and not finished(link):
             code = _run([sys.executable, "-m", f"training.{link.program}", link.config, *link.set])

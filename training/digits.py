@@ -58,6 +58,8 @@ def build(out: Path, size: int = 8) -> dict[str, int]:
     """Write ``out/{train,heldout}-000000.tar`` and on; returns the number of pictures in each."""
     if not 8 <= size <= 64:
         raise ValueError(f"--size must lie between 8 and 64, not {size}")
+    if any(out.glob("*.tar")):
+        raise ValueError(f"{out} holds shards already; name another folder")
     images, classes = digits()
     with ShardWriter(out, "train", 2000) as train, ShardWriter(out, "heldout", 2000) as heldout:
         for index, (pixels, number) in enumerate(zip(images, classes.tolist(), strict=True)):

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from unclip.command_line import Parser
+from unclip.command_line import WORKERS, Parser, check_numbers
 
 from .shards.examine import Examined, Problem, examine
 from .shards.parallel import ordered
@@ -245,6 +245,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     args = parser.parse_args(argv)
+    check_numbers(args, workers=WORKERS)
     from unclip.data.reading import expand
 
     clip = None

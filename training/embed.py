@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -30,14 +30,14 @@ from tqdm import tqdm
 
 from unclip.checkpoint import CheckpointError, read_header
 from unclip.clip import Clip, load_clip
-from unclip.command_line import Parser
+from unclip.command_line import WORKERS, Parser, check_numbers
 from unclip.config import ConfigError
 from unclip.data.batches import floats, pixels
 from unclip.data.indexed import Indexed, on_disk
 from unclip.data.pictures import GAP, open_picture, square
 from unclip.data.reading import expand, stream
 from unclip.data.samples import picture_of, texts_of
-from unclip.files import write_json
+from unclip.files import make_folder, read_json, write_json
 
 from .data.embeddings import KIND, MANIFEST, Rows, load_rows, name_of, save_rows
 from .programs import run
@@ -66,6 +66,7 @@ def embed(
         )
     if clip.image_size is None:
         raise ConfigError("this CLIP has no image tower")
+    _check_out(out, names)
     state, size = PartialState(), size or clip.image_size
     facts = {"clip": clip.identity, "size": size, "background": background}
     mine = shards[state.process_index :: state.num_processes]
@@ -80,6 +81,26 @@ def embed(
     manifest = _manifest(out, shards, facts, tokens) if state.is_main_process else {}
     state.wait_for_everyone()
     return manifest
+
+
+def _check_out(out: Path, names: Iterable[str]) -> None:
+    """Refuse, by ``ValueError``, a folder where files that are not embeddings would be replaced. Those that
+    are damaged are made again, if the folder's list has them.
+    """
+    make_folder(out)
+    known, listed = {}, out / MANIFEST
+    if listed.exists():
+        known = read_json(listed, "the list of embeddings", clip=str, files=dict)["files"]
+    for path in (out / f"{name}.safetensors" for name in names if name not in known):
+        if path.exists() and not _is_ours(path):
+            raise ConfigError(f"{path} holds no embeddings, and is not replaced; choose another --out")
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        return read_header(path)["kind"] == KIND
+    except CheckpointError:
+        return False
 
 
 def _done(path: Path, facts: dict) -> bool:
@@ -207,9 +228,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--batch", type=int, default=64, help="pictures encoded at once (default 64)")
     add("--workers", type=int, default=os.cpu_count() or 1, help="threads that decode (default: one a core)")
     args = parser.parse_args(argv)
-    for name in ("batch", "workers", "size"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise ConfigError(f"--{name} must be at least 1, not {getattr(args, name)}")
+    check_numbers(args, batch=(1, 1 << 16), workers=WORKERS, size=(1, 4096))
     shards = expand(args.shards)
     if args.out is None and "://" in shards[0]:
         raise ConfigError("these shards are URLs; say where the embeddings go with --out")

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .config import Config, looked_up, parse_config
-from .files import parse_json, regular, written_aside
-from .resources.devices import align, aligned, in_precision
+from .files import impostor, parse_json, regular, start_of, written_aside
+from .resources.devices import align, aligned, as_device, in_precision
 from .resources.weightless import weightless
 
 FORMAT = 1  # the version of the header's form; raised when an old file would be misread
@@ -60,17 +60,10 @@ def sum_of(value: Tensor) -> int:
     return zlib.crc32(value.contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
-def impostor(path: str | Path) -> str | None:
-    """What a file is that stands in the place of weights, in words, if it is such a thing."""
-    with open(path, "rb") as file:
-        start = file.read(512)
-    if not start:
-        return "it is empty"
-    if start.startswith(b"version https://git-lfs.github.com/"):
-        return "it is a pointer of Git LFS, not the file that it stands for: fetch that with `git lfs pull`"
-    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "it is a page of the web, such as one that asks to log in: download the file itself"
-    return None
+def no_weights(path: str | Path) -> str | None:
+    """What a file is that stands in the place of weights, in words; ``ValueError`` if it is no file."""
+    start = start_of(path)
+    return impostor(start) if start else "it is empty"
 
 
 def is_ours(path: str | Path) -> bool:
@@ -93,7 +86,7 @@ def _header_and_sums(path: str | Path, kind: str | None) -> tuple[dict, dict[str
     if not path.exists() or path.is_dir():
         raise CheckpointError(f"there is no checkpoint at {path}{looked_up(path)}")
     try:
-        if reason := impostor(regular(path)):
+        if reason := no_weights(path):
             raise CheckpointError(f"{path} is not a readable safetensors file: {reason}")
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get("unclip")
@@ -261,7 +254,7 @@ class Saved(nn.Module):
         tensors as they are: nothing is initialised at random, and there is never a second copy. dtype: of its
         weights; bfloat16 takes half the memory, and is to be run under autocast.
         """
-        path = Path(path)
+        path, device = Path(path), as_device(device)
         path = path / f"{cls.kind()}.safetensors" if path.is_dir() else path
         header = read_header(path, cls.kind())
         config = parse_config(cls.config_class, header["config"], source=str(path))

@@ -25,6 +25,19 @@ class Parser(argparse.ArgumentParser):
         )
 
 
+def check_numbers(args: argparse.Namespace, **ranges: tuple[float, float]) -> None:
+    """Refuse, by ``ValueError``, arguments out of their range (least, most); None is one left out."""
+    for name, (least, most) in ranges.items():
+        value, flag = getattr(args, name), f"--{name.replace('_', '-')}"
+        if value is not None and not value >= least:
+            raise ValueError(f"{flag} must be at least {least:,}, not {value:,}")
+        if value is not None and not value <= most:
+            raise ValueError(f"{flag} must be at most {most:,}, not {value:,}")
+
+
+WORKERS = 1, 1024  # processes or threads of a program
+
+
 def ended(name: str, work: Callable[[], object]) -> int:
     """Call ``work``; returns the exit code: what it returns if that is one, else 0; 2 after a mistake, which
     is one message and no traceback, or 130 after Ctrl-C. A defect of ours is raised."""
@@ -64,9 +77,12 @@ OF_TORCH = {
 }
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 def explained(error: Exception) -> str | None:
     """What happened and what to do, for somebody who ran a program; None for a defect of ours."""
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if isinstance(error, OSError) and error.errno in FULL:
         return _full(error)
     kinds = [kind.__name__ for kind in type(error).__mro__]
     if isinstance(error, MemoryError) or "OutOfMemoryError" in kinds:
@@ -91,6 +107,6 @@ def _full(error: OSError) -> str:
     place = Path(error.filename or ".").resolve()
     free = shutil.disk_usage(next(folder for folder in (place, *place.parents) if folder.exists())).free
     return (
-        f"the disk is full: {error.filename or 'a file'} could not be written, and {free / 1e6:,.0f} MB are "
-        "free there; make room, and run the same command again"
+        f"the disk is full, or the file too large for it: {error.filename or 'a file'} could not be written, "
+        f"and {free / 1e6:,.0f} MB are free there; make room, and run the same command again"
     )

@@ -10,6 +10,8 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from .files import impostor, start_of
+
 
 class ConfigError(ValueError):
     """A recipe that cannot be used; the message names the file and every wrong key."""
@@ -21,6 +23,9 @@ Depth = Annotated[int, Field(ge=1, le=512)]  # layers or blocks in a row, heads 
 Side = Annotated[int, Field(ge=1, le=1 << 14)]  # pixels
 Rows = Annotated[int, Field(ge=1, le=1 << 24)]  # of a table: classes, tokens, things remembered
 Timesteps = Annotated[int, Field(ge=1, le=100_000)]
+Count = Annotated[int, Field(ge=1, le=10**12)]  # of pictures or samples, over a run
+CountOrNone = Annotated[int, Field(ge=0, le=10**12)]
+Together = Annotated[int, Field(ge=1, le=1 << 20)]  # pictures, steps, ... that are held or done at once
 Chance = Annotated[float, Field(ge=0, le=1)]
 Factor = Annotated[float, Field(ge=0, le=1e4)]  # what something is multiplied by, or its strength
 
@@ -64,8 +69,14 @@ def load_config(cls: type[C], path: str | Path, overrides: Sequence[str] = ()) -
     from yaml import YAMLError
 
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise ConfigError(f"there is no recipe at {path}{looked_up(path)}")
+    try:
+        reason = impostor(start_of(path))
+    except ValueError as error:  # no regular file
+        raise ConfigError(str(error)) from None
+    if reason:
+        raise ConfigError(f"{path} is no recipe: {reason}")
     for item in overrides:
         if "=" not in item:
             raise ConfigError(f"'{item}' is not key=value")
@@ -81,12 +92,21 @@ def load_config(cls: type[C], path: str | Path, overrides: Sequence[str] = ()) -
 
 
 def at_home(value: object) -> object:
-    """Values of a recipe whose paths that begin with ``~/`` lie in the home folder, as a shell has it."""
+    """Values of a recipe whose paths that begin with ``~/`` lie in the home folder, as a shell has it.
+
+    ``ValueError`` for the home of somebody who is not known here, and for a path that begins with a variable
+    of the environment, of which a recipe sees nothing: a folder of such a name is not what is meant.
+    """
     if isinstance(value, dict):
         return {key: at_home(item) for key, item in value.items()}
     if isinstance(value, list):
         return [at_home(item) for item in value]
-    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
+    if not isinstance(value, str) or not re.match(r"~$|~[\w.-]*/|\$\w+(/|$)", value):
+        return value
+    path = os.path.expanduser(value)
+    if path == value:
+        raise ValueError(f"{value} begins with what is not known here; write the whole path, or ~/")
+    return path
 
 
 def looked_up(path: str | Path) -> str:

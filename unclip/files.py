@@ -5,12 +5,29 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import stat
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+
+@contextmanager
+def named(path: str | Path) -> Iterator[None]:
+    """Inside, an ``OSError`` that names no file, such as a full disk's, gets this one's name."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+    except Exception as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))  # as libraries in Rust say it, safetensors one
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
 @contextmanager
@@ -22,7 +39,8 @@ def written_aside(path: str | Path) -> Iterator[Path]:
     os.close(handle)
     aside = Path(name)
     try:
-        yield aside
+        with named(path):
+            yield aside
         os.chmod(aside, 0o644)  # mkstemp makes private files
         flush(aside)
         os.replace(aside, path)
@@ -42,6 +60,20 @@ def remove_leftovers(folder: str | Path, names: str, seconds: float = 0.0) -> No
             with suppress(FileNotFoundError):
                 if path.is_file() and time.time() - path.stat().st_mtime >= seconds:
                     path.unlink()
+
+
+def remove_own(folder: str | Path, names: str) -> None:
+    """Remove a folder that a program of ours left half done; ``ValueError`` if it holds anything else.
+
+    names: a regular expression of the files and folders that the program puts there.
+    """
+    folder = Path(folder)
+    if not os.path.lexists(folder):
+        return
+    inside = [folder] if folder.is_symlink() or not folder.is_dir() else folder.iterdir()
+    if strangers := [path for path in inside if path == folder or not re.fullmatch(names, path.name)]:
+        raise ValueError(f"{strangers[0]} is in the way, and was not put there by this program: move it away")
+    shutil.rmtree(folder)
 
 
 @contextmanager
@@ -104,6 +136,30 @@ def regular(path: str | Path) -> Path:
     raise ValueError(f"{path} is {kinds.get(stat.S_IFMT(mode), 'something else')}, not a file")
 
 
+def impostor(start: bytes) -> str | None:
+    """What stands in the place of a file that should have been fetched, in words, by its first bytes."""
+    if start.startswith(b"version https://git-lfs.github.com/"):
+        return "it is a pointer of Git LFS, not the file that it stands for: fetch that with `git lfs pull`"
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "it is a page of the web, such as one that asks to log in: download the file itself"
+    return None
+
+
+def start_of(path: str | Path) -> bytes:
+    """A regular file's first bytes, enough for ``impostor``; ``ValueError`` for what is no such file."""
+    with open(regular(path), "rb") as file:
+        return file.read(512)
+
+
+def make_folder(path: str | Path) -> None:
+    """Make a folder, and those above it, unless it is there; ``ValueError`` if that cannot be."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:  # such as a file in its place, or a name with a zero byte
+        reason = getattr(error, "strerror", error)
+        raise ValueError(f"{str(path)!r} cannot be made a folder: {reason}") from None
+
+
 def read_whole(path: str | Path, most: int) -> bytes:
     """A regular file's bytes; ``ValueError`` if there are more than ``most``, of which no more is read."""
     with open(regular(path), "rb") as file:
@@ -135,14 +191,15 @@ def parse_json(text: bytes | str, source: str, **kinds: type | tuple[type, ...])
     Raises ``ValueError``, "``source`` is damaged: " and why, whatever the text is.
     """
     try:
-        text = text if isinstance(text, str) else text.decode("utf-8-sig")
-        values = json.loads(text)
+        values = json.loads(text if isinstance(text, str) else text.decode("utf-8-sig"))
     except RecursionError:
         raise ValueError(f"{source} is damaged: its brackets are nested too deep") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{source} is damaged: it is not UTF-8 text ({error.reason})") from None
     except ValueError as error:
-        raise ValueError(f"{source} is damaged: it is no JSON ({error})") from None
+        start = text[:512].encode(errors="replace") if isinstance(text, str) else text[:512]
+        reason = impostor(start) or f"it is no JSON ({error})"
+        raise ValueError(f"{source} is damaged: {reason}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{source} is damaged: it holds no JSON object, but a {type(values).__name__}")
     for key, kind in kinds.items():

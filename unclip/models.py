@@ -85,7 +85,9 @@ def find(name_or_path: str | Path) -> Path | None:
         return None
     if path.is_dir() or path.is_file() and path.suffix == ".safetensors":
         return path  # for the error that says what it lacks
+    from .config import looked_up
+
     raise ValueError(
-        f"there is no model '{name_or_path}': no folder or checkpoint of that name, "
+        f"there is no model '{name_or_path}': no folder or checkpoint of that name{looked_up(path)}, "
         f"and the known models are: {', '.join(known_models())}"
     )

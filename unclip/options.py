@@ -8,7 +8,7 @@ from unicodedata import category
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from .config import Config
+from .config import Config, Factor
 
 
 def _as_in_stages(name: str) -> Callable[[object], object]:
@@ -46,15 +46,13 @@ class Options(Config):
     )
     prior_steps: Steps | None = Field(None, description="sampling steps of the prior")
     upsampler_steps: Steps | None = Field(None, description="sampling steps of each upsampler")
-    guidance_scale: float | None = Field(None, ge=0, description="decoder: 1 = none, more = more literal")
-    prior_guidance_scale: float | None = Field(None, ge=0, description="prior: likewise")
-    clip_guidance_scale: float = Field(0.0, ge=0, description="climb CLIP's similarity (default 0.0)")
+    guidance_scale: Factor | None = Field(None, description="decoder: 1 = none, more = more literal")
+    prior_guidance_scale: Factor | None = Field(None, description="prior: likewise")
+    clip_guidance_scale: Factor = Field(0.0, description="climb CLIP's similarity (default 0.0)")
     sampler: SamplerName | None = Field(None, description="of the decoder: ddpm, ddim, dpm++2m or heun")
     negative_prompt: str | None = Field(None, description="what guidance moves away from")
     class_: int | None = Field(None, ge=0, description="what to draw, for a model of classes")
-    classifier_scale: float | None = Field(
-        None, ge=0, description="how strongly the classifier leads (default 1)"
-    )
+    classifier_scale: Factor | None = Field(None, description="how strongly the classifier leads (default 1)")
 
     @model_validator(mode="before")
     @classmethod

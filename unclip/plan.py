@@ -19,6 +19,7 @@ from .checkpoint import CheckpointError, Saved, read_header
 from .config import Config, parse_config
 from .guides.classifier import Classifier
 from .guides.noised_clip import NoisedClip
+from .pipeline.request import MOST, integer
 from .resources.devices import parse_dtype, place
 from .resources.peak import peak_activations
 from .resources.weightless import held_bytes, parameters
@@ -84,11 +85,11 @@ def plan(name_or_path: str | Path, dtype: str | torch.dtype = "float32", picture
 
     dtype:    of the weights; activations are counted as they are computed with them, in float32 or under
               bfloat16's autocast.
-    pictures: drawn at a time.
+    pictures: drawn at a time, 1 to ``MOST``.
 
     Nothing is fetched. Raises ``ValueError`` for what ``unclip.load`` does not know either.
     """
-    dtype = parse_dtype(dtype)
+    dtype, pictures = parse_dtype(dtype), integer("n", pictures, 1, MOST)
     title, configs, clip = _parts(name_or_path)
     rows = [Row("clip", clip, clip * 4, None)] if clip else []  # float32 in any case
     for stage, config in configs:

@@ -31,6 +31,19 @@ def frechet_distance(real: Tensor, made: Tensor) -> float:
     return _compare(FrechetInceptionDistance(_AsTheyAre(real.shape[1])), real, made).item()
 
 
+def caution(count: int, width: int) -> str:
+    """What is to be said of a Fréchet distance of ``count`` pictures in ``width`` dimensions; "" for enough.
+
+    A Gaussian's covariance has full rank only if there are more pictures than dimensions.
+    """
+    if count > width:
+        return ""
+    return (
+        f"A Fréchet distance of {count} pictures in {width} dimensions means nothing by itself: with no more "
+        "pictures than dimensions it says how few they are. Take more pictures, or look at other columns."
+    )
+
+
 def kernel_distance(real: Tensor, made: Tensor) -> float:
     """Squared maximum mean discrepancy, unbiased, of as many samples from each set; N >= 2.
 

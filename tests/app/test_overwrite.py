@@ -8,15 +8,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny_models import tiny_pipeline
 
 import inference.denoising
+import inference.evaluate
 import inference.gallery
+import inference.ladder
+import inference.likelihood
 import unclip
 from unclip.app.command import main
+from unclip.clip import load_clip
 from unclip.pipeline.canvas import canvas_of, opened
 from unclip.pipeline.pipeline import Pipeline
+from unclip.stages import load_stage
 
 pytestmark = pytest.mark.attack
 
@@ -37,7 +43,7 @@ def drawn(monkeypatch) -> list[str]:
 
 @pytest.fixture
 def no_work(monkeypatch) -> None:
-    for module in ("unclip.app.cli", "inference.denoising"):
+    for module in ("unclip.app.cli", "inference.denoising", "inference.likelihood"):
         monkeypatch.setattr(f"{module}.load", lambda *_: pytest.fail("a model was loaded"))
 
 
@@ -61,6 +67,9 @@ def test_a_second_picture_of_the_same_words_has_a_name_of_its_own(drawn, capsys)
     lambda file: inference.gallery.main(["icons", file, "--prompts", "a cat"]),
     lambda file: inference.gallery.main(["icons", "new.png", "--prompts", "a cat", "--blind", file]),
     lambda file: inference.denoising.main(["icons", "x.tar", file]),
+    lambda file: inference.evaluate.main(["icons", "x.tar", "--train-shards", "x.tar", "--json", file]),
+    lambda file: inference.ladder.main(["x", "icons", "--judge", "y", "--json", file]),
+    lambda file: inference.likelihood.main(["icons", "x.tar", "--json", file]),
 ])  # fmt: skip
 @pytest.mark.parametrize("link", [False, True])
 def test_a_file_that_is_named_is_not_replaced_unasked(no_work, capsys, run, link):
@@ -96,7 +105,7 @@ def fifo(name: str) -> None:
     (lambda name: Path(name).mkdir(), "x is a folder, not a file"),
     (lambda name: None, "there is no file x"),
     (lambda name: Path(name).touch(), "x cannot be used as a picture: an empty file"),
-    (lambda name: Path(name).write_text("<html>"), "x cannot be used as a picture: this is no picture"),
+    (lambda name: Path(name).write_text("<html>"), "x cannot be used as a picture: it is a page of the web"),
     (lambda name: Path(name).write_bytes(b"P5 99999 99999 255\n"), "(9999800001 pixels) exceeds limit"),
 ], ids=["fifo", "zeros", "folder", "nothing", "empty", "html", "bomb"])  # fmt: skip
 @pytest.mark.parametrize("flag", ["--image", "--mask"])
@@ -137,12 +146,19 @@ def test_pictures_of_any_mode_are_upright(tmp_path):
     ({"class_": -1}, "class_: "),
     ({"guidance_scale": True}, "guidance_scale must be a number or a text, not True"),
     ({"clip_guidance_scale": -1}, "clip_guidance_scale: "),
+    ({"guidance_scale": 3e38}, "guidance_scale: Input should be less than or equal to 10000"),
+    ({"prior_guidance_scale": float("inf")}, "prior_guidance_scale: "),
+    ({"clip_guidance_scale": float("nan")}, "clip_guidance_scale: "),
     ({"negative_prompt": "a\0"}, r"the negative prompt holds '\x00'"),
     ({"negative_prompt": 7}, "negative_prompt: "),
     ({"prompt": "a\0cat"}, r"the prompt holds '\x00'"),
     ({"prompt": "a \ud800"}, r"the prompt holds '\ud800'"),
     ({"prompt": "x" * 10_001}, "the prompt has 10,001 characters"),
     ({"prompt": True}, "a prompt must be text, not True"),
+    ({"prompt": b"a cat"}, "a prompt must be text, not b'a cat'"),
+    ({"prompt": {"a cat": 1}}, "a prompt must be text, not {'a cat': 1}"),
+    ({"progress": 5}, "progress must be a function, not 5"),
+    ({"watch": "x"}, "watch must be a function, not 'x'"),
     ({"image": "nothing.png", "mask": "nothing.png"}, "cannot inpaint"),
 ])  # fmt: skip
 def test_arguments_of_python_have_one_rule_each(monkeypatch, options, said):
@@ -163,9 +179,15 @@ def test_a_prompt_of_many_writings_is_drawn():
 
 
 @pytest.mark.parametrize("device", ["abacus", "cuda:99", 1.5, "", "cpu:x"])
-def test_an_unknown_device_is_said_from_python_too(device):
-    with pytest.raises(ValueError, match="cannot be used here"):
-        unclip.load("icons", device)
+def test_an_unknown_device_is_said_from_python_too(device, tiny_model):
+    for load in (
+        lambda: unclip.load("icons", device),
+        lambda: load_clip(tiny_model / "clip", device),
+        lambda: load_stage(tiny_model / "prior.safetensors", device=device),
+        lambda: tiny_pipeline().place(device),
+    ):
+        with pytest.raises(ValueError, match="cannot be used here"):
+            load()
 
 
 @pytest.mark.parametrize("part", ["clip", "prior", "decoder", "upsampler"])
@@ -183,9 +205,21 @@ def test_weights_that_are_no_numbers_draw_nothing(capsys, monkeypatch, part):
     assert f"the {'CLIP' if part == 'clip' else part} " in err
 
 
-def test_guidance_that_overflows_draws_nothing():
-    """Numbers so large that their difference is none: inf - inf."""
+@pytest.mark.parametrize("threshold", ["static", "dynamic", "none"])
+@pytest.mark.parametrize("part, scale, size", [
+    ("decoder", 10_000, 1e37),
+    ("decoder", 3, 3e38),
+    ("prior", 3, 3e38),
+])  # fmt: skip
+def test_guidance_that_overflows_draws_nothing(part, threshold, scale, size):
+    """Infinite numbers, which a clamp would make white or black; and their difference, which is none."""
     model = tiny_pipeline()
-    model.decoder.network.out.weight.data.fill_(3e38)
-    with pytest.raises(ValueError, match="the decoder made numbers .*guidance that is too strong"):
-        model.generate("a cat", guidance_scale=3e38)
+    stage = getattr(model, part)
+    sampling = stage.config.sampling.model_copy(update={"threshold": threshold, "guidance_scale": scale})
+    stage.config = stage.config.model_copy(update={"sampling": sampling})
+    with torch.no_grad():
+        for weight in stage.parameters():  # those that begin at zero, too: what is said is to matter
+            weight.copy_(torch.linspace(-0.5, 0.5, weight.numel()).view_as(weight))
+        stage.network.out.weight.mul_(size)
+    with pytest.raises(ValueError, match=f"the {part} made numbers .*guidance that is too strong"):
+        model.generate("a cat")

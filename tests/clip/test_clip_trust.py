@@ -309,13 +309,32 @@ def test_a_bit_that_flipped_is_seen(folder):
         (lambda data: data[:5], "damaged or cut short"),
         (lambda data: b"", "damaged or cut short"),
         (lambda data: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
-        (lambda data: b"<!DOCTYPE html><html>404</html>", "it is a web page"),
+        (lambda data: b"<!DOCTYPE html><html>404</html>", "it is a page of the web"),
     ],
 )
 def test_weights_that_are_cut_or_something_else_are_refused(change, said, folder):
     (folder / WEIGHTS).write_bytes(change((folder / WEIGHTS).read_bytes()))
     with pytest.raises(CheckpointError, match=f"{WEIGHTS} .*{said}"):
         load_clip(folder)
+
+
+@pytest.mark.parametrize("content, said", [
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+    (b"<!DOCTYPE html><html>404</html>", "a page of the web"),
+    (b"", "it is empty"),
+])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"]
+)
+def test_what_stands_in_the_place_of_a_file_of_others_is_named(name, content, said, tmp_path):
+    of_transformers(tmp_path / "theirs")
+    (tmp_path / "theirs" / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{name} cannot be read: .*{said}"):
+        load_clip(tmp_path / "theirs")
+    for name in ("weights.pt", "weights.safetensors"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(CheckpointError, match=f"{name} cannot be read: .*{said}"):
+            load_clip(f"open_clip:RN50@{tmp_path / name}")
 
 
 def test_identities_are_compared_by_weights_or_by_name():

@@ -254,3 +254,10 @@ def test_gradients_guide_every_sampler(name, through_network):
         return (step.x - target).norm(dim=1).mean()
 
     assert distance(1.0) < 0.7 * distance(0.0)
+
+
+@pytest.mark.parametrize("threshold", [static_threshold, dynamic_threshold])
+def test_no_threshold_makes_a_picture_of_what_is_infinite(threshold):
+    x0 = torch.linspace(-2, 2, 2000).reshape(1, 1, -1)
+    x0[0, 0, [3, 7, 9]] = torch.tensor([torch.inf, -torch.inf, torch.nan])
+    assert threshold(x0)[0, 0, [3, 7, 9]].isnan().all()

@@ -176,6 +176,7 @@ EVALUATE = Program(
      "limit": (["--limit", "5"], {"evaluate.limit": 5}),
      "batch_size": (["--batch-size", "6"], {"evaluate.batch_size": 6}),
      "decoder_only": (["--decoder-only"], {"evaluate.decoder_only": True}),
+     "overwrite": (["--overwrite"], {}),
      "json": (["--json", "r.json"], {"write_json.path": Path("r.json"), "write_json.values": REPORT}),
      **model(["other"]), **sampling("evaluate.options", int),
      "seed": (["--seed", "7"], {"evaluate.seed": 7}),
@@ -201,6 +202,7 @@ LIKELIHOOD = Program(
      "size": (["--size", "16"], {"likelihood.size": 16}),
      "batch_size": (["--batch-size", "6"], {"likelihood.batch_size": 6}),
      "seed": (["--seed", "7"], {"read_shards.seed": fold(7), "likelihood.seed": 7}),
+     "overwrite": (["--overwrite"], {}),
      "json": (["--json", "r.json"], {
          "write_json.path": Path("r.json"),
          "write_json.values": {"model": "some", "stage": "decoder", **REPORT}}),
@@ -221,6 +223,7 @@ LADDER = Program(
      "batch_size": (["--batch-size", "6"], {"measure.batch_size": 6}),
      "bits": (["--bits", "4"], {"measure.bits": 4}),
      "seed": (["--seed", "7"], {"measure.seed": 7}),
+     "overwrite": (["--overwrite"], {}),
      "json": (["--json", "r.json"], {"write_json.path": Path("r.json"), "write_json.values": REPORT}),
      **counted("measure"), **device("measure")},
     {"check_installed": "called", "table.report": REPORT})
@@ -261,8 +264,10 @@ BENCHMARK = Program(
 
 CONVERT = Program(
     inference.convert.main, {"model": ["some"], "output": ["out"]},
-    {"inference.convert.load": MODEL, "unclip.pipeline.pipeline.Pipeline.save": Path("out")},
-    {"output": (["x"], {"save.folder": Path("x")}),
+    {"inference.convert.load": MODEL, "unclip.pipeline.pipeline.Pipeline.save": None,
+     "inference.convert.os.replace": None},
+    {"output": (["x"], {"save.folder": Path(".x.partial"), "replace.src": Path(".x.partial"),
+                        "replace.dst": Path("x")}),
      "dtype": (["--dtype", "bfloat16"], {"save.dtype": torch.bfloat16}),
      **model(["other"])},
     {"load.device": "cpu"})

@@ -70,7 +70,7 @@ PICTURES: dict[str, tuple[bytes, bytes | None, object]] = {
     "zero-bytes.png": (b"", TEXT.encode(), "an empty file"),
     "only-zeros.jpg": (bytes(5000), TEXT.encode(), "no picture"),
     "words.png": (b"I am a text file, really.\n" * 9, TEXT.encode(), "no picture"),
-    "page.jpg": (b"<html><body>404 Not Found</body></html>", TEXT.encode(), "no picture"),
+    "page.jpg": (b"<html><body>404 Not Found</body></html>", TEXT.encode(), "a page of the web"),
     "bomb.png": (BOMB, TEXT.encode(), "pixels"),
     "large-bomb.png": (png(20_000, 8_000), TEXT.encode(), "pixels"),
     "text-bomb.png": (png(8, 8, b"", chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 22)))),

@@ -10,7 +10,7 @@ import pytest
 import unclip
 from unclip.checkpoint import CheckpointError, read_header
 from unclip.clip import load_clip
-from unclip.config import Config, ConfigError, load_config
+from unclip.config import Config, ConfigError, at_home, load_config
 from unclip.convert.karlo import pipeline as karlo
 from unclip.models import SHIPPED
 from unclip.pipeline import directory
@@ -135,8 +135,16 @@ def test_a_tilde_is_the_users_folder(tmp_path, monkeypatch):
     (tmp_path / "r.yaml").write_text("out: ~/run\nshards: ['~/{0..3}.tar', 'a~/b', '~']\ninner: {a: ~/x}\n")
     recipe = load_config(Recipe, tmp_path / "r.yaml")
     assert recipe.out == f"{tmp_path}/run" and recipe.inner == {"a": f"{tmp_path}/x"}
-    assert recipe.shards == [f"{tmp_path}/{{0..3}}.tar", "a~/b", "~"]
+    assert recipe.shards == [f"{tmp_path}/{{0..3}}.tar", "a~/b", str(tmp_path)]
     assert load_config(Recipe, tmp_path / "r.yaml", ["out=~/other"]).out == f"{tmp_path}/other"
+
+
+@pytest.mark.parametrize("path", ["~nobody-of-that-name/x", "$HOME/x", "$NOTHING", "~nobody-of-that-name/"])
+def test_a_folder_is_not_called_by_what_a_shell_would_have_replaced(path):
+    with pytest.raises(ValueError, match="begins with what is not known here"):
+        at_home({"train": {"out": path}})
+    assert at_home(["~", "a ~ b", "~ 5 dollars", "$5 and up"])[1:] == ["a ~ b", "~ 5 dollars", "$5 and up"]
+    assert at_home("~") == os.path.expanduser("~")
 
 
 @pytest.mark.parametrize("look", [lambda path: load_config(Recipe, path), read_header, GlideTokenizer.load])

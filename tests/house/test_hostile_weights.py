@@ -12,6 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import decoder, prior
 
+from training.clip.recipe import ClipRecipe
+from training.tasks.recipes import ClassifierRecipe, PictureRecipe, PriorRecipe
 from unclip.checkpoint import CheckpointError, Saved, load_checkpoint, read_header
 from unclip.config import ConfigError, parse_config
 from unclip.convert.tensors import read
@@ -148,6 +150,20 @@ def test_every_number_of_a_configuration_has_bounds(kind):
     for place, schema in known:
         assert schema.keys() & {"minimum", "exclusiveMinimum", "const"}, place
         assert schema.keys() & {"maximum", "exclusiveMaximum", "const"}, place
+
+
+RECIPES = [PictureRecipe, PriorRecipe, ClassifierRecipe, ClipRecipe]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_number_of_a_recipe_has_bounds(recipe):
+    """A batch of 10^9 pictures is refused, and not waited for. A seed may be any number."""
+    known = list(numbers(recipe.model_json_schema()))
+    assert len(known) >= 30
+    for place, schema in known:
+        if not place.endswith((".seed", ".mean", ".std")):  # statistics are looked at where a CLIP is made
+            assert schema.keys() & {"minimum", "exclusiveMinimum", "const"}, place
+            assert schema.keys() & {"maximum", "exclusiveMaximum", "const"}, place
 
 
 def test_a_network_larger_than_its_file_is_refused_before_a_weight_is_read(saved, monkeypatch):

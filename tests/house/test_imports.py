@@ -28,7 +28,7 @@ MODELS = (
 LAW = {
     room: {f"unclip.{name}" for name in below.split()}
     for room, below in {
-        "unclip.config": "",
+        "unclip.config": "files",
         "unclip.files": "",
         "unclip.command_line": "",
         "unclip.resources": "",
@@ -67,7 +67,13 @@ LAW |= {
         "training": "recipes cost tasks clip run data shards icons streams programs",  # the programs
     }.items()
 }
-LAW["training.shards"] = {"unclip.data", "unclip.command_line", "unclip.files", "training.programs"}
+LAW["training.shards"] = {
+    "unclip.config",
+    "unclip.data",
+    "unclip.command_line",
+    "unclip.files",
+    "training.programs",
+}
 LAW["inference.measure"] = UNCLIP | {"training.icons.captions"}
 LAW["inference"] = UNCLIP | {"unclip.app", "unclip.load", "inference.measure", "training.icons.captions"}
 # What a room may import of others' libraries, besides the doors; the rooms that are not named, anything.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -63,6 +64,25 @@ def test_half_precision_takes_half_the_disk(written, tmp_path):
     # The fixture's weights are bfloat16's numbers: nothing is rounded.
     tensors = [load_checkpoint(folder / "decoder.safetensors")[0] for folder in (written, tmp_path / "half")]
     assert all((tensors[0][key] == tensors[1][key]).all() for key in tensors[0])
+
+
+@pytest.mark.attack
+def test_what_fails_leaves_nothing_and_can_be_done_again(written, tmp_path, monkeypatch, capsys):
+    def names() -> set[str]:
+        return {path.name for path in tmp_path.iterdir()}
+
+    def full(pipeline, folder, dtype):
+        (folder / "clip").mkdir(parents=True)
+        raise OSError(errno.ENOSPC, "full", str(folder / "decoder.safetensors"))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("unclip.pipeline.pipeline.Pipeline.save", full)
+        assert main([str(written), str(tmp_path / "new")]) == 2
+    assert "decoder.safetensors could not be written" in capsys.readouterr().err
+    assert names() == {"cache", "ours"}
+    (tmp_path / ".new.partial").mkdir()  # of one that was killed
+    assert main([str(written), str(tmp_path / "new")]) == 0
+    assert names() == {"cache", "ours", "new"}
 
 
 def test_the_manifest_keeps_the_licence(written):

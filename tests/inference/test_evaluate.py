@@ -241,3 +241,14 @@ def test_transparency_is_white(shards):
     sample = next(iter(read_shards([str(shards / "heldout-000000.tar")])))
     sample["image"] = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
     assert (drawn._pictures([sample], torch.device("cpu")) == 1).all()
+
+
+@pytest.mark.attack
+def test_a_distance_of_too_few_pictures_says_that_it_means_nothing(pipeline, shards):
+    report = measured(pipeline, shards, limit=2)
+    said = "A Fréchet distance of 2 pictures in 16 dimensions means nothing by itself"
+    assert all(found["caution"].startswith(said) for found in report["judges"].values())
+    assert evaluate.table(report).count(said) == 1
+    assert metrics.caution(16, 16) and not metrics.caution(17, 16)
+    enough = {**report, "judges": {"one": {**report["judges"]["its own CLIP"], "caution": ""}}}
+    assert "means nothing" not in evaluate.table(enough)

@@ -158,7 +158,7 @@ def test_the_table(runs, tmp_path, capsys):
     assert shown[4].startswith("| classes, guidance_scale 3.0 | 3 |  |")
     assert shown[5].startswith("| plain, classifier_scale 2.0, classifier guide | 3 |  |")
     assert f"| real training pictures | | | {report['floor']:.3f} | |" in shown
-    assert ladder.main([*command, "-n", "21"]) == 2
+    assert ladder.main([*command, "--overwrite", "-n", "21"]) == 2
     assert "at least 2 and 21" in capsys.readouterr().err
 
 

@@ -168,3 +168,24 @@ def test_a_program_that_is_to_go_on_ends_the_chain_with_its_code(code, recipes, 
     asked = []
     monkeypatch.setattr(chain, "_run", lambda command: asked.append(command) or code)
     assert chain.main([str(recipes / "chain.yaml")]) == code and len(asked) == 1
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("text, said", [
+    ("out: file\nstages: [{program: decoder, config: r.yaml}]",
+     "'file' cannot be made a folder: File exists"),
+    ("out: b\nstages: []", "a model needs a decoder"),
+    ("out: b\nstages: [{program: decoder, config: r.yaml}, {program: decoder, config: r.yaml}]",
+     "a model has one decoder, not 2"),
+    ("out: b\nclip: c\nstages: [{program: clip, config: c.yaml}, {program: decoder, config: r.yaml}]",
+     "a model has one clip, not 2"),
+])  # fmt: skip
+def test_what_makes_no_model_is_said_before_anything_is_trained(tmp_path, monkeypatch, text, said):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(chain, "_run", lambda _: pytest.fail("something was trained"))
+    monkeypatch.setattr(chain, "recipe_of", lambda _: None)
+    monkeypatch.setattr(chain, "check_downloads", lambda _: None)
+    Path("file").write_text("")
+    Path("chain.yaml").write_text(f"name: a\n{text}\n")
+    with pytest.raises(ValueError, match=said):
+        chain.main(["chain.yaml"])

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from unclip.config import Config
+from unclip.config import Chance, Config, Count, CountOrNone, Factor, Together
 from unclip.guides.noised_clip import NoisedClipStageConfig
 
 from ..data.config import DataConfig
@@ -16,9 +16,9 @@ from ..data.config import DataConfig
 class TeacherConfig(Config):
     """What is asked of the sentence encoder."""
 
-    vocabulary: int = Field(75_000, ge=0)  # everyday words and phrases, besides the captions
-    noise: float = Field(0.3, ge=0)  # length of the noise on its unit vectors, for the images
-    hidden: int = Field(0, ge=0)  # width of the map's bent part; 0 = a linear map
+    vocabulary: CountOrNone = 75_000  # everyday words and phrases, besides the captions
+    noise: Factor = 0.3  # length of the noise on its unit vectors, for the images
+    hidden: int = Field(0, ge=0, le=1 << 16)  # width of the map's bent part; 0 = a linear map
 
 
 class ClipRecipe(Config):
@@ -32,17 +32,17 @@ class ClipRecipe(Config):
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     data: DataConfig
     augment: bool = True  # turn, shift and brighten the pictures a little
-    distinct: int | None = Field(None, gt=0)  # pictures drawn once and kept in memory; None: new ones
+    distinct: Count | None = None  # pictures drawn once and kept in memory; None: new ones
     cache: str | None = None  # folder for what is computed once; None: that of the run
     images: Phase
     teacher: TeacherConfig | None = None  # needs `distinct`
     texts: Phase | None = None  # the text tower's own phase; needs a teacher
-    same: float = Field(0.5, ge=0)  # share of a picture's probability for another of its name
+    same: Chance = 0.5  # share of a picture's probability for another of its name
     unseen: dict[str, list[str]] = {}  # word -> names that should be among its first five
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the hardware has it
     checkpointing: bool = False  # less memory: the backward pass computes a third more
     seed: int = 0
-    save_every: int = Field(50_000, gt=0)  # samples
+    save_every: Count = 50_000  # samples
 
     @model_validator(mode="after")
     def _fits(self) -> ClipRecipe:
@@ -60,14 +60,14 @@ class ClipRecipe(Config):
 class Phase(Config):
     """One optimisation: AdamW, linear warm-up, half a cosine to zero. Counts are in samples."""
 
-    samples: int = Field(gt=0)
-    batch_size: int = Field(256, gt=0)  # of a step, over all processes
-    learning_rate: float = Field(1e-3, gt=0)
-    warmup: int = Field(10_000, ge=0)
-    weight_decay: float = Field(0.1, ge=0)
+    samples: Count
+    batch_size: Together = 256  # of a step, over all processes
+    learning_rate: float = Field(1e-3, gt=0, le=1e6)
+    warmup: CountOrNone = 10_000
+    weight_decay: Factor = 0.1
     beta2: float = Field(0.98, gt=0, lt=1)
-    eps: float = Field(1e-8, gt=0)
-    max_skipped: int = Field(10, gt=0)  # steps in a row with a loss that is no number, then it stops
+    eps: float = Field(1e-8, gt=0, le=1)
+    max_skipped: Together = 10  # steps in a row with a loss that is no number, then it stops
 
     @property
     def steps(self) -> int:

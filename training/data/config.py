@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, field_validator
 
-from unclip.config import Config
+from unclip.config import Chance, Config, Side
 from unclip.data.pictures import colour
 
 from ..icons.scenes import ScenesConfig
@@ -21,20 +21,20 @@ class DataConfig(Config):
     kind: str = "shards"  # one of ``source.KINDS``
     shards: list[str]  # paths, globs, brace ranges or URLs to learn from
     heldout: list[str] = []  # ... to validate on, never learnt from
-    size: int = Field(gt=0)  # pictures are made this high and wide
+    size: Side  # pictures are made this high and wide
     random_crop: float | None = Field(None, gt=0, le=1)  # squares from anywhere: the least side, as a share
     # of the shorter side; None = the largest, in the middle
-    crop: int | None = Field(None, gt=0)  # train on random windows of this size
+    crop: Side | None = None  # train on random windows of this size
     background: str = "white"  # what is seen behind transparency, as CSS writes it
-    workers: int = Field(0, ge=0)  # processes that read and decode; 0 = the one that trains
-    shuffle: int = Field(1_000, ge=0)  # samples in the shuffle buffer (streamed shards)
+    workers: int = Field(0, ge=0, le=1024)  # processes that read and decode; 0 = the one that trains
+    shuffle: int = Field(1_000, ge=0, le=1 << 24)  # samples in the shuffle buffer (streamed shards)
     embeddings: str | None = None  # folder of training.embed; a CLIP need not run then, but
     # a picture that is cut or turned keeps its embedding
-    max_corrupt: float = Field(0.1, ge=0, le=1)  # share of unreadable samples above which a run ends
+    max_corrupt: Chance = 0.1  # share of unreadable samples above which a run ends
     hold: bool = False  # read the shards once and keep them; for a few thousand
     only: list[str] = []  # names (else captions) that are used; [] = all
-    flip: float = Field(0.0, ge=0, le=1)  # training: chance to be mirrored, left to right
-    rotate: float = Field(0.0, ge=0, le=1)  # training: chance to be turned by 90, 180 or 270 degrees
+    flip: Chance = 0.0  # training: chance to be mirrored, left to right
+    rotate: Chance = 0.0  # training: chance to be turned by 90, 180 or 270 degrees
     scenes: ScenesConfig = ScenesConfig()  # how icons are composed
     pool: PoolConfig | None = None  # icons: scenes composed once and kept; None: always new
 

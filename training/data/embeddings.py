@@ -16,7 +16,7 @@ from torch import Tensor
 
 from unclip.checkpoint import CheckpointError, read_header, save_checkpoint
 from unclip.clip import WEIGHTS, digest_of, load_clip, named, same_weights
-from unclip.config import ConfigError
+from unclip.config import ConfigError, looked_up
 from unclip.data.reading import ShardError, expand, spelled_out
 from unclip.files import parse_json, read_json
 
@@ -125,7 +125,7 @@ class Embeddings:
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason: object = error
             if not (self.folder / MANIFEST).exists():
-                reason = f"it has no {MANIFEST}, which training.embed writes at its end"
+                reason = f"it has no {MANIFEST}, which training.embed writes at its end{looked_up(folder)}"
             raise ConfigError(f"{folder} holds no embeddings: {reason}") from None
         if not all(type(count) is int and count >= 0 for count in counts) or self.mean.shape != (self.dim,):
             raise ConfigError(f"{self.folder / MANIFEST} is damaged: its counts or its mean are none")

@@ -17,13 +17,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 
 from unclip.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from unclip.clip import same_weights
-from unclip.config import Config, ConfigError
+from unclip.config import Config, ConfigError, Count
 from unclip.files import read_json, regular, write_json
 
 FACTS, PICTURES, SAMPLES, EMBEDDINGS = "pool.json", "pictures.bin", "samples.jsonl", "embeddings.safetensors"
@@ -35,7 +34,7 @@ class PoolConfig(Config):
     """Where a pool is kept, and how large it is."""
 
     folder: str  # made at the first start; on a disk that all machines share
-    scenes: int = Field(50_000, gt=0)
+    scenes: Count = 50_000
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from random import Random
-from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 
-from unclip.config import Config
+from unclip.config import Chance, Config, Factor
 from unclip.data.batches import Batch
 from unclip.data.reading import expand, read_shards
 
@@ -42,22 +40,22 @@ PLACES = (
     ("on the left", 0, 0.5), ("on the right", 1, 0.5),
     ("at the top", 0.5, 0), ("at the bottom", 0.5, 1), ("in the middle", 0.5, 0.5),
 )  # fmt: skip
-Weights = dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+Weights = dict[str, Factor]
 
 
 class ScenesConfig(Config):
     """How often each kind of scene is drawn (weights need not add up to one)."""
 
-    plain: float = Field(0.62, ge=0)
-    recoloured: float = Field(0.08, ge=0)
-    pair: float = Field(0.08, ge=0)
-    background: float = Field(0.12, ge=0)
-    placed: float = Field(0.10, ge=0)
-    everyday: float = Field(0.0, ge=0)  # plain, but called by a word of everyday life: "a goldfish"
+    plain: Factor = 0.62
+    recoloured: Factor = 0.08
+    pair: Factor = 0.08
+    background: Factor = 0.12
+    placed: Factor = 0.10
+    everyday: Factor = 0.0  # plain, but called by a word of everyday life: "a goldfish"
     augment: bool = True  # shift, scale and mirror; False leaves plain pictures as they are
-    still: float = Field(0.4, ge=0, le=1)  # share of plain ones moved by whole pixels, which stay crisp
+    still: Chance = 0.4  # share of plain ones moved by whole pixels, which stay crisp
     emphasis: Weights = {}  # by category, "category: subcategory" or style, multiplied; unnamed = 1
-    detail: float = Field(0.15, ge=0, le=1)  # chance that a pair or a background comes with a colour word
+    detail: Chance = 0.15  # chance that a pair or a background comes with a colour word
 
 
 PLAIN_ONLY = ScenesConfig(recoloured=0, pair=0, background=0, placed=0, augment=False)

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from filelock import FileLock, Timeout
 
 from unclip.config import Config, ConfigError, to_yaml
-from unclip.files import read_json, write_json, written_aside
+from unclip.files import make_folder, read_json, write_json, written_aside
 
 from .saves import is_one
 from .settings import alone
@@ -74,7 +74,7 @@ def held(out: str | Path, accelerator: Accelerator) -> Iterator[None]:
 
 
 def _take(lock: FileLock, out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     try:
         lock.acquire(timeout=PATIENCE if _is_dead(_owner(out)) else 0)
     except Timeout:

@@ -12,7 +12,8 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, broadcast_object_list, parse_flag_from_env
 from pydantic import Field
 
-from unclip.config import Config, ConfigError
+from unclip.config import Config, ConfigError, Count, CountOrNone, Factor, Together
+from unclip.files import make_folder
 from unclip.resources.devices import default_device
 
 from ..programs import wants_bf16
@@ -24,31 +25,31 @@ class Training(Config):
     """How a stage is trained. Counts are in pictures, over all processes."""
 
     out: str  # folder of the run; on a disk that all machines share
-    pictures: int = Field(gt=0)  # length of the run
-    batch_size: int = Field(64, gt=0)  # pictures an optimiser step, over all processes
-    accumulate: int = Field(1, gt=0)  # forward passes an optimiser step
-    learning_rate: float = Field(3e-4, gt=0)  # Adam's, at its highest
-    warmup: int = Field(5_000, ge=0)  # pictures of linear warm-up
+    pictures: Count  # length of the run
+    batch_size: Together = 64  # pictures an optimiser step, over all processes
+    accumulate: Together = 1  # forward passes an optimiser step
+    learning_rate: float = Field(3e-4, gt=0, le=1e6)  # Adam's, at its highest
+    warmup: CountOrNone = 5_000  # pictures of linear warm-up
     decay: Literal["cosine", "none"] = "cosine"  # to zero at the end, or not at all
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: Factor = 0.01
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.99, gt=0, lt=1)
-    eps: float = Field(1e-8, gt=0)  # Adam's, against division by zero
-    clip_norm: float = Field(1.0, gt=0)  # largest norm of the gradient
-    ema_half_life: int = Field(50_000, gt=0)  # pictures
+    eps: float = Field(1e-8, gt=0, le=1)  # Adam's, against division by zero
+    clip_norm: float = Field(1.0, gt=0, le=1e12)  # largest norm of the gradient
+    ema_half_life: Count = 50_000  # pictures
     timestep_sampler: Literal["uniform", "loss_second_moment"] = "uniform"  # which noise levels are learnt
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the hardware has it
     checkpointing: bool = False  # less memory: the backward pass computes a third more
     compile: bool = False  # torch.compile the network
     shard: bool = False  # share the weights out among processes (FSDP), not copy them
     seed: int = 0
-    max_skipped: int = Field(10, gt=0)  # steps in a row with a loss that is no number, then it stops
+    max_skipped: Together = 10  # steps in a row with a loss that is no number, then it stops
     new_data: bool = False  # go on though the data or the seed is not what it was
     trackers: list[Literal["tensorboard", "wandb"]] = ["tensorboard"]  # who draws the curves
-    log_every: int = Field(2_000, gt=0)  # pictures between points of a curve
-    validate_every: int = Field(50_000, gt=0)
-    sample_every: int = Field(100_000, gt=0)
-    save_every: int = Field(50_000, gt=0)
+    log_every: Count = 2_000  # pictures between points of a curve
+    validate_every: Count = 50_000
+    sample_every: Count = 100_000
+    save_every: Count = 50_000
 
 
 def micro_batch(settings: Training, accelerator: Accelerator) -> int:
@@ -74,7 +75,7 @@ def make_accelerator(settings: Training) -> Accelerator:
             raise ConfigError(
                 f"train.trackers names {name}, which is not installed: pip install {name}, or leave it out"
             )
-    out.mkdir(parents=True, exist_ok=True)  # fails now if it cannot be written
+    make_folder(out)  # fails now if it cannot be written
     shard = settings.shard or _launched_with_fsdp()
     accelerator = joined(
         settings.precision,

@@ -22,11 +22,11 @@ import os
 import sys
 from pathlib import Path
 
-from unclip.command_line import Parser
+from unclip.command_line import WORKERS, Parser, check_numbers
 
 from .build import build, summary
 from .prepare import Options
-from .sources import Columns, SourceError
+from .sources import Columns
 
 
 def parser() -> argparse.ArgumentParser:
@@ -58,16 +58,16 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
-    for name in ("size", "min_size", "quality", "workers"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise SourceError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
+    side = (1, 1 << 16)
+    check_numbers(args, size=side, min_size=side, max_aspect=side, quality=(1, 100), workers=WORKERS)
+    check_numbers(args, per_shard=(1, 1 << 24))
     options = Options(
         args.size,
         args.min_size,
         args.max_aspect,
         args.background,
         args.format,
-        min(args.quality, 100),
+        args.quality,
         args.uncaptioned,
     )
     columns = Columns(args.picture, tuple(args.caption), args.root)

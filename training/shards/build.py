@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
+import re
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from unclip.data.indexed import MANIFEST
 from unclip.data.pictures import colour
-from unclip.files import read_json
+from unclip.files import make_folder, read_json, remove_own
 
 from .parallel import ordered
 from .prepare import Item, Made, Options, prepare
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from unclip.data.writing import ShardWriter
 
 LEFT_OUT = "left-out.jsonl"
+# What this program puts into a folder.
+OWN = rf"(train|heldout)-\d+\.tar|\.(train|heldout)\.partial|{re.escape(MANIFEST)}|{re.escape(LEFT_OUT)}"
 DIED = "the process that read it died (a fault in a decoder, or too little memory)"
 
 
@@ -65,7 +67,8 @@ def build(
     colour(options.background)
     items, total = items_of(source, columns)
     partial_ = out.parent / f".{out.name}.partial"
-    shutil.rmtree(partial_, ignore_errors=True)  # what a run that was killed has left
+    remove_own(partial_, OWN)  # what a run that was killed has left
+    make_folder(partial_)
     try:
         result = _write(partial_, items, total, options, heldout, per_shard, workers)
         if not result.counts.total():
@@ -73,7 +76,7 @@ def build(
             raise SourceError(f"no sample of {source} can be used{why}")
         _put(partial_, out)
     finally:
-        shutil.rmtree(partial_, ignore_errors=True)
+        remove_own(partial_, OWN)
     return result
 
 
@@ -102,11 +105,11 @@ def _ours(out: Path) -> bool:
 def _put(made: Path, out: Path) -> None:
     """Put a finished folder in its place."""
     old = out.parent / f".{out.name}.old"
-    shutil.rmtree(old, ignore_errors=True)
+    remove_own(old, OWN)
     if out.exists():
         os.replace(out, old)
     os.replace(made, out)
-    shutil.rmtree(old, ignore_errors=True)
+    remove_own(old, OWN)
 
 
 def _write(

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from unclip.config import looked_up
 from unclip.data.addresses import as_file, is_address
 from unclip.data.formats import readable, unread
 from unclip.data.indexed import on_disk
@@ -35,7 +36,10 @@ def items_of(source: str, columns: Columns | None = None) -> tuple[Iterator[Item
         from unclip.data.reading import expand
 
         return shards(expand(source))
-    raise SourceError(f"{source} is neither a folder, nor a table ({', '.join(TABLES)}), nor shards (.tar)")
+    raise SourceError(
+        f"{source} is neither a folder, nor a table ({', '.join(TABLES)}), nor shards (.tar)"
+        f"{looked_up(source)}"
+    )
 
 
 # A folder

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 from unclip.data.formats import readable, unread
 from unclip.data.samples import why_not
-from unclip.files import parse_json, regular
+from unclip.files import impostor, parse_json, regular, start_of
 
 from .prepare import Item, key_of
 
@@ -44,6 +44,8 @@ class SourceError(ValueError):
 
 def table(path: Path, columns: Columns) -> Iterator[Item]:
     """The rows of a table; ``SourceError`` at once for columns that it has not."""
+    if reason := impostor(start_of(path)):
+        raise SourceError(f"{path} is no table: {reason}")
     reader = {".parquet": _parquet, ".jsonl": _jsonl, ".ndjson": _jsonl}.get(path.suffix.lower(), _csv)
     names, rows = reader(path)
     picture = _column(path, names, columns.picture, PICTURE_COLUMNS, "--picture")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
-
-from unclip.config import Config
+from unclip.config import Config, Count
 from unclip.guides.classifier import ClassifierStageConfig
 from unclip.stages import DecoderStageConfig, PriorStageConfig
 
@@ -40,7 +38,7 @@ class PriorRecipe(Config):
     clip: str | None = None  # as ``unclip.clip.load_clip`` takes it; with data.embeddings
     # it need not be named
     data: DataConfig
-    embeddings: int = Field(50_000, gt=0)  # pictures embedded at the start, unless data.embeddings or
+    embeddings: Count = 50_000  # pictures embedded at the start, unless data.embeddings or
     # data.pool brings them
     start: str | None = None  # a checkpoint whose weights a new run begins with; None = chance
     stage: PriorStageConfig

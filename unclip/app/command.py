@@ -16,6 +16,8 @@ from ..models import DEFAULT_MODEL, shipped_models
 from . import cli
 from .options import add_model, add_options, options_from
 
+STRIPS = 64  # pictures of which --strip shows how they came about
+
 
 def parser() -> argparse.ArgumentParser:
     made = Parser(
@@ -88,6 +90,8 @@ def _check_files(args: argparse.Namespace, output: Path) -> None:
     """Find out now what cannot be written."""
     for file in (output, args.strip) if args.strip else (output,):
         cli.check_png(file, args.overwrite)
+    if args.strip and args.n > STRIPS:
+        raise ValueError(f"--strip shows at most {STRIPS} pictures, which are drawn at once, not {args.n:,}")
     if args.columns < 1:
         raise ValueError(f"--columns must be at least 1, not {args.columns}")
     if args.strip and args.strip.resolve() == output.resolve():

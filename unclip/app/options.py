@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import types
 from pathlib import Path
-from typing import get_args, get_origin
+from typing import Union, get_args, get_origin
 
 from ..models import DEFAULT_MODEL, shipped_models
 from ..options import Options
@@ -39,8 +39,9 @@ def flag(name: str) -> str:
 
 def _type_of(annotation: object) -> type:
     """``int`` or ``float`` of a field that is nothing else (or None); text for all others."""
-    kinds = get_args(annotation) if get_origin(annotation) is types.UnionType else (annotation,)
+    kinds = get_args(annotation) if get_origin(annotation) in (types.UnionType, Union) else (annotation,)
     (*_, kind) = [one for one in kinds if one is not types.NoneType]
+    kind = getattr(kind, "__origin__", kind)  # without its bounds
     return kind if kind in (int, float) else str
 
 

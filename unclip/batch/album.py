@@ -18,7 +18,16 @@ from types import TracebackType
 from PIL import Image
 
 from ..data.images import save_png
-from ..files import parse_json, read_json, regular, remove_leftovers, sole, write_json, written_aside
+from ..files import (
+    make_folder,
+    parse_json,
+    read_json,
+    regular,
+    remove_leftovers,
+    sole,
+    write_json,
+    written_aside,
+)
 
 INDEX, OPTIONS = "index.jsonl", "batch.json"
 OWN = r"\d{4,}-[^/\\\0]+\.png"  # the names that ``draw`` gives
@@ -84,10 +93,7 @@ class Album:
         self.rows[row["file"]] = row
 
     def _make(self) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"{self.folder} cannot be made a folder: {error.strerror}") from None
+        make_folder(self.folder)
         if not os.access(self.folder, os.W_OK):
             raise ValueError(f"{self.folder} cannot be written to")
 

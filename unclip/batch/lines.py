@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..files import regular
+from ..files import impostor, start_of
 from ..options import LONGEST
 
 MOST = 1_000_000  # lines of a file
@@ -16,9 +16,11 @@ def read_prompts(path: str | Path) -> dict[int, str]:
     Raises ``ValueError`` for what is no regular file, no UTF-8 text, too long (of no line more is read than
     may be in it), or without a prompt.
     """
+    if reason := impostor(start_of(path)):
+        raise ValueError(f"{path} holds no prompts: {reason}")
     prompts: dict[int, str] = {}
     number = 0
-    with open(regular(path), encoding="utf-8-sig") as file:
+    with open(path, encoding="utf-8-sig") as file:
         try:
             while line := file.readline(LONGEST + 2):
                 number += 1

@@ -14,9 +14,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..checkpoint import CheckpointError, load_strictly
-from ..config import ConfigError
+from ..checkpoint import CheckpointError, load_strictly, no_weights
+from ..config import ConfigError, looked_up
 from ..files import written_aside
+from ..resources.devices import as_device
 from ..resources.weightless import weightless
 from .description import MEAN, STD, plain_config, read_description, statistics_of, to_fetch
 from .encoders import Clip
@@ -69,8 +70,10 @@ def load_clip(source: str | Path, device: str | torch.device = "cpu", downloads:
                may be fetched, too. Without it a folder reaches no network.
 
     Raises CheckpointError for a folder that is none, is damaged or does not fit its description, ConfigError
-    for a description that no CLIP can have or that asks for downloads, ValueError for an unknown name.
+    for a description that no CLIP can have or that asks for downloads, ValueError for an unknown name or
+    device.
     """
+    device = as_device(device)
     kind, _, name = ("" if isinstance(source, Path) else source).partition(":")
     if kind == "open_clip" and name:
         clip = load_open_clip(name)
@@ -97,6 +100,7 @@ def _load_folder(folder: Path, downloads: bool) -> Clip:
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         raise CheckpointError(
             f"{folder} holds no CLIP: it needs {CONFIG} and {WEIGHTS}, or what transformers writes"
+            f"{looked_up(folder)}"
         )
     described, source = read_description(folder / CONFIG), str(folder)
     weights, digest = _read_weights(folder / WEIGHTS)
@@ -117,14 +121,7 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], str | None]:
             digest = (file.metadata() or {}).get(DIGEST)
             return {name: file.get_tensor(name) for name in file.keys()}, digest
     except (SafetensorError, OSError) as error:
-        with open(path, "rb") as file:
-            start = file.read(64).lstrip().lower()
-        reason = str(error)
-        if start.startswith(b"version https://git-lfs"):
-            reason = "it is a pointer of Git LFS, not the weights; run git lfs pull"
-        elif start.startswith(b"<"):
-            reason = "it is a web page, not the weights; fetch it again"
-        raise CheckpointError(f"{path} is damaged or cut short: {reason}") from None
+        raise CheckpointError(f"{path} is damaged or cut short: {no_weights(path) or error}") from None
 
 
 def _filled(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..checkpoint import CheckpointError, load_strictly
+from ..checkpoint import CheckpointError, load_strictly, no_weights
 from ..config import ConfigError, parse_config
 from ..nets.clip import ClipConfig
 from ..resources.weightless import parameters, weightless
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 OTHER_CONFIG = "config.json"  # of transformers
+FILES = r".*\.(json|safetensors|bin)"  # of a folder of transformers, that must not be something else
 CLASSES = {"clip": "CLIPModel", "clip_text_model": "CLIPTextModelWithProjection"}  # of transformers, by kind
 
 
@@ -79,6 +81,8 @@ def load_open_clip(name: str) -> Clip:
     if not name.startswith("hf-hub:"):
         _check_weights(name, pretrained)
     source = f"open_clip:{name}@{pretrained}"
+    if Path(pretrained).is_file() and (reason := no_weights(pretrained)):
+        raise CheckpointError(f"{pretrained} cannot be read: {reason}")
     try:
         with _unlogged():
             model = open_clip.create_model(name, pretrained=pretrained or None, require_pretrained=True)
@@ -137,6 +141,9 @@ def load_transformers(model: str | Path, tokenizer: str | Path | None = None) ->
 
     ours = {"local_files_only": Path(model).is_dir(), "trust_remote_code": False}
     named = "dtype" if int(transformers.__version__.partition(".")[0]) > 4 else "torch_dtype"
+    for path in sorted(Path(model).iterdir()) if ours["local_files_only"] else ():
+        if re.fullmatch(FILES, path.name) and path.is_file() and (reason := no_weights(path)):
+            raise CheckpointError(f"{path} cannot be read: {reason}")
     try:
         config = _described(model, ours)
         kind = CLASSES[config.model_type]

@@ -14,8 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..checkpoint import CheckpointError, impostor
-from ..files import regular
+from ..checkpoint import CheckpointError, no_weights
 
 Rules = Mapping[str, str]
 """Regular expressions over whole names -> our names; the first that matches counts."""
@@ -30,7 +29,7 @@ def read(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     try:
-        reason = impostor(regular(path))
+        reason = no_weights(path)
     except ValueError as error:  # nothing is there, or no regular file
         raise CheckpointError(str(error)) from None
     if reason:

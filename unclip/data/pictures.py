@@ -11,6 +11,7 @@ import warnings
 import numpy as np
 from PIL import Image, ImageCms, ImageColor, ImageOps
 
+from ..files import impostor
 from .formats import PictureError, formats, opened
 
 PIXELS = 89_478_485  # the largest picture that is decoded: PIL's own limit against decompression bombs
@@ -51,7 +52,8 @@ def open_picture(
     except PictureError:
         raise
     except Image.UnidentifiedImageError:
-        raise PictureError("this is no picture" if data else "an empty file") from None
+        reason = impostor(data[:512]) or "this is no picture"
+        raise PictureError(reason if data else "an empty file") from None
     except Exception as error:  # PIL's readers raise whatever their parsing of a broken file runs into
         raise PictureError(f"{type(error).__name__}: {error}") from None
 

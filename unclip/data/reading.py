@@ -31,6 +31,7 @@ from urllib.request import url2pathname
 import webdataset as wds
 from webdataset.shardlists import expand_urls
 
+from ..config import looked_up
 from ..files import regular
 from .addresses import PROGRAM, as_file, checked, is_address, variants
 from .pictures import open_picture
@@ -75,7 +76,7 @@ def expand(paths: str | Path | Iterable[str | Path]) -> Shards:
             else:
                 files = [path] if os.path.lexists(path) else glob.glob(path)
             if not files:
-                raise ShardError(f"no shards at {path}")
+                raise ShardError(f"no shards at {path}{looked_up(path)}")
             shards += [as_file(_regular(file)) for file in sorted(files)]
     return shards
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..config import ConfigError
-from ..files import parse_json
+from ..files import impostor, parse_json
 
 PICTURES = ("webp", "png", "jpg", "jpeg")  # what shards are written with
 # What else is read as a picture out of a shard that holds none of those.
@@ -95,8 +95,8 @@ def _several(value: object) -> list[object]:
 
 
 def lines_of(txt: bytes) -> list[object]:
-    """The lines of a file of captions, but for blank ones; all of it as bytes if it is no UTF-8."""
-    if len(txt) > LONGEST:
+    """The lines of a file of captions, but for blank ones; all of it as bytes if it is no such file."""
+    if len(txt) > LONGEST or impostor(txt[:512]):
         return [txt]
     try:
         return [line for line in txt.decode("utf-8-sig").splitlines() if line.strip()]
@@ -117,6 +117,8 @@ def why_not(value: object) -> str | None:
         return f"{kinds.get(type(value), 'an object')} in place of a caption"
     if len(value) > LONGEST:
         return f"a caption of {len(value):,} letters, more than {LONGEST:,}"
+    if isinstance(value, bytes) and (reason := impostor(value[:512])):
+        return f"no caption: {reason}"
     try:
         value.decode() if isinstance(value, bytes) else value.encode()
     except UnicodeError:  # such as a byte of another encoding, or half a character

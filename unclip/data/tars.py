@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from ..files import regular
+from ..files import impostor, regular
 from .samples import LONGEST, RECORD, USED
 
 BLOCK = 512
@@ -75,11 +75,9 @@ def members(file: BinaryIO | Forward, end: int) -> Iterator[Member]:
     while True:
         header = _read(file, at, BLOCK)
         if len(header) < BLOCK:
-            raise TarError(
-                "an empty file"
-                if not at
-                else f"the tar ends at byte {end:,} without its end mark: it may be cut short"
-            )
+            if not at:
+                raise _no_tar(header)
+            raise TarError(f"the tar ends at byte {end:,} without its end mark: it may be cut short")
         if not header.strip(b"\0"):
             if _read(file, at, AFTER).strip(b"\0"):
                 raise TarError(f"more follows its end mark at byte {at:,}; of joined tars the first is read")
@@ -108,11 +106,15 @@ def _read(file: BinaryIO | Forward, at: int, length: int) -> bytes:
     return file.read(length)
 
 
+def _no_tar(start: bytes) -> TarError:
+    return TarError((impostor(start) or "this is no tar") if start else "an empty file")
+
+
 def _checked(header: bytes, at: int) -> int:
     """The length that a header states; ``TarError`` if its checksum is wrong."""
     stated = _octal(header[148:156])
     if stated != sum(header) - sum(header[148:156]) + 8 * 32:
-        raise TarError("this is no tar" if not at else f"the tar is damaged at byte {at:,}")
+        raise TarError(f"the tar is damaged at byte {at:,}") if at else _no_tar(header)
     length = _octal(header[124:136])
     if length is None or length < 0:
         raise TarError(f"a file of no valid size at byte {at:,}")

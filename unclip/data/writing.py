@@ -8,6 +8,8 @@ from typing import Any
 
 import webdataset as wds
 
+from ..files import named
+
 
 class ShardWriter:
     """Writes samples into ``folder/prefix-000000.tar`` and on; the same samples, the same bytes.
@@ -37,7 +39,8 @@ class ShardWriter:
             # Fixed owner and time: a tar depends on its samples and on nothing else.
             self._stream = open(self._partial, "wb")
             self._tar = wds.TarWriter(self._stream, encoder=False, mtime=0, user="unclip", group="unclip")
-        self._tar.write({"__key__": key, **files})
+        with named(self._partial):
+            self._tar.write({"__key__": key, **files})
         self.count += 1
         if self.count % self.per_shard == 0:
             self._finish()
@@ -49,8 +52,9 @@ class ShardWriter:
     def _finish(self) -> None:
         if self._tar is None:
             return
-        self._tar.close()
-        self._stream.close()
+        with named(self._partial):
+            self._tar.close()
+            self._stream.close()
         self._tar = None
         path = self.folder / f"{self.prefix}-{len(self.paths):06d}.tar"
         os.replace(self._partial, path)

@@ -74,9 +74,10 @@ def rescaled(guided: Prediction, cond: Prediction, x: Tensor, level: Level, shar
     return Prediction.from_v(x, like(factor, x) * v, level, guided.frac)
 
 
-def static_threshold(x0: Tensor, limit: float = 1.0) -> Tensor:
-    """x0 [N, ...] within [-limit, limit]."""
-    return x0.clamp(-limit, limit)
+def static_threshold(x0: Tensor, limit: float | Tensor = 1.0) -> Tensor:
+    """x0 [N, ...] within [-limit, limit]. Where it is infinite it is NaN then: what has overflowed (guidance
+    that is too strong) is not to pass for white or black."""
+    return x0.clamp(-limit, limit).where(x0.isfinite(), torch.nan)
 
 
 def dynamic_threshold(x0: Tensor, limit: float = 1.0, percentile: float = 0.995) -> Tensor:
@@ -89,7 +90,7 @@ def dynamic_threshold(x0: Tensor, limit: float = 1.0, percentile: float = 0.995)
     # One at a time: torch.quantile takes no more than 2^24 numbers.
     most = torch.stack([one.quantile(percentile) for one in x0.abs().flatten(1)])
     most = like(most.clamp(min=limit), x0)
-    return x0.clamp(-most, most) * (limit / most)
+    return static_threshold(x0, most) * (limit / most)
 
 
 THRESHOLDS = {"static": static_threshold, "dynamic": dynamic_threshold}
@@ -107,7 +108,7 @@ def clamp_x0(
 
     def clamped(x: Tensor, t: Tensor) -> Prediction:
         out = denoise(x, t)
-        x0 = limit(out.x0) if callable(limit) else out.x0.clamp(-limit, limit)
+        x0 = limit(out.x0) if callable(limit) else static_threshold(out.x0, limit)
         return Prediction.from_x0(x, x0, schedule.at(t), out.frac)
 
     return clamped

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -95,6 +95,9 @@ def wish_of(
     alone = image_embed is not None and prompt is None
     prompts = [None] * len(image_embed) if alone else prompts_of(model, prompt)
     settings = parse_config(Options, options, source="the call")
+    for name, function in (("progress", progress), ("watch", watch)):
+        if function is not None and not callable(function):
+            raise ValueError(f"{name} must be a function, not {function!r:.80}")
     if (image is None) != (mask is None):
         raise ValueError("inpainting takes both an image and a mask, of which white is painted anew")
     check_request(model, settings, inpaints=image is not None)
@@ -138,7 +141,7 @@ def prompts_of(model: Model, prompt: str | Sequence[str] | None) -> list[str | N
         if prompt is not None:
             raise ValueError(f"the model {model.name} takes no prompt")
         return [None]
-    several = isinstance(prompt, Iterable) and not isinstance(prompt, str)
+    several = isinstance(prompt, Iterable) and not isinstance(prompt, str | bytes | Mapping)
     prompts = list(prompt) if several else [prompt]
     for text in prompts:
         if not isinstance(text, str):
@@ -236,8 +239,8 @@ def override(sampling: Sampling, **changes: object) -> Sampling:
     return sampling.model_copy(update={k: v for k, v in changes.items() if v is not None})
 
 
-def integer(name: str, value: object, least: int | None = None) -> int:
-    """An argument that must be a whole number; ``ValueError`` names it if it is none, or too small.
+def integer(name: str, value: object, least: int | None = None, most: int | None = None) -> int:
+    """An argument that must be a whole number; ``ValueError`` names it if it is none, too small or too large.
 
     True and False are none, though Python counts them as 1 and 0.
     """
@@ -249,4 +252,6 @@ def integer(name: str, value: object, least: int | None = None) -> int:
         raise ValueError(f"{name} must be an integer, not {value!r}") from None
     if least is not None and number < least:
         raise ValueError(f"{name} must be at least {least}, not {number}")
+    if most is not None and number > most:
+        raise ValueError(f"{name} must be at most {most:,}, not {number:,}")
     return number
