@@ -19,7 +19,6 @@ import inference.ladder
 import inference.likelihood
 import unclip.app.batch
 import unclip.app.command
-import unclip.app.verbs
 from inference.ladder import Entry
 from unclip.diffusion.noise import fold
 from unclip.options import Options
@@ -115,16 +114,6 @@ BATCH = Program(
      "overwrite": (["--overwrite"], {"draw.overwrite": True}),
      **counted("draw"), **model(["--model", "other"]), **sampling("draw")},
     {"draw.pipeline": MODEL})
-
-VARY = Program(
-    lambda argv: unclip.app.verbs.main(["vary", *argv]), {"picture": ["i.png"]},
-    {**LOADED, "unclip.pipeline.pipeline.Pipeline.vary": [PICTURE], "unclip.data.images.save_png": None},
-    {"picture": (["o.png"], {"vary.picture": (8, 8), "save_png.path": Path("o-vary.png")}),
-     "output": (["-o", "x.png"], {"save_png.path": Path("x.png")}),
-     "overwrite": (["--overwrite"], {}),
-     "spread": (["--spread", "0.5"], {"vary.spread": 0.5}),
-     **counted("vary"), **model(["--model", "other"]), **sampling("vary")},
-    {"vary.picture": (4, 4), "save_png.image": (4, 4)})
 
 SHEET = {**LOADED, "inference.gallery.draw": [[PICTURE]], "inference.gallery.draw_classes": [[PICTURE] * 6],
          "inference.gallery.save_png": None, "inference.gallery.sheet": PICTURE,
@@ -270,7 +259,6 @@ CONVERT = Program(
 PROGRAMS = {
     "unclip/app/command.py": [UNCLIP, PLAN],
     "unclip/app/batch.py": [BATCH],
-    "unclip/app/verbs.py": [VARY],
     "inference/gallery.py": [GALLERY, GALLERY_OF_PROMPTS],
     "inference/evaluate.py": [EVALUATE],
     "inference/likelihood.py": [LIKELIHOOD],
