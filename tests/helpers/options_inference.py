@@ -61,8 +61,9 @@ def sampling(of: str, steps: type = str, **more: Mapping[str, object]) -> dict:
     more: what an option changes besides.
     """
     values = {"seed": 7, "steps": steps(3), "prior_steps": steps(4), "upsampler_steps": steps(5),
-              "guidance_scale": 1.5, "prior_guidance_scale": 2.5, "clip_guidance_scale": 3.5,
-              "sampler": "ddim", "negative_prompt": "a dog", "class_": 2, "classifier_scale": 0.5}
+              "guidance_scale": 1.5, "guidance_interval": "0.2,0.8", "prior_guidance_scale": 2.5,
+              "clip_guidance_scale": 3.5, "sampler": "ddim", "negative_prompt": "a dog", "class_": 2,
+              "classifier_scale": 0.5}
     made = {name: ([f"--{name.rstrip('_').replace('_', '-')}", str(value)],
                    {f"{of}.{name}": value, **more.get(name, {})}) for name, value in values.items()}
     guided = {"load_classifier.path": Path("led"), "load_classifier.device": CPU,
@@ -168,6 +169,8 @@ EVALUATE = Program(
      "json": (["--json", "r.json"], {"write_json.path": Path("r.json"), "write_json.values": REPORT}),
      **model(["other"]), **sampling("evaluate.options", int),
      "seed": (["--seed", "7"], {"evaluate.seed": 7}),
+     "guidance_interval": (["--guidance-interval", "0.2,0.8"],
+                           {"evaluate.options.guidance_interval": (0.2, 0.8)}),
      "negative_prompt": (["--negative-prompt", "a dog"],
                          {"said": "inference.evaluate: --negative-prompt has no use here"})},
     {"evaluate.pipeline": MODEL, "evaluate.judges": {}, "check_installed": "called",

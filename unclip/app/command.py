@@ -21,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="unclip",
         description="Draw pictures of a text.",
-        epilog="unclip batch LINES FOLDER draws a picture for every line of a file. What starts from pictures:\n"
+        epilog="unclip batch LINES FOLDER draws a picture for every line of a file; from pictures start\n"
         f"{', '.join(f'unclip {verb}' for verb in verbs.VERBS)}; each has a --help.\n"
         'A prompt that is such a word is drawn by unclip draw: unclip draw "batch"',
     )

@@ -15,6 +15,7 @@ from .guidance import (
     gradient,
     gradient_on_x0,
     static_threshold,
+    within,
 )
 from .likelihood import bits_per_dim, prior_term
 from .losses import loss_terms, vlb_terms
@@ -55,5 +56,6 @@ __all__ = [
     "step_list",
     "uniform",
     "vlb_terms",
+    "within",
     "x0_variance",
 ]

@@ -126,11 +126,7 @@ def inverted(pipeline: Drawing, wish: Wish, picture: Tensor) -> Tensor:
     with pipeline._at_work(stage), pipeline._autocast():
         conditions = pipeline._told(stage, wish, classes_of(pipeline, wish))
         denoise = stage.denoise(
-            conditions,
-            stage.null(conditions),
-            sampling.guidance_scale,
-            guidance_rescale=sampling.guidance_rescale,
-            threshold=sampling.threshold,
+            conditions, stage.null(conditions), sampling.guidance_scale, **sampling.of_guidance
         )
         x0 = stage.to_data(shrink(picture, stage.size), conditions)
         *_, last = invert(denoise, stage.schedule, x0, stage.levels(sampling)[::-1])

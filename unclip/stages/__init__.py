@@ -8,6 +8,7 @@ embeddings from text; ``Decoder`` makes pictures from embeddings, text, classes 
 
 from .config import (
     DecoderStageConfig,
+    Interval,
     LowRes,
     PriorStageConfig,
     Process,
@@ -27,6 +28,7 @@ __all__ = [
     "Conditions",
     "Decoder",
     "DecoderStageConfig",
+    "Interval",
     "LowRes",
     "Objective",
     "Prior",
