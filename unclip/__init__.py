@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "DEFAULT_MODEL", "Pipeline", "edit", "generate", "interpolate", "known_models", "load", "shipped_models",
-    "vary",
+    "DEFAULT_MODEL", "Pipeline", "edit", "generate", "inpaint", "interpolate", "known_models", "load",
+    "redraw", "shipped_models", "vary",
 ]  # fmt: skip
 
 
@@ -90,3 +90,27 @@ def edit(
 ) -> Image | list[Image]:
     """The picture, moved as the text ``target`` differs from ``source``; as ``Pipeline.edit``."""
     return _asked("edit", picture, source, target, strength, model=model, **options)
+
+
+def redraw(
+    picture: Image | str | Path,
+    prompt: str | Sequence[str] | None = None,
+    strength: float = 0.6,
+    *,
+    model: str | Path = DEFAULT_MODEL,
+    **options: object,
+) -> Image | list[Image]:
+    """The picture, drawn over as a prompt says; as ``Pipeline.redraw``."""
+    return _asked("redraw", picture, prompt, strength, model=model, **options)
+
+
+def inpaint(
+    picture: Image | str | Path,
+    mask: Image | str | Path,
+    prompt: str | Sequence[str] | None = None,
+    *,
+    model: str | Path = DEFAULT_MODEL,
+    **options: object,
+) -> Image | list[Image]:
+    """The picture with the part that is white in ``mask`` drawn anew; as ``Pipeline.inpaint``."""
+    return _asked("inpaint", picture, mask, prompt, model=model, **options)

@@ -60,6 +60,10 @@ class Options(Config):
         None, ge=0, description="how strongly the classifier leads (default 1)"
     )
 
+    resamplings: int | None = Field(
+        None, ge=1, le=1000, description="to inpaint untrained: how often a step is taken (default 10)"
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _numbers_are_not_true(cls, values: object) -> object:

@@ -49,5 +49,12 @@ VERBS = {
     "interpolate": verb("interpolate", {"a": "i.png", "b": "a cat"}, counted("interpolate", 7)),
     "edit": verb("edit", {"picture": "i.png", "source": "a cat", "target": "a dog"},
                  {"strength": (["--strength", "0.5"], {"edit.strength": 0.5}), **counted("edit")}),
+    "redraw": verb("redraw", {"picture": "i.png", "prompt": "a cat"},
+                   {"strength": (["--strength", "0.5"], {"redraw.strength": 0.5}),
+                    "prompt: none": ([], {"redraw.prompt": None, "save_png.path": Path("i-redraw.png")}),
+                    **counted("redraw")}),
+    "inpaint": verb("inpaint", {"picture": "i.png", "mask": "m.png", "prompt": "a cat"},
+                    {"prompt: none": ([], {"inpaint.prompt": None, "save_png.path": Path("i-m-inpaint.png")}),
+                     **counted("inpaint")}),
 }
 PROGRAMS = {"unclip/app/verbs.py": list(VERBS.values())}

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from ..pipeline.pipeline import Pipeline
 
-Kind = Literal["picture", "text", "either"]  # a picture's file, words, or what of both it looks like
+# A picture's file, words, words that may be left out, or a file or words, whichever it looks like.
+Kind = Literal["picture", "text", "prompt", "either"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,10 @@ def _count(default: int, what: str) -> dict[str, Any]:
     return {"type": int, "metavar": "N", "default": default, "help": f"{what} (default {default})"}
 
 
+def _strength(default: float, what: str) -> dict[str, Any]:
+    return {"type": float, "default": default, "help": f"{what} (default {default})"}
+
+
 PICTURE: tuple[Kind, str] = ("picture", "file of a picture")
 VERBS = {
     "vary": Verb(
@@ -50,11 +55,7 @@ VERBS = {
         {"picture": PICTURE},
         {
             "n": _count(4, "pictures, as one grid"),
-            "spread": {
-                "type": float,
-                "default": 1.0,
-                "help": "from 0, the picture itself, to 1 (default 1.0)",
-            },
+            "spread": _strength(1.0, "from 0, the picture itself, to 1"),
         },
     ),
     "interpolate": Verb(
@@ -74,22 +75,36 @@ VERBS = {
             "target": ("text", "what it is to show"),
         },
         {
-            "strength": {
-                "type": float,
-                "default": 0.3,
-                "help": "from 0, the picture, to 1, the words alone (default 0.3)",
-            },
+            "strength": _strength(0.3, "from 0, the picture, to 1, the words alone"),
             "n": _count(1, "pictures on the way to that strength"),
         },
         columns=None,
+    ),
+    "redraw": Verb(
+        'A picture, drawn over as a prompt says.\n\nunclip redraw sketch.png "a red flower" --strength 0.7',
+        {"picture": PICTURE, "prompt": ("prompt", "what is to be seen; none for a model that takes none")},
+        {
+            "strength": _strength(0.6, "from 0, the picture, to 1, the prompt alone"),
+            "n": _count(1, "pictures, as one grid"),
+        },
+    ),
+    "inpaint": Verb(
+        "A picture, of which a part is drawn anew and the rest kept exactly.\n\n"
+        'unclip inpaint field.png mask.png "a corgi in a field"',
+        {
+            "picture": PICTURE,
+            "mask": ("picture", "file of a picture of its size: white is drawn anew, black is kept"),
+            "prompt": ("prompt", "what the whole is to show; none for a model that takes none"),
+        },
+        {"n": _count(1, "pictures, as one grid")},
     ),
 }
 
 
 def parser(verb: str) -> Parser:
     parser = Parser(prog=f"unclip {verb}", description=VERBS[verb].about)
-    for name, (_, text) in VERBS[verb].starts.items():
-        parser.add_argument(name, help=text)
+    for name, (kind, text) in VERBS[verb].starts.items():
+        parser.add_argument(name, nargs="?" if kind == "prompt" else None, help=text)
     for name, how in VERBS[verb].options.items():
         parser.add_argument(f"-{name}" if len(name) == 1 else flag(name), **how)
     parser.add_argument("-o", "--output", type=Path, help="file to write (default: of the words above)")
@@ -121,7 +136,9 @@ def draw(verb: str, args: argparse.Namespace) -> list[Image]:
     from ..pipeline.edits import end_of
 
     starts = [
-        getattr(args, name) if kind == "text" else end_of(getattr(args, name), text=kind == "either")
+        end_of(getattr(args, name), text=kind == "either")
+        if kind in ("picture", "either")
+        else getattr(args, name)
         for name, (kind, _) in VERBS[verb].starts.items()
     ]
     pipeline: Pipeline = cli.loaded(args)
@@ -137,9 +154,12 @@ def draw(verb: str, args: argparse.Namespace) -> list[Image]:
 
 
 def _output(verb: str, args: argparse.Namespace) -> Path:
-    kinds = {name: kind for name, (kind, _) in VERBS[verb].starts.items()}
-    starts = {name: getattr(args, name) for name in kinds}
-    named = [words(text if kinds[name] == "text" else Path(text).stem) for name, text in starts.items()]
+    starts = [(kind, getattr(args, name)) for name, (kind, _) in VERBS[verb].starts.items()]
+    named = [
+        words(Path(start).stem if kind in ("picture", "either") else start)
+        for kind, start in starts
+        if start is not None
+    ]
     default = Path(f"{words(' '.join(named), 150)}-{verb}.png")
     return args.output or (default if args.overwrite else cli.unused(default))
 

@@ -20,6 +20,7 @@ from .guidance import (
 from .likelihood import bits_per_dim, prior_term
 from .losses import loss_terms, vlb_terms
 from .noise import Noise, fold
+from .repaint import repaint
 from .samplers import SAMPLERS, Step, ddim, ddpm, dpm_solver_2m, heun, invert
 from .schedule import Level, Schedule, evenly_spaced, make_schedule, step_list
 from .timesteps import LossSecondMoment, uniform
@@ -52,6 +53,7 @@ __all__ = [
     "loss_terms",
     "make_schedule",
     "prior_term",
+    "repaint",
     "static_threshold",
     "step_list",
     "uniform",

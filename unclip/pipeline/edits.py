@@ -6,6 +6,7 @@ which the sampler would make it, found by following DDIM backwards (Ramesh et al
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,6 +84,27 @@ def edit(
     shares = [strength] if n == 1 else torch.linspace(0, strength, n, dtype=torch.float64).tolist()
     turned = torch.cat([slerp(embed, towards, share) for share in shares])
     wish = replace(wish, seeds=[wish.seeds[0]] * n, embed=turned, start=start.expand(n, -1, -1, -1))
+    return pipeline.drawn(wish, batch_size)
+
+
+def redraw(
+    pipeline: Drawing,
+    picture: Picture,
+    prompt: str | Sequence[str] | None,
+    strength: float,
+    n: int,
+    seed: int,
+    batch_size: int,
+    **options: object,
+) -> list[Image.Image]:
+    """See ``Pipeline.redraw``."""
+    strength = _share("strength", strength)
+    wish = wish_of(pipeline, prompt, n=n, seed=seed, **options)
+    fitted = square(opened(picture), pipeline.size)
+    if strength == 0:
+        return [fitted.copy() for _ in range(len(wish))]
+    if strength < 1:
+        wish = replace(wish, sketch=(to_tensor(fitted)[None].to(pipeline.device), strength))
     return pipeline.drawn(wish, batch_size)
 
 

@@ -20,6 +20,7 @@ from .config import (
 from .decoder import Decoder
 from .load import STAGES, load_stage
 from .low_res import blur3
+from .origin import Origin
 from .prior import Prior
 from .stage import Conditions, Objective, Stage
 
@@ -31,6 +32,7 @@ __all__ = [
     "Interval",
     "LowRes",
     "Objective",
+    "Origin",
     "Prior",
     "PriorStageConfig",
     "Process",
