@@ -20,15 +20,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "DEFAULT_MODEL",
-    "Pipeline",
-    "generate",
-    "interpolate",
-    "known_models",
-    "load",
-    "shipped_models",
-    "vary",
-]
+    "DEFAULT_MODEL", "Pipeline", "edit", "generate", "inpaint", "interpolate", "known_models", "load",
+    "redraw", "shipped_models", "vary",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:
@@ -83,3 +77,40 @@ def interpolate(
 ) -> list[Image]:
     """Pictures on the way from a to b, each a picture or a text; as ``Pipeline.interpolate``."""
     return _asked("interpolate", a, b, n, model=model, **options)
+
+
+def edit(
+    picture: Image | str | Path,
+    source: str,
+    target: str,
+    strength: float = 0.3,
+    *,
+    model: str | Path = DEFAULT_MODEL,
+    **options: object,
+) -> Image | list[Image]:
+    """The picture, moved as the text ``target`` differs from ``source``; as ``Pipeline.edit``."""
+    return _asked("edit", picture, source, target, strength, model=model, **options)
+
+
+def redraw(
+    picture: Image | str | Path,
+    prompt: str | Sequence[str] | None = None,
+    strength: float = 0.6,
+    *,
+    model: str | Path = DEFAULT_MODEL,
+    **options: object,
+) -> Image | list[Image]:
+    """The picture, drawn over as a prompt says; as ``Pipeline.redraw``."""
+    return _asked("redraw", picture, prompt, strength, model=model, **options)
+
+
+def inpaint(
+    picture: Image | str | Path,
+    mask: Image | str | Path,
+    prompt: str | Sequence[str] | None = None,
+    *,
+    model: str | Path = DEFAULT_MODEL,
+    **options: object,
+) -> Image | list[Image]:
+    """The picture with the part that is white in ``mask`` drawn anew; as ``Pipeline.inpaint``."""
+    return _asked("inpaint", picture, mask, prompt, model=model, **options)

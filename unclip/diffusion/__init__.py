@@ -15,10 +15,12 @@ from .guidance import (
     gradient,
     gradient_on_x0,
     static_threshold,
+    within,
 )
 from .likelihood import bits_per_dim, prior_term
 from .losses import loss_terms, vlb_terms
 from .noise import Noise, fold
+from .repaint import repaint
 from .samplers import SAMPLERS, Step, ddim, ddpm, dpm_solver_2m, heun, invert
 from .schedule import Level, Schedule, evenly_spaced, make_schedule, step_list
 from .timesteps import LossSecondMoment, uniform
@@ -51,9 +53,11 @@ __all__ = [
     "loss_terms",
     "make_schedule",
     "prior_term",
+    "repaint",
     "static_threshold",
     "step_list",
     "uniform",
     "vlb_terms",
+    "within",
     "x0_variance",
 ]

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..data.images import to_tensor
 from ..data.pictures import PictureError, open_picture, orientation, plain
 from ..files import read_whole
+from ..stages.inpaint import known_part
 
 BYTES = 1 << 30  # the largest file of a picture that is read
 
@@ -33,8 +34,12 @@ class Canvas:
         covers is kept, so that nothing of what is to go shows through at a coarse size.
         """
         image = to_tensor(self.picture.resize((size, size), Image.Resampling.BICUBIC))[None]
-        kept = 1 - F.adaptive_max_pool2d(self.repaint.float(), size)
-        return image.to(device), kept.to(device)
+        known = 1 - F.adaptive_max_pool2d(self.repaint.float(), size)
+        return image.to(device), known.to(device)
+
+    def known(self, like: Tensor) -> Tensor:
+        """What is known at the size of pictures [N,3,S,S], as [N,4,S,S] of their device and type."""
+        return known_part(*self.at(like.shape[-1]), like)
 
 
 def opened(picture: Image.Image | str | Path) -> Image.Image:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +16,12 @@ from ..diffusion.noise import Begun, Noise, fold
 from ..diffusion.samplers import Step
 from ..options import DEFAULTS, Options
 from ..resources.devices import autocast
-from ..stages import Conditions, Decoder
+from ..stages import Conditions, Decoder, Sampling
+from ..stages.inpaint import put_back
 from .guiding import guides, guiding
 from .model import Model
 from .prompts import Prompts
-from .request import Progress, Watch, Wish, classes_of, override, sampling_of, wish_of
+from .request import Progress, Watch, Wish, classes_of, origin_of, override, sampling_of, wish_of
 
 
 class Drawing(Model):
@@ -87,10 +89,7 @@ class Drawing(Model):
                 null = self._told(stage, away, None if stage.config.drop_class else classes)
             with self._autocast(text=True):
                 objective, climb = guides(self, wish.text, classes, options)
-            with self._autocast():
-                steps = stage.sample(conditions, noise, sampling, null, objective, climb)
-                x = _walk(steps, "decoder", len(stage.levels(sampling)) - 1, wish.progress, wish.watch)
-        return stage.to_picture(_sound(x, "decoder", stage), conditions)
+            return self._paint(stage, "decoder", wish, conditions, noise, sampling, null, objective, climb)
 
     @torch.no_grad()
     def upsample(self, picture: Tensor, wish: Wish) -> Tensor:
@@ -101,11 +100,28 @@ class Drawing(Model):
             noise = Noise([fold(seed, 1, number) for seed in wish.seeds], self.device)
             with self._at_work(stage):
                 conditions = self._told(stage, wish, classes, picture)
-                with self._autocast():
-                    steps = stage.sample(conditions, noise, sampling)
-                    x = _walk(steps, name, len(stage.levels(sampling)) - 1, wish.progress)
-            picture = stage.to_picture(_sound(x, name, stage), conditions)
+                picture = self._paint(stage, name, wish, conditions, noise, sampling)
         return picture
+
+    def _paint(
+        self,
+        stage: Decoder,
+        name: str,
+        wish: Wish,
+        conditions: Conditions,
+        noise: Noise,
+        sampling: Sampling,
+        *guides: Any,
+    ) -> Tensor:
+        """A stage's pictures [N,3,S,S] in [-1,1], with what is known of them in its place."""
+        origin = origin_of(self, stage, wish, conditions)
+        more = {} if origin is None else {"origin": origin}
+        watch = wish.watch if stage is self.decoder else None
+        with self._autocast():
+            steps = stage.sample(conditions, noise, sampling, *guides, **more)
+            x = _walk(steps, name, stage.count(sampling, origin), wish.progress, watch)
+        picture = stage.to_picture(_sound(x, name, stage), conditions)
+        return picture if wish.canvas is None else put_back(picture, wish.canvas.known(picture))
 
     def _told(
         self, stage: Decoder, wish: Wish, classes: Tensor | None, low_res: Tensor | None = None

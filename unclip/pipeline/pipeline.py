@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -38,7 +39,7 @@ class Pipeline(Drawing):
         n:          pictures a prompt.
         seed:       any integer; picture k of a prompt depends on (prompt, seed, k) alone, not on its batch.
         batch_size: pictures drawn at a time.
-        image:      a picture, or its file, of which a part is painted anew, by a model that inpaints.
+        image:      a picture, or its file, of which a part is painted anew (see ``inpaint``).
         mask:       which part: a picture of the same size, white = painted anew, black = kept.
         image_embed: CLIP's embeddings of pictures, in place of the prior's: [N,D] of all pictures beside
                     prompts; without one, n pictures of each are drawn.
@@ -104,6 +105,76 @@ class Pipeline(Drawing):
         prior's embedding, and the seed's noise. Raises ``ValueError`` as ``vary`` does, and for n below 2.
         """
         return edits.interpolate(self, a, b, n, seed, batch_size, **options)
+
+    def edit(
+        self,
+        picture: Image.Image | str | Path,
+        source: str,
+        target: str,
+        strength: float = 0.3,
+        *,
+        n: int = 1,
+        seed: int = 0,
+        batch_size: int = 16,
+        **options: object,
+    ) -> Image.Image | list[Image.Image]:
+        """The picture, moved as one text differs from another (Ramesh et al. 2022, section 3.3, text diffs).
+
+        Its embedding z is turned by slerp(z, d, strength) towards d = norm(z_target - z_source), the
+        difference of the texts' embeddings, and drawn from the picture's own noise, as in ``vary``.
+
+        source:   what the picture shows, in words that differ from target as it is to change.
+        strength: 0 to 1; 0 is the picture's own reconstruction, and the paper goes to 0.25 to 0.5.
+        n:        more than one: that many pictures on the way, from 0 to ``strength``.
+
+        Raises ``ValueError`` as ``vary`` does, and for texts that are the same to CLIP.
+        """
+        pictures = edits.edit(self, picture, source, target, strength, n, seed, batch_size, **options)
+        return pictures[0] if n == 1 else pictures
+
+    def redraw(
+        self,
+        picture: Image.Image | str | Path,
+        prompt: str | Sequence[str] | None = None,
+        strength: float = 0.6,
+        *,
+        n: int = 1,
+        seed: int = 0,
+        batch_size: int = 16,
+        **options: object,
+    ) -> Image.Image | list[Image.Image]:
+        """The picture, drawn over as a prompt says (SDEdit: Meng et al. 2022, algorithm 1).
+
+        Every stage begins with x_t = alpha_t picture + sigma_t noise at t = strength T, in place of noise; an
+        upsampler with the picture's detail on what the stage before it drew.
+
+        picture:  as in ``vary``.
+        prompt:   what is to be seen, as in ``generate``; None for a model that takes none.
+        strength: 0 to 1; 0 is the picture itself, 1 is ``generate``.
+
+        Returns what ``generate`` does, and raises ``ValueError`` as it does.
+        """
+        single = (prompt is None or isinstance(prompt, str)) and n == 1
+        pictures = edits.redraw(self, picture, prompt, strength, n, seed, batch_size, **options)
+        return pictures[0] if single else pictures
+
+    def inpaint(
+        self,
+        picture: Image.Image | str | Path,
+        mask: Image.Image | str | Path,
+        prompt: str | Sequence[str] | None = None,
+        **options: Any,
+    ) -> Image.Image | list[Image.Image]:
+        """``generate`` of a picture of which only a part is drawn; the rest of it is kept exactly.
+
+        A decoder that was trained for it is told of the rest (Nichol et al. 2021, GLIDE, section 4.3). By any
+        other the hole is filled as RePaint does it (Lugmayr et al. 2022, algorithm 1): what is known is put
+        back at every noise level, and each step gone back and taken again ``resamplings`` times.
+
+        mask:   of the picture's size, white = drawn anew, black = kept.
+        prompt: what the whole picture is to show.
+        """
+        return self.generate(prompt, image=picture, mask=mask, **options)
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
         """Write a pipeline directory that ``Pipeline.load`` reads; floats are stored as ``dtype``."""

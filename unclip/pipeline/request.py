@@ -13,10 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from ..config import parse_config
+from ..data.batches import shrink
 from ..diffusion.noise import fold
 from ..diffusion.samplers import Step
 from ..options import DEFAULTS, Options, checked_text
-from ..stages import Decoder, Sampling
+from ..stages import Conditions, Decoder, Origin, Sampling
 from .canvas import Canvas, canvas_of
 from .prompts import Prompts
 
@@ -28,6 +29,7 @@ Progress = Callable[[str, int, int], None]
 Watch = Callable[[Step], None]
 """Called with every step of the decoder, of one batch of pictures after another."""
 MOST = 1_000_000  # pictures that one call may ask for
+RESAMPLINGS = 10  # of a decoder's steps, to fill a hole
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Wish:
     embed: Tensor | None = None  # [N,D], image embeddings; None = the prior's, if the model has one
     start: Tensor | None = None  # [N,3,S,S], the decoder's noise, in place of the seeds'
     canvas: Canvas | None = None  # a picture to be inpainted, the same for all
+    sketch: tuple[Tensor, float] | None = None  # a picture [1,3,S,S] to be drawn over, and how strongly
     progress: Progress | None = None
     watch: Watch | None = None
     text: Prompts | None = None  # the texts, encoded
@@ -100,7 +103,11 @@ def wish_of(
             raise ValueError(f"{name} must be a function, not {function!r:.80}")
     if (image is None) != (mask is None):
         raise ValueError("inpainting takes both an image and a mask, of which white is painted anew")
-    check_request(model, settings, inpaints=image is not None)
+    check_request(model, settings)
+    if settings.resamplings is not None and (image is None or model.decoder.config.inpaint):
+        raise ValueError(
+            "resamplings are of a picture that is inpainted by a model which was not trained for it"
+        )
     seed, n = integer("seed", seed), integer("n", n, 1)
     if n * len(prompts) > MOST:
         raise ValueError(f"{n * len(prompts):,} pictures are more than one call draws ({MOST:,}); ask again")
@@ -151,9 +158,9 @@ def prompts_of(model: Model, prompt: str | Sequence[str] | None) -> list[str | N
     return prompts
 
 
-def check_request(model: Model, options: Options, inpaints: bool) -> None:
+def check_request(model: Model, options: Options) -> None:
     """Refuse, before work starts, what would do nothing or cannot be done; raises ``ValueError``."""
-    _negative(model, options)
+    _unguided(model, options)
     class_asked(model, options)
     _steps(model, options)
     if options.class_ is None:
@@ -168,17 +175,11 @@ def check_request(model: Model, options: Options, inpaints: bool) -> None:
         raise ValueError(
             f"the model {model.name} holds no CLIP that knows pictures, which clip_guidance_scale needs"
         )
-    if inpaints and not model.decoder.config.inpaint:
-        raise ValueError(
-            f"the model {model.name} cannot inpaint: it takes no image and mask; one that "
-            "does is glide-inpaint"
-        )
 
 
-def _negative(model: Model, options: Options) -> None:
-    if not options.negative_prompt:
-        return
-    if not model.takes_prompt:
+def _unguided(model: Model, options: Options) -> None:
+    """Raises ``ValueError`` for what guidance should do where there is none."""
+    if options.negative_prompt and not model.takes_prompt:
         raise ValueError(f"the model {model.name} takes no prompt, nor a negative one")
     asked = [(model.decoder, options.guidance_scale), (model.prior, options.prior_guidance_scale)]
     scales = [
@@ -186,7 +187,12 @@ def _negative(model: Model, options: Options) -> None:
         for stage, scale in asked
         if stage is not None
     ]
-    if all(scale == 1 for scale in scales):
+    if options.guidance_interval is not None and scales[0] == 1:
+        raise ValueError(
+            "guidance_interval is where the decoder is guided, and there is no guidance: give a "
+            "guidance_scale other than 1"
+        )
+    if options.negative_prompt and all(scale == 1 for scale in scales):
         raise ValueError(
             "negative_prompt is what guidance moves away from, and there is no guidance: "
             "give a guidance_scale other than 1"
@@ -222,6 +228,22 @@ def classes_of(model: Model, wish: Wish) -> Tensor | None:
     return None if number is None else torch.full((len(wish),), number, device=model.device)
 
 
+def origin_of(model: Model, stage: Decoder, wish: Wish, conditions: Conditions) -> Origin | None:
+    """What a picture stage draws over, or keeps a part of, if it is not told of that itself."""
+    if wish.sketch is not None:
+        picture, strength = wish.sketch
+        picture = shrink(picture, stage.size)
+        if stage.config.low_res is not None:  # its detail, on the new picture of the stage before
+            coarse = stage.enlarge(shrink(picture, stage.config.low_res.size))
+            picture = (conditions["base"] + picture - coarse).clamp(-1, 1)
+        return Origin(picture, strength)
+    if wish.canvas is None or stage.config.inpaint:
+        return None
+    picture, known = wish.canvas.at(stage.size, model.device)
+    asked = wish.options.resamplings or RESAMPLINGS
+    return Origin(picture, known=known > 0.5, resamplings=asked if stage is model.decoder else 1)
+
+
 def sampling_of(model: Model, stage: Decoder, options: Options) -> Sampling:
     """How a picture stage samples: its defaults, with what is asked for in their place."""
     if stage is not model.decoder:
@@ -230,6 +252,7 @@ def sampling_of(model: Model, stage: Decoder, options: Options) -> Sampling:
         stage.config.sampling,
         steps=options.steps,
         guidance_scale=options.guidance_scale,
+        guidance_interval=options.guidance_interval,
         sampler=options.sampler,
     )
 

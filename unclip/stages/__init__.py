@@ -8,6 +8,7 @@ embeddings from text; ``Decoder`` makes pictures from embeddings, text, classes 
 
 from .config import (
     DecoderStageConfig,
+    Interval,
     LowRes,
     PriorStageConfig,
     Process,
@@ -19,6 +20,7 @@ from .config import (
 from .decoder import Decoder
 from .load import STAGES, load_stage
 from .low_res import blur3
+from .origin import Origin
 from .prior import Prior
 from .stage import Conditions, Objective, Stage
 
@@ -27,8 +29,10 @@ __all__ = [
     "Conditions",
     "Decoder",
     "DecoderStageConfig",
+    "Interval",
     "LowRes",
     "Objective",
+    "Origin",
     "Prior",
     "PriorStageConfig",
     "Process",

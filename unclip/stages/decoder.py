@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from .conditions import KINDS, Class, ImageEmbedding, Text, TextVector, Tokens, 
 from .config import DecoderStageConfig, Sampling
 from .inpaint import put_back
 from .low_res import corrupt, enlarge
+from .origin import Origin
 from .stage import Conditions, Objective, Stage
 
 
@@ -191,6 +193,7 @@ class Decoder(Stage):
         guidance_rescale: float = 0.0,
         threshold: str = "static",
         climb: guidance.GradFn | None = None,
+        guidance_interval: tuple[float, float] | None = None,
     ) -> guidance.Denoise:
         """The guided denoiser, its x0 kept to pictures in [-1,1] as ``Sampling.threshold`` says.
 
@@ -205,7 +208,13 @@ class Decoder(Stage):
             conditions = self.encode(conditions)
             null = self.encode(null) if guided else conditions
         denoise = guidance.classifier_free(
-            self.denoiser, conditions, null, guidance_scale, guidance_rescale, self.schedule
+            self.denoiser,
+            conditions,
+            null,
+            guidance_scale,
+            guidance_rescale,
+            self.schedule,
+            guidance_interval,
         )
         denoise = self._kept(denoise, conditions, threshold)
         if objective is not None:
@@ -239,14 +248,16 @@ class Decoder(Stage):
         null: Conditions | None = None,
         objective: Objective | None = None,
         climb: guidance.GradFn | None = None,
+        origin: Origin | None = None,
     ) -> Iterator[Step]:
         """Steps towards pictures; ``to_picture(step.x0, conditions)`` shows each.
 
+        origin: a picture that is drawn over, or of which a part is kept; None = none.
         objective, climb: guides, as in ``denoise``; ``sampling.gradient`` says what their gradient changes.
         """
         sampling = sampling or self.config.sampling
         null, scale = null or self.null(conditions), sampling.guidance_scale
-        options = {"guidance_rescale": sampling.guidance_rescale, "threshold": sampling.threshold}
+        options = sampling.of_guidance
         shift = None
         # DDIM publicly changes the score even where ancestral sampling changes the mean.
         if sampling.gradient == "mean" and sampling.sampler == "ddpm":
@@ -257,7 +268,10 @@ class Decoder(Stage):
             denoise = self.denoise(conditions, null, scale, objective, climb=climb, **options)
         base = conditions.get("base")
         shape = (3, self.size, self.size) if base is None else tuple(base.shape[1:])
-        return self.run(denoise, shape, noise, sampling, shift)
+        if origin is None:
+            return self.run(denoise, shape, noise, sampling, shift)
+        origin = replace(origin, picture=self.to_data(origin.picture, conditions))
+        return self.run(denoise, shape, noise, sampling, shift, origin)
 
 
 def _check(config: DecoderStageConfig, kinds: Sequence[Condition]) -> None:

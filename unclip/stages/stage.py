@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +12,14 @@ from ..checkpoint import CheckpointError, Saved
 from ..config import Config
 from ..diffusion import guidance
 from ..diffusion.denoiser import Denoiser
+from ..diffusion.gaussian import diffuse
 from ..diffusion.losses import loss_terms
 from ..diffusion.noise import Noise, Random, rand
+from ..diffusion.repaint import repaint
 from ..diffusion.samplers import SAMPLERS, Step
 from ..diffusion.schedule import make_schedule, step_list
 from .config import Sampling
+from .origin import Origin
 
 Conditions = dict[str, Tensor]  # what a network is told, one row a picture
 Objective = Callable[[Tensor], Tensor]  # pictures [N,3,S,S] in [-1,1] -> log-probability [N]
@@ -83,23 +86,44 @@ class Stage(Saved):
         noise: Noise,
         sampling: Sampling,
         shift: guidance.GradFn | None = None,
+        origin: Origin | None = None,
     ) -> Iterator[Step]:
         """Sample pictures (or embeddings) of ``shape``, one for each stream of ``noise``.
 
-        shift: of ddpm's mean, see ``samplers.ddpm``.
+        shift:  of ddpm's mean, see ``samplers.ddpm``.
+        origin: what there is already, as the process diffuses it.
         """
         options = {
             "ddim": {"eta": sampling.eta},
             "ddpm": {"x0_variance": sampling.x0_variance, "shift": shift},
         }
-        start = sampling.noise_scale * noise(shape)
-        return SAMPLERS[sampling.sampler](
-            denoise, self.schedule, start, self.levels(sampling), noise, **options.get(sampling.sampler, {})
-        )
+        own = options.get(sampling.sampler, {})
 
-    def levels(self, sampling: Sampling) -> list[int]:
-        """The levels that sampling visits, from noise down to 0: one more than its steps."""
-        return step_list(sampling.steps, self.schedule.timesteps)
+        def sample(x: Tensor, steps: Sequence[int]) -> Iterator[Step]:
+            return SAMPLERS[sampling.sampler](denoise, self.schedule, x, steps, noise, **own)
+
+        start, levels = sampling.noise_scale * noise(shape), self.levels(sampling, origin)
+        if origin is None:
+            return sample(start, levels)
+        if origin.strength < 1:
+            start = diffuse(origin.picture, start, self.schedule.at(levels[0]))
+        if origin.known is None:
+            return sample(start, levels)
+        kept = origin.known, origin.resamplings
+        return repaint(sample, self.schedule, start, levels, noise, origin.picture, *kept)
+
+    def levels(self, sampling: Sampling, origin: Origin | None = None) -> list[int]:
+        """The levels that sampling visits, from noise (or from those of ``origin``) down to 0."""
+        levels = step_list(sampling.steps, self.schedule.timesteps)
+        if origin is None or origin.strength == 1:
+            return levels
+        first = max(round(origin.strength * self.schedule.timesteps), 1)
+        return [first, *(level for level in levels if level < first)]
+
+    def count(self, sampling: Sampling, origin: Origin | None = None) -> int:
+        """How many steps ``run`` yields."""
+        steps = len(self.levels(sampling, origin)) - 1
+        return steps if origin is None or origin.known is None else (steps - 1) * origin.resamplings + 1
 
     def check(self, source: str) -> None:
         super().check(source)
