@@ -122,18 +122,20 @@ PLAN = Program(
 
 ALONE = Program(
     training.chain.main, {"config": ["some.yaml"], "assemble": ["--assemble"]},
-    {"training.chain.load_config": CHAIN, "training.chain.recipe_of": None, "training.chain.finished": False,
+    {"training.chain.load_config": CHAIN, "training.chain.recipe_of": None, "training.chain.check": None,
+     "training.chain.finished": False,
      "training.chain._run": 2,
      "training.chain.assemble": "out"},
     {"config": (["x.yaml"], {"load_config.path": "x.yaml"})},
-    {"load_config.cls": Chain, "recipe_of.link": CHAIN.stages[0], "assemble.chain": CHAIN})
+    {"load_config.cls": Chain, "recipe_of.link": CHAIN.stages[0], "check.chain": CHAIN,
+     "assemble.chain": CHAIN})
 TOGETHER = Program(
     training.chain.main, {"config": ["some.yaml"]}, ALONE.watched,
     {"assemble": (["--assemble"], {
         "said": None, "finished.link": None, "finished'.link": None, "_run.command": None,
         "assemble.chain": CHAIN})},
     {"load_config.cls": Chain, "load_config.path": "some.yaml", "recipe_of.link": CHAIN.stages[0],
-     "finished.link": CHAIN.stages[0], "finished'.link": CHAIN.stages[0], 
+     "check.chain": CHAIN, "finished.link": CHAIN.stages[0], "finished'.link": CHAIN.stages[0],
      "_run.command": [sys.executable, "-m", "training.prior", "prior.yaml", "train.seed=1"]})
 
 DIGITS = Program(

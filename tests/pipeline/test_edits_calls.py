@@ -90,7 +90,14 @@ def own(image: Image.Image) -> torch.Tensor:
 
 def test_a_picture_is_followed_back_as_it_will_be_drawn(pipeline, asked):
     """By the guidance, levels and class of what follows, from its embedding, at the decoder's size."""
-    given = {"steps": 7, "guidance_scale": 3.0, "class_": 2, "sampler": "heun", "upsampler_steps": 3}
+    given = {
+        "steps": 7,
+        "guidance_scale": 3.0,
+        "class_": 2,
+        "sampler": "heun",
+        "upsampler_steps": 3,
+        "guidance_interval": (0.2, 0.8),
+    }
     pipeline.vary(picture(0), 3, spread=0.25, seed=5, batch_size=2, **given)
     embed = pipeline.clip.encode_image(tensor(picture(0)))
     [(wish, batch_size)], stage = asked.wishes, pipeline.decoder
@@ -100,7 +107,8 @@ def test_a_picture_is_followed_back_as_it_will_be_drawn(pipeline, asked):
     torch.testing.assert_close(wish.embed, embed.expand(3, -1))
     torch.testing.assert_close(wish.start, slerp(own(picture(0)), fresh(seeds), 0.25))
     [(conditions, null, scale, more)] = asked.denoised
-    assert (scale, more) == (3.0, {"guidance_rescale": 0.4, "threshold": "dynamic"})
+    of_guidance = {"guidance_rescale": 0.4, "guidance_interval": (0.2, 0.8), "threshold": "dynamic"}
+    assert (scale, more) == (3.0, of_guidance)
     told = stage.conditions(1, image_embed=embed, classes=torch.tensor([2]))
     for found, wanted in ((conditions, told), (null, stage.null(told))):
         assert found.keys() == wanted.keys()
