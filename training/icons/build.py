@@ -42,15 +42,15 @@ def build(
     check_writable(out)
     try:
         old = read_manifest(out)
-        kept = old.get("sizes", {}) if old.get("source") == source else {}
-        kept = {size: entry for size, entry in kept.items() if complete(out / size, entry)}
-        missing = [size for size in sorted(set(sizes)) if str(size) not in kept]
+        entries = old.get("sizes", {}) if old.get("source") == source else {}
+        entries = {size: entry for size, entry in entries.items() if complete(out / size, entry)}
+        missing = [size for size in sorted(set(sizes)) if str(size) not in entries]
         if missing:
-            kept |= write(out, icons, missing, workers, per_shard)
+            entries |= write(out, icons, missing, workers, per_shard)
         manifest = {
             "source": source,
             "packages": packages,
-            "sizes": {size: kept[size] for size in sorted(kept, key=int)},
+            "sizes": {size: entries[size] for size in sorted(entries, key=int)},
         }
         partial = out / ".manifest.partial"
         partial.write_text(json.dumps(manifest, indent=1) + "\n")

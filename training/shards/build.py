@@ -99,13 +99,13 @@ def _ours(out: Path) -> bool:
     return {path.name for path in out.iterdir()} <= {*files, MANIFEST, LEFT_OUT}
 
 
-def _put(made: Path, out: Path) -> None:
+def _put(source: Path, out: Path) -> None:
     """Put a finished folder in its place."""
     old = out.parent / f".{out.name}.old"
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
         os.replace(out, old)
-    os.replace(made, out)
+    os.replace(source, out)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -122,18 +122,18 @@ def _write(
         }
         done = ordered(partial(prepare, options=options), items, workers, died=lambda _: DIED)
         bar = stack.enter_context(tqdm(done, "making shards", total, unit=" samples", smoothing=0.05))
-        for item, made in bar:
-            if not isinstance(made, Made):
-                result.left.append((item.name, made))
+        for item, sample in bar:
+            if not isinstance(sample, Made):
+                result.left.append((item.name, sample))
                 continue
             key = _unused(item, keys)
             result.renamed += key != item.key
             split = "heldout" if _number(key) < heldout * 2**64 else "train"
-            writers[split].write(key, made.files)
+            writers[split].write(key, sample.files)
             result.counts[split] += 1
-            result.captions += made.captions
-            result.sizes[min(made.size).bit_length()] += 1
-            result.unsaid += [(item.name, reason) for reason in made.unusable]
+            result.captions += sample.captions
+            result.sizes[min(sample.size).bit_length()] += 1
+            result.unsaid += [(item.name, reason) for reason in sample.unusable]
     result.manifest = manifest(
         result, writers, {**asdict(options), "heldout": heldout, "per_shard": per_shard}
     )

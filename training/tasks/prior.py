@@ -56,12 +56,12 @@ class PriorTask:
             raise ConfigError("a prior learns CLIP's embeddings; name a clip, or data.embeddings")
         self.clip = load_clip(recipe.clip).to(self.device)
         net = stage.config.net
-        for name, wanted, given in (
+        for name, wanted, actual in (
             ("embed_dim", net.embed_dim, self.clip.embed_dim),
             ("text_dim", net.text_dim, self.clip.text_dim),
         ):
-            if wanted != given:
-                raise ConfigError(f"stage.net.{name} is {wanted}, but {recipe.clip} has {given}")
+            if wanted != actual:
+                raise ConfigError(f"stage.net.{name} is {wanted}, but {recipe.clip} has {actual}")
         with accelerator.main_process_first():  # one process makes a pool
             source = Source(recipe.data, recipe.train.seed)
             if source.pool is not None:
@@ -147,11 +147,11 @@ class PriorTask:
             images.append(self._embed(batch.image))
         row = torch.tensor(list(rows), device=self.device)
         count = torch.bincount(row)[:, None]
-        kept = torch.randperm(len(number), generator=torch.Generator().manual_seed(0))[:slots].sort().values
+        chosen = torch.randperm(len(number), generator=torch.Generator().manual_seed(0))[:slots].sort().values
 
         def mean(parts: list[Tensor]) -> Tensor:
             embed = torch.cat(parts)
-            return (embed.new_zeros(len(number), embed.shape[1]).index_add(0, row, embed) / count)[kept]
+            return (embed.new_zeros(len(number), embed.shape[1]).index_add(0, row, embed) / count)[chosen]
 
         return mean(texts), mean(images)
 

@@ -342,4 +342,4 @@ def test_a_signal_that_comes_to_another_process_ends_the_run_here_too(tmp_path):
         reduce=lambda flags: flags + torch.tensor([0.0, 1.0, 0.0, 0.0]),
     )
     loss = run._optimise(run.module, next(ones(4, 0)))
-    assert loss == 6 + 3 + 1 and run.told and run.guard.total == 0
+    assert loss == 6 + 3 + 1 and run.ending and run.guard.total == 0

@@ -254,12 +254,13 @@ def test_held_out_rows_validate_those_of_all_shards_alike(embedded):
 
 
 def test_files_that_a_window_reaches_over_stay_in_memory(embedded, monkeypatch):
-    assert rows_task(embedded, shuffle=0).rows.kept == 8 and rows_task(embedded, shuffle=60).rows.kept == 18
+    assert rows_task(embedded, shuffle=0).rows.capacity == 8
+    assert rows_task(embedded, shuffle=60).rows.capacity == 18
     kept, read = Embeddings(embedded), []
     monkeypatch.setattr(
         "training.data.embeddings.load_rows", lambda path: read.append(path.stem) or path.stem
     )
-    kept.kept = 2
+    kept.capacity = 2
     for name in ("train-0", "train-1", "train-0", "heldout-0", "train-0", "train-1"):
         assert kept[name] == name
     assert read == ["train-0", "train-1", "heldout-0", "train-1"]  # the one used longest ago makes room
