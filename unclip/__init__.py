@@ -20,15 +20,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "DEFAULT_MODEL",
-    "Pipeline",
-    "generate",
-    "interpolate",
-    "known_models",
-    "load",
-    "shipped_models",
-    "vary",
-]
+    "DEFAULT_MODEL", "Pipeline", "generate", "interpolate", "known_models", "load", "shipped_models", "vary",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:

@@ -4,24 +4,21 @@ import pytest
 import torch
 from mixture import exact_x0, sample_mixture
 
-from unclip.diffusion import (
-    SAMPLERS,
-    Denoiser,
-    Noise,
-    Prediction,
+from unclip.diffusion.denoiser import Denoiser, Prediction
+from unclip.diffusion.gaussian import diffuse
+from unclip.diffusion.guidance import (
     bind,
     clamp_x0,
     classifier_free,
     dynamic_threshold,
-    evenly_spaced,
     gradient,
     gradient_on_x0,
-    make_schedule,
     static_threshold,
+    together,
 )
-from unclip.diffusion.gaussian import diffuse
-from unclip.diffusion.guidance import together
-from unclip.diffusion.schedule import SCHEDULES
+from unclip.diffusion.noise import Noise
+from unclip.diffusion.samplers import SAMPLERS
+from unclip.diffusion.schedule import SCHEDULES, evenly_spaced, make_schedule
 
 SCHEDULE = make_schedule("cosine")
 T = torch.tensor([1, 40, 500, 990])

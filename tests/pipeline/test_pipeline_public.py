@@ -13,7 +13,7 @@ from pictures import apart
 from PIL import Image
 from tiny import decoder, seeded
 from tiny_glide import FEW, guide, mask, model, picture
-from tiny_models import WIDTH, tiny_clip
+from tiny_models import SMALL, WIDTH, tiny_clip
 
 import unclip
 from unclip.app import command
@@ -95,15 +95,7 @@ def test_a_classifier_is_saved_too(tmp_path):
     from unclip.guides.classifier import Classifier, ClassifierStageConfig
     from unclip.nets.classifier import ClassifierConfig
 
-    net = ClassifierConfig(
-        image_size=8,
-        channels=8,
-        channel_mult=(1,),
-        num_res_blocks=1,
-        head_channels=8,
-        attention_resolutions=(8,),
-        classes=3,
-    )
+    net = ClassifierConfig(**SMALL, classes=3)
     classifier = Classifier(ClassifierStageConfig(net=net, scale=4.0)).eval().requires_grad_(False)
     for weight in classifier.parameters():
         weight.data += 0.3 * torch.randn(weight.shape, generator=seeded(1))
@@ -122,12 +114,7 @@ def karlo() -> Pipeline:
         embed_dim=WIDTH, text_dim=WIDTH, text_length=16, width=16, layers=1, heads=2, null_text=False
     )
     net = UNetConfig(
-        image_size=8,
-        channels=8,
-        channel_mult=(1,),
-        num_res_blocks=1,
-        head_channels=8,
-        attention_resolutions=(8,),
+        **SMALL,
         context_channels=8,
         image_embed_dim=WIDTH,
         text_dim=WIDTH,

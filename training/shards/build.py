@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -20,7 +19,7 @@ from tqdm import tqdm
 
 from unclip.data.indexed import MANIFEST
 from unclip.data.pictures import colour
-from unclip.files import read_json
+from unclip.files import read_json, sha256_of
 
 from .parallel import ordered
 from .prepare import Item, Made, Options, prepare
@@ -158,7 +157,7 @@ def manifest(result: Result, writers: Mapping[str, ShardWriter], options: dict) 
         "options": options,
         "encoder": f"Pillow {pillow}",
         "files": {
-            path.name: {"samples": count, "bytes": path.stat().st_size, "sha256": _digest(path)}
+            path.name: {"samples": count, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
             for writer in writers.values()
             for path, count in zip(writer.paths, writer.counts, strict=True)
         },
@@ -178,11 +177,6 @@ def _unused(item: Item, keys: set[int]) -> str:
 def _number(key: str) -> int:
     """64 bits that stand for a key, and choose its split."""
     return int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big")
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def summary(result: Result, out: Path) -> str:

@@ -21,6 +21,7 @@ from ..data.embeddings import Embeddings, Rows
 from ..run.examples import Examples
 from ..run.settings import micro_batch
 from ..streams import Purpose, numbers, seed_of
+from .frozen import check_widths
 
 if TYPE_CHECKING:
     from .recipes import PriorRecipe
@@ -67,12 +68,7 @@ class RowsTask:
             self.clip = load_clip(source).to(self.device)
             rows.check(self.clip.identity, source)
         text_dim = rows.text_dim if self.clip is None else self.clip.text_dim
-        for name, wanted, actual in (
-            ("embed_dim", net.embed_dim, rows.dim),
-            ("text_dim", net.text_dim, text_dim),
-        ):
-            if wanted != actual:
-                raise ConfigError(f"stage.net.{name} is {wanted}, but {rows.folder} has {actual}")
+        check_widths(str(rows.folder), embed_dim=(net.embed_dim, rows.dim), text_dim=(net.text_dim, text_dim))
 
     def _remembered(self, slots: int) -> tuple[Tensor, Tensor]:
         """Mean embeddings [K,D] of the texts and of the pictures of each caption, for at most ``slots``."""

@@ -13,7 +13,7 @@ from .. import __version__
 from ..command_line import Parser
 from ..files import words
 from ..models import DEFAULT_MODEL, shipped_models
-from . import cli
+from . import cli, verbs
 from .options import add_model, add_options, options_from
 
 
@@ -117,9 +117,7 @@ def main(argv: list[str] | None = None) -> int:
         from . import batch
 
         return batch.main(argv[1:])
-    if argv[:1] in (["vary"], ["interpolate"]):
-        from . import verbs
-
+    if argv and argv[0] in verbs.VERBS:
         return verbs.main(argv)
     argv = argv[1:] if argv[:1] == ["draw"] else argv
     args = parser().parse_args(argv)

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..checkpoint import CheckpointError, load_strictly
+from ..checkpoint import CheckpointError, impostor, load_strictly
 from ..config import ConfigError
 from ..files import written_aside
 from ..resources.weightless import weightless
@@ -23,7 +23,6 @@ from .encoders import Clip
 from .identity import digest_of, weights_of
 from .public import (
     OTHER_CONFIG,
-    all_finite,
     byte_pairs,
     fresh_open_clip,
     load_open_clip,
@@ -102,7 +101,7 @@ def _load_folder(folder: Path, downloads: bool) -> Clip:
     weights, digest = _read_weights(folder / WEIGHTS)
     towers = _filled(described.get("model_cfg"), weights, source, downloads)
     exact = any(value.dtype == torch.float32 for value in weights.values())
-    clip = all_finite(Clip(towers, *statistics_of(described), folder.resolve().name, exact))
+    clip = Clip(towers, *statistics_of(described), folder.resolve().name, exact)
     if digest is not None and digest != weights_of(clip.identity):
         raise CheckpointError(
             f"{folder / WEIGHTS} is damaged: its weights are not those that were written; copy it again"
@@ -117,14 +116,7 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], str | None]:
             digest = (file.metadata() or {}).get(DIGEST)
             return {name: file.get_tensor(name) for name in file.keys()}, digest
     except (SafetensorError, OSError) as error:
-        with open(path, "rb") as file:
-            start = file.read(64).lstrip().lower()
-        reason = str(error)
-        if start.startswith(b"version https://git-lfs"):
-            reason = "it is a pointer of Git LFS, not the weights; run git lfs pull"
-        elif start.startswith(b"<"):
-            reason = "it is a web page, not the weights; fetch it again"
-        raise CheckpointError(f"{path} is damaged or cut short: {reason}") from None
+        raise CheckpointError(f"{path} is damaged or cut short: {impostor(path) or error}") from None
 
 
 def _filled(

@@ -23,20 +23,7 @@ from .prior import Prior
 from .stage import Conditions, Objective, Stage
 
 __all__ = [
-    "STAGES",
-    "Conditions",
-    "Decoder",
-    "DecoderStageConfig",
-    "LowRes",
-    "Objective",
-    "Prior",
-    "PriorStageConfig",
-    "Process",
-    "SamplerName",
-    "Sampling",
-    "ScheduleName",
-    "Stage",
-    "Steps",
-    "blur3",
+    "STAGES", "Conditions", "Decoder", "DecoderStageConfig", "LowRes", "Objective", "Prior",
+    "PriorStageConfig", "Process", "SamplerName", "Sampling", "ScheduleName", "Stage", "Steps", "blur3",
     "load_stage",
-]
+]  # fmt: skip
