@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "DEFAULT_MODEL", "Pipeline", "generate", "interpolate", "known_models", "load", "shipped_models", "vary",
+    "DEFAULT_MODEL", "Pipeline", "edit", "generate", "interpolate", "known_models", "load", "shipped_models",
+    "vary",
 ]  # fmt: skip
 
 
@@ -76,3 +77,16 @@ def interpolate(
 ) -> list[Image]:
     """Pictures on the way from a to b, each a picture or a text; as ``Pipeline.interpolate``."""
     return _asked("interpolate", a, b, n, model=model, **options)
+
+
+def edit(
+    picture: Image | str | Path,
+    source: str,
+    target: str,
+    strength: float = 0.3,
+    *,
+    model: str | Path = DEFAULT_MODEL,
+    **options: object,
+) -> Image | list[Image]:
+    """The picture, moved as the text ``target`` differs from ``source``; as ``Pipeline.edit``."""
+    return _asked("edit", picture, source, target, strength, model=model, **options)

@@ -24,6 +24,7 @@ def _as_in_stages(name: str) -> Callable[[object], object]:
 
 
 Steps = Annotated[int | str, BeforeValidator(_as_in_stages("Steps"))]
+Interval = Annotated[tuple[float, float], BeforeValidator(_as_in_stages("Interval"))]
 SamplerName = Annotated[str, AfterValidator(_as_in_stages("SamplerName"))]
 LONGEST = 10_000  # characters of a prompt; a context holds some hundreds
 
@@ -47,6 +48,9 @@ class Options(Config):
     prior_steps: Steps | None = Field(None, description="sampling steps of the prior")
     upsampler_steps: Steps | None = Field(None, description="sampling steps of each upsampler")
     guidance_scale: float | None = Field(None, ge=0, description="decoder: 1 = none, more = more literal")
+    guidance_interval: Interval | None = Field(
+        None, description="decoder: shares of noise that are guided, such as 0.2,0.8; all by default"
+    )
     prior_guidance_scale: float | None = Field(None, ge=0, description="prior: likewise")
     clip_guidance_scale: float = Field(0.0, ge=0, description="climb CLIP's similarity (default 0.0)")
     sampler: SamplerName | None = Field(None, description="of the decoder: ddpm, ddim, dpm++2m or heun")

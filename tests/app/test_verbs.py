@@ -20,7 +20,9 @@ def turn(monkeypatch):
 
     monkeypatch.setattr(Pipeline, "turn", method, raising=False)
     angle = {"type": float, "default": 90.0, "help": "degrees"}
-    monkeypatch.setitem(verbs.VERBS, "turn", verbs.Verb({"picture": "a file"}, {"angle": angle}))
+    monkeypatch.setitem(
+        verbs.VERBS, "turn", verbs.Verb("Turns.", {"picture": verbs.PICTURE}, {"angle": angle})
+    )
     return calls
 
 

@@ -19,7 +19,6 @@ import inference.ladder
 import inference.likelihood
 import unclip.app.batch
 import unclip.app.command
-import unclip.app.verbs
 from inference.ladder import Entry
 from unclip.diffusion.noise import fold
 from unclip.options import Options
@@ -62,8 +61,9 @@ def sampling(of: str, steps: type = str, **more: Mapping[str, object]) -> dict:
     more: what an option changes besides.
     """
     values = {"seed": 7, "steps": steps(3), "prior_steps": steps(4), "upsampler_steps": steps(5),
-              "guidance_scale": 1.5, "prior_guidance_scale": 2.5, "clip_guidance_scale": 3.5,
-              "sampler": "ddim", "negative_prompt": "a dog", "class_": 2, "classifier_scale": 0.5}
+              "guidance_scale": 1.5, "guidance_interval": "0.2,0.8", "prior_guidance_scale": 2.5,
+              "clip_guidance_scale": 3.5, "sampler": "ddim", "negative_prompt": "a dog", "class_": 2,
+              "classifier_scale": 0.5}
     options = {name: ([f"--{name.rstrip('_').replace('_', '-')}", str(value)],
                    {f"{of}.{name}": value, **more.get(name, {})}) for name, value in values.items()}
     guided = {"load_classifier.path": Path("led"), "load_classifier.device": CPU,
@@ -115,16 +115,6 @@ BATCH = Program(
      "overwrite": (["--overwrite"], {"draw.overwrite": True}),
      **counted("draw"), **model(["--model", "other"]), **sampling("draw")},
     {"draw.pipeline": MODEL})
-
-VARY = Program(
-    lambda argv: unclip.app.verbs.main(["vary", *argv]), {"picture": ["i.png"]},
-    {**LOADED, "unclip.pipeline.pipeline.Pipeline.vary": [PICTURE], "unclip.data.images.save_png": None},
-    {"picture": (["o.png"], {"vary.picture": (8, 8), "save_png.path": Path("o-vary.png")}),
-     "output": (["-o", "x.png"], {"save_png.path": Path("x.png")}),
-     "overwrite": (["--overwrite"], {}),
-     "spread": (["--spread", "0.5"], {"vary.spread": 0.5}),
-     **counted("vary"), **model(["--model", "other"]), **sampling("vary")},
-    {"vary.picture": (4, 4), "save_png.image": (4, 4)})
 
 SHEET = {**LOADED, "inference.gallery.draw": [[PICTURE]], "inference.gallery.draw_classes": [[PICTURE] * 6],
          "inference.gallery.save_png": None, "inference.gallery.sheet": PICTURE,
@@ -179,6 +169,8 @@ EVALUATE = Program(
      "json": (["--json", "r.json"], {"write_json.path": Path("r.json"), "write_json.values": REPORT}),
      **model(["other"]), **sampling("evaluate.options", int),
      "seed": (["--seed", "7"], {"evaluate.seed": 7}),
+     "guidance_interval": (["--guidance-interval", "0.2,0.8"],
+                           {"evaluate.options.guidance_interval": (0.2, 0.8)}),
      "negative_prompt": (["--negative-prompt", "a dog"],
                          {"said": "inference.evaluate: --negative-prompt has no use here"})},
     {"evaluate.pipeline": MODEL, "evaluate.judges": {}, "check_installed": "called",
@@ -270,7 +262,6 @@ CONVERT = Program(
 PROGRAMS = {
     "unclip/app/command.py": [UNCLIP, PLAN],
     "unclip/app/batch.py": [BATCH],
-    "unclip/app/verbs.py": [VARY],
     "inference/gallery.py": [GALLERY, GALLERY_OF_PROMPTS],
     "inference/evaluate.py": [EVALUATE],
     "inference/likelihood.py": [LIKELIHOOD],

@@ -10,12 +10,15 @@ from pathlib import Path
 
 import options_inference
 import options_training
+import options_verbs
 import pytest
 from PIL import Image
 from places import ROOT
 from programs import arguments, calls_of, changes
 
-PROGRAMS = {**options_inference.PROGRAMS, **options_training.PROGRAMS}
+import unclip.app.verbs
+
+PROGRAMS = {**options_inference.PROGRAMS, **options_training.PROGRAMS, **options_verbs.PROGRAMS}
 CASES = [
     pytest.param(program, case, id=f"{file}-{number}-{case}")
     for file, some in PROGRAMS.items()
@@ -48,7 +51,12 @@ def test_every_program_with_a_command_line_has_a_table():
 @pytest.mark.parametrize("file", PROGRAMS)
 def test_every_argument_is_in_the_table(file):
     known = {case.partition(":")[0] for program in PROGRAMS[file] for case in program.options}
-    assert {argument.dest for argument in arguments(PROGRAMS[file][0].main)} == known
+    taken = {argument.dest for program in PROGRAMS[file] for argument in arguments(program.main)}
+    assert taken == known
+
+
+def test_every_verb_has_a_table():
+    assert options_verbs.VERBS.keys() == unclip.app.verbs.VERBS.keys()
 
 
 @pytest.mark.parametrize("program, case", CASES)
@@ -75,7 +83,7 @@ def test_all_that_a_program_passes_on_is_in_the_table(program, capsys):
 
 @pytest.mark.parametrize("file", PROGRAMS)
 def test_defaults_are_what_the_help_says(file):
-    for argument in arguments(PROGRAMS[file][0].main):
+    for argument in (argument for program in PROGRAMS[file] for argument in arguments(program.main)):
         said = re.search(r"\(default (\S+?)[):]", argument.help or "")
         if said and argument.default is not None:
             assert argument.default == (argument.type or str)(said[1])

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from pictures import apart
 from PIL import Image
 from tiny_models import tiny_pipeline
 
 import unclip
 from unclip.app.command import main
-from unclip.data.batches import shrink
 from unclip.pipeline import edits
 from unclip.pipeline.edits import end_of, slerp
 from unclip.pipeline.pipeline import Pipeline
-from unclip.pipeline.request import Wish
 from unclip.stages import Decoder, DecoderStageConfig
 
 pytestmark = pytest.mark.usefixtures("float32")
@@ -26,13 +25,20 @@ SAMPLERS = ["ddim", "dpm++2m", "heun"]
 
 @pytest.fixture(scope="module")
 def pipeline() -> Pipeline:
-    return tiny_pipeline()
+    """Without upsamplers, which draw detail anew: a picture of its own can come back whole."""
+    whole = tiny_pipeline()
+    return Pipeline(whole.decoder, whole.prior, [], whole.clip, "tiny")
 
 
 @pytest.fixture(scope="module")
 def picture(pipeline) -> Image.Image:
     """One that the model can make, so that it has a noise of its own."""
     return pipeline.generate("a cat", seed=3, steps=20, guidance_scale=1.0, sampler="ddim")
+
+
+def distance(a: Image.Image, b: Image.Image) -> float:
+    """The root of the mean square of what two pictures differ by, of a range from -1 to 1."""
+    return (np.subtract(a, b, dtype=float) ** 2).mean() ** 0.5 / 127.5
 
 
 def same(a: Image.Image, b: Image.Image) -> bool:
@@ -63,33 +69,47 @@ def test_the_halves_composed_are_the_whole_to_the_byte(pipeline):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_the_noise_of_a_picture_makes_it_again(pipeline, sampler):
-    """At the decoder's size, from the inversion of DDIM; the more steps the nearer."""
-    given = Wish([7], options=unclip.options.Options(steps=40, sampler=sampler, guidance_scale=1.0))
-    g = torch.Generator().manual_seed(0)
-    embed = torch.nn.functional.normalize(torch.randn(1, len(pipeline.decoder.embed_mean), generator=g))
-    given = replace(given, embed=embed)
-    before = pipeline.decode(given)
-    error = []
-    for steps in (10, 80):
-        wish = replace(given, options=given.options.model_copy(update={"steps": steps}))
-        start = edits.inverted(pipeline, wish, before)
-        error.append((pipeline.decode(replace(wish, start=start)) - before).square().mean().sqrt().item())
-    assert error[1] < error[0] and error[1] < 0.05 < before.std() / 4
+def test_variations_go_from_the_picture_to_its_embedding_alone(pipeline, picture, sampler):
+    """With spread 0 it comes back, by the inversion of DDIM: the nearer, the more steps."""
+    given = {"steps": 10, "sampler": sampler, "seed": 5}
+    far = pipeline.vary(picture, 2, spread=1, **given)
+    embed = edits._seen(pipeline, edits._fitted(pipeline, picture))
+    drawn = pipeline.generate(image_embed=embed, n=2, guidance_scale=1.0, **given)
+    assert all(same(a, b) for a, b in zip(far, drawn, strict=True)) and not same(*far)
+    apart = [distance(pipeline.vary(picture, 1, spread=s, **given)[0], picture) for s in (0, 0.3, 0.6)]
+    apart.append(distance(far[0], picture))
+    assert all(a + 0.05 < b for a, b in pairwise(apart))
+    [near] = pipeline.vary(picture, 1, spread=0, **{**given, "steps": 40})
+    assert distance(near, picture) < min(0.08, apart[0] / 2)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_variations_go_from_the_picture_to_its_embedding_alone(pipeline, picture, sampler):
+def test_an_edit_goes_from_the_picture_to_the_words(pipeline, picture, sampler):
+    given = {"steps": 20, "sampler": sampler, "seed": 5}
+    path = pipeline.edit(picture, "a cat", "a dog", 1.0, n=3, **given)
+    [own] = pipeline.vary(picture, 1, spread=0, **given)
+    assert same(pipeline.edit(picture, "a cat", "a dog", 0, **given), own) and apart(path[0], own) <= 1
+    assert apart(pipeline.edit(picture, "a cat", "a dog", 0.5, **given), path[1]) <= 1  # in another batch
+    away = [distance(one, picture) for one in path]
+    assert away[0] + 0.05 < away[1] < away[2]
+    back = pipeline.edit(picture, "a dog", "a cat", 0.5, **given)
+    assert not same(back, path[1])
+
+
+def test_an_edit_turns_the_embedding_towards_the_difference_of_texts(pipeline, picture, monkeypatch):
+    """unCLIP, section 3.3; where embeddings have a length, that of the picture's is kept."""
+    wishes = []
+    monkeypatch.setattr(Pipeline, "drawn", lambda self, wish, _: wishes.append(wish) or [picture])
+    texts = pipeline.encode_text(["a cat", "a dog"]).clip.embed
+    difference = torch.nn.functional.normalize(texts[1:] - texts[:1])
+    torch.testing.assert_close(edits.text_difference(pipeline, "a cat", "a dog"), difference)
     embed = edits._seen(pipeline, edits._fitted(pipeline, picture))
-    given = {"steps": 8, "sampler": sampler, "seed": 5}
-    far = pipeline.vary(picture, 2, spread=1, **given)
-    drawn = pipeline.generate(image_embed=embed, n=2, guidance_scale=1.0, **given)
-    assert all(same(a, b) for a, b in zip(far, drawn, strict=True)) and not same(*far)
-    near = pipeline.vary(picture, 2, spread=0, **given)
-    between = pipeline.vary(picture, 2, spread=0.5, **given)
-    small = [shrink(edits._fitted(pipeline, one), 16) for one in (picture, near[0], between[0], far[0])]
-    apart = [(one - small[0]).square().mean().item() for one in small[1:]]
-    assert apart[0] < 0.05 and len(set(apart)) == 3  # an untrained network: by how much says nothing
+    monkeypatch.setattr(edits, "_seen", lambda *_: 3 * embed)
+    pipeline.edit(picture, "a cat", "a dog", 0.5, steps=2)
+    cosines = [torch.cosine_similarity(wishes[0].embed, one) for one in (embed, difference)]
+    torch.testing.assert_close(*cosines)  # half the way
+    assert cosines[0] > torch.cosine_similarity(embed, difference)
+    torch.testing.assert_close(wishes[0].embed.norm(), torch.tensor(3.0))
 
 
 def test_a_path_ends_where_its_ends_are(pipeline, picture):
@@ -97,13 +117,26 @@ def test_a_path_ends_where_its_ends_are(pipeline, picture):
     path = pipeline.interpolate(picture, other, 4, steps=10, seed=5)
     for end, one in ((path[0], picture), (path[-1], other)):
         [own] = pipeline.vary(one, 1, spread=0, steps=10, seed=5)
-        assert abs(np.asarray(end).astype(int) - np.asarray(own)).max() <= 1  # in another batch
+        assert apart(end, own) <= 1  # in another batch
     assert not same(path[1], path[0]) and not same(path[1], path[2])
     words = pipeline.interpolate("a cat", picture, 2, steps=10, seed=5)
     embed = pipeline.embed_prompt("a cat", seed=5)
     alone = pipeline.generate(image_embed=embed, seed=5, steps=10, guidance_scale=1.0, sampler="ddim")
-    assert abs(np.asarray(words[0]).astype(int) - np.asarray(alone)).max() <= 1
-    assert abs(np.asarray(words[1]).astype(int) - np.asarray(path[0])).max() <= 1
+    assert apart(words[0], alone) <= 1 and apart(words[1], path[0]) <= 1
+
+
+def test_the_shipped_model_edits():
+    """What CLIP sees of the target grows with the strength; at 0 it is the picture's reconstruction."""
+    icons = unclip.load("icons", "cpu")
+    red = icons.generate("a red heart", seed=1, steps=8)
+    given = {"steps": 10, "seed": 1}
+    path = icons.edit(red, "a red heart", "a blue heart", 0.5, n=3, **given)
+    assert apart(path[0], icons.vary(red, 1, spread=0, **given)[0]) <= 1
+    likeness = [
+        edits._seen(icons, edits._fitted(icons, one)) @ edits.text_difference(icons, "red", "blue")[0]
+        for one in path
+    ]
+    assert likeness[0] < likeness[1] < likeness[2]
 
 
 def test_a_file_is_told_from_a_text(tmp_path, picture):
@@ -119,7 +152,7 @@ def test_a_file_is_told_from_a_text(tmp_path, picture):
 def test_pictures_of_any_size_and_mode(pipeline):
     wide = Image.new("LA", (90, 40), (0, 0))  # transparent: white
     fitted = edits._fitted(pipeline, wide)
-    assert fitted.shape == (1, 3, 64, 64) and (fitted == 1).all()
+    assert fitted.shape == (1, 3, 16, 16) and (fitted == 1).all()
 
 
 @pytest.mark.attack
@@ -144,6 +177,24 @@ def test_what_cannot_be_varied(pipeline, picture, monkeypatch, options, said):
 
 
 @pytest.mark.attack
+@pytest.mark.parametrize("options, said", [
+    ({"strength": 1.5}, "strength must be a number from 0 to 1, not 1.5"),
+    ({"strength": "0.5"}, "strength must be a number from 0 to 1, not '0.5'"),
+    ({"n": 0}, "n must be at least 1"),
+    ({"source": ""}, "the prompt is empty"),
+    ({"target": None}, "a prompt must be text, not None"),
+    ({"target": "A  CAT"}, "to CLIP 'a cat' and 'A  CAT' are the same text"),
+    ({"sampler": "ddpm"}, "which ddpm forgets"),
+    ({"picture": "missing.png"}, "there is no file missing.png"),
+])  # fmt: skip
+def test_what_cannot_be_edited(pipeline, picture, monkeypatch, options, said):
+    monkeypatch.setattr(Decoder, "sample", lambda *_, **__: pytest.fail("work has begun"))
+    monkeypatch.setattr(edits, "inverted", lambda *_: pytest.fail("work has begun"))
+    with pytest.raises(ValueError, match=re.escape(said)):
+        pipeline.edit(**{"picture": picture, "source": "a cat", "target": "a dog", **options})
+
+
+@pytest.mark.attack
 @pytest.mark.parametrize("embed, said", [
     (torch.zeros(2, 3), "image_embed must be a tensor [N,"),
     (torch.zeros(3), "image_embed must be a tensor [N,"),
@@ -162,7 +213,11 @@ def test_embeddings_that_are_none(pipeline, embed, said):
 def test_a_model_that_sees_no_pictures_says_so(picture):
     net = {"image_size": 8, "channels": 8, "channel_mult": (1,), "num_res_blocks": 1, "head_channels": 8}
     nothing = Pipeline(Decoder(DecoderStageConfig(net=net, process={"predicts": "v"})), name="nothing")
-    for work in (lambda: nothing.vary(picture), lambda: nothing.interpolate(picture, picture)):
+    for work in (
+        lambda: nothing.vary(picture),
+        lambda: nothing.interpolate(picture, picture),
+        lambda: nothing.edit(picture, "a cat", "a dog"),
+    ):
         with pytest.raises(ValueError, match="the model nothing cannot .*needs a CLIP that sees pictures"):
             work()
     with pytest.raises(ValueError, match="the model nothing has no prior"):
@@ -176,13 +231,16 @@ def test_the_verbs_of_the_command(pipeline, picture, tmp_path, monkeypatch, caps
     monkeypatch.setattr("unclip.app.cli.load", lambda *_: pipeline)
     picture.save("my cat.png")
     assert main(["vary", "my cat.png", "-n", "5", "--steps", "4"]) == 0
-    assert Image.open("my-cat-vary.png").size == (4 * 64 + 3 * 2, 2 * 64 + 2)
+    assert Image.open("my-cat-vary.png").size == (4 * 16 + 3 * 2, 2 * 16 + 2)
     assert main(["interpolate", "my cat.png", "a dog", "-n", "3", "--steps", "4"]) == 0
     sheet = Image.open("my-cat-a-dog-interpolate.png")
-    assert sheet.size == (3 * 64 + 2 * 2, 64)
+    assert sheet.size == (3 * 16 + 2 * 2, 16)
     last = pipeline.interpolate("my cat.png", "a dog", 3, steps=4)[2]
-    assert abs(np.asarray(sheet.crop((132, 0, 196, 64))).astype(int) - np.asarray(last)).max() <= 1
-    assert main(["draw", "vary", "--steps", "2"]) == 0 and Image.open("vary.png").size == (64, 64)
+    assert apart(sheet.crop((36, 0, 52, 16)), last) <= 1
+    assert main(["edit", "my cat.png", "a cat", "a v1.2 dog", "--strength", "0.5", "--steps", "4"]) == 0
+    edited = Image.open("my-cat-a-cat-a-v1-2-dog-edit.png")
+    assert apart(edited, pipeline.edit("my cat.png", "a cat", "a v1.2 dog", 0.5, steps=4)) <= 1
+    assert main(["draw", "vary", "--steps", "2"]) == 0 and Image.open("vary.png").size == (16, 16)
     capsys.readouterr()
     assert main(["interpolate", "my cat.png", "missing.png"]) == 2
     assert "unclip interpolate: there is no file missing.png" in capsys.readouterr().err
@@ -193,4 +251,5 @@ def test_the_functions_of_the_package(pipeline, picture, monkeypatch):
     [a] = unclip.vary(picture, 1, spread=0, steps=2, device="cpu")
     assert same(a, pipeline.vary(picture, 1, spread=0, steps=2)[0])
     assert len(unclip.interpolate("a cat", "a dog", 3, steps=2)) == 3
+    assert same(unclip.edit(picture, "a cat", "a dog", 0, steps=2), a)
     assert same(unclip.generate("a cat"), pipeline.generate("a cat"))

@@ -63,6 +63,20 @@ def test_a_negative_prompt_steers_prior_and_decoder(pipeline):
         pipeline.generate("a cat", negative_prompt="a dog", prior_guidance_scale=1, guidance_scale=1)
 
 
+def test_guidance_in_the_whole_interval_is_plain_guidance(pipeline):
+    for model in (pipeline, unclip.load("icons", "cpu")):
+        given = {"guidance_scale": 3.0, "steps": 4, "upsampler_steps": 1}
+        drawn = {
+            interval: model.generate("a red heart", guidance_interval=interval, **given)
+            for interval in (None, "0,1", (0.0, 1e-9), "0.3,0.7")
+        }
+        assert apart(drawn[None], drawn["0,1"]) == 0 and apart(drawn[None], drawn["0.3,0.7"]) > 0
+        given["guidance_scale"] = 1.0
+        assert apart(model.generate("a red heart", **given), drawn[0.0, 1e-9]) == 0
+        with pytest.raises(ValueError, match="guidance_interval is where .* there is no guidance"):
+            model.generate("a red heart", guidance_interval=(0.3, 0.7), **given)
+
+
 @pytest.fixture
 def told(monkeypatch) -> dict[str, tuple]:
     """What each stage was told when it was sampled: its settings, and the objective or None."""
@@ -87,6 +101,7 @@ def told(monkeypatch) -> dict[str, tuple]:
     ("prior_steps", "prior", "steps", 3),
     ("upsampler_steps", "upsampler", "steps", 3),
     ("guidance_scale", "decoder", "guidance_scale", 3.5),
+    ("guidance_interval", "decoder", "guidance_interval", (0.2, 0.8)),
     ("prior_guidance_scale", "prior", "guidance_scale", 3.5),
     ("sampler", "decoder", "sampler", "ddim"),
 ])  # fmt: skip

@@ -70,7 +70,12 @@ def test_sampling_is_guided_as_strongly_as_it_says(make, scale, monkeypatch):
     assert all(torch.equal(nothing[key], nothing_at_all[key]) for key in told)
 
 
-FIELDS = {"guidance_scale": 3.0, "guidance_rescale": 0.5, "threshold": "dynamic"}
+FIELDS = {
+    "guidance_scale": 3.0,
+    "guidance_rescale": 0.5,
+    "threshold": "dynamic",
+    "guidance_interval": (0.1, 0.9),
+}
 
 
 @pytest.mark.parametrize("sampler, gradient", [("ddpm", "score"), ("ddpm", "mean"), ("ddim", "score")])
@@ -127,12 +132,13 @@ def test_a_prior_passes_its_sampling_on(monkeypatch):
     monkeypatch.setattr(
         stage,
         "denoise",
-        lambda conditions, null, *rest: (
-            asked.update(rest=rest) or (lambda x, t: stage.denoiser(x, t, **conditions))
+        lambda conditions, null, guidance_scale, **more: (
+            asked.update(more, guidance_scale=guidance_scale)
+            or (lambda x, t: stage.denoiser(x, t, **conditions))
         ),
     )
     stage.sample(stage.conditions(**of_text()), Noise([0, 1]), Sampling(steps=1, **FIELDS))
-    assert asked["rest"] == (3.0, 0.5, "dynamic")
+    assert asked == FIELDS
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

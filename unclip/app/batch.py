@@ -23,16 +23,16 @@ from .options import add_model, add_options, options_from
 
 
 def parser() -> argparse.ArgumentParser:
-    made = Parser(prog="unclip batch", description=__doc__)
-    add = made.add_argument
+    parser = Parser(prog="unclip batch", description=__doc__)
+    add = parser.add_argument
     add("prompts", type=Path, help="text file (UTF-8), a prompt a line")
     add("output", type=Path, help="folder for the pictures")
     add("-n", type=int, default=1, metavar="N", help="pictures a prompt (default 1)")
     add("--batch-size", type=int, default=16, metavar="B", help="pictures drawn at a time (default 16)")
     add("--overwrite", action="store_true", help="replace pictures of other options or prompts")
-    add_model(made)
-    add_options(made)
-    return made
+    add_model(parser)
+    add_options(parser)
+    return parser
 
 
 def main(argv: list[str] | None = None) -> int:

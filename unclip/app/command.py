@@ -1,5 +1,5 @@
 """The command ``unclip "a goldfish"``: draws a picture and says where it is. Its first word may be a verb:
-``unclip batch``, ``unclip vary``, ``unclip interpolate``, or ``unclip draw`` for a prompt that is one.
+``unclip batch``, one of ``verbs.VERBS``, or ``unclip draw`` for a prompt that is one.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from .options import add_model, add_options, options_from
 
 
 def parser() -> argparse.ArgumentParser:
-    made = Parser(
+    parser = Parser(
         prog="unclip",
         description="Draw pictures of a text.",
-        epilog="unclip batch LINES FOLDER draws a picture for every line of a file, unclip vary PICTURE and\n"
-        "unclip interpolate A B start from pictures; each has a --help. A prompt that is such a word is\n"
-        'drawn by unclip draw: unclip draw "batch"',
+        epilog="unclip batch LINES FOLDER draws a picture for every line of a file; from pictures start\n"
+        f"{', '.join(f'unclip {verb}' for verb in verbs.VERBS)}; each has a --help.\n"
+        'A prompt that is such a word is drawn by unclip draw: unclip draw "batch"',
     )
-    add = made.add_argument
+    add = parser.add_argument
     add("prompt", nargs="?", help='what to draw, such as "a goldfish"')
     add("-o", "--output", type=Path, help="file to write (default: the prompt's words, .png; or -2.png, ...)")
-    cli.add_overwrite(made)
+    cli.add_overwrite(parser)
     add("-n", type=int, default=1, metavar="N", help="number of pictures, as one grid (default 1)")
     add(
         "--strip",
@@ -40,8 +40,8 @@ def parser() -> argparse.ArgumentParser:
     add("--columns", type=int, default=8, metavar="N", help="steps that the strip shows (default 8)")
     add("--image", type=Path, metavar="FILE", help="a picture, of which a model that inpaints paints a part")
     add("--mask", type=Path, metavar="FILE", help="which part: a picture of its size, white = painted anew")
-    add_model(made)
-    add_options(made)
+    add_model(parser)
+    add_options(parser)
     add(
         "--plan",
         action="store_true",
@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--models", action="store_true", help="list the models that are known by name, and end")
     add("--version", action="version", version=f"unclip {__version__}")
-    return made
+    return parser
 
 
 def draw(args: argparse.Namespace) -> Path:

@@ -58,6 +58,15 @@ class Level:
         """alpha^2 / sigma^2, the signal-to-noise ratio (Kingma et al. 2021, eq. 2)."""
         return (self.alpha / self.sigma) ** 2
 
+    @property
+    def noise_share(self) -> Tensor:
+        """sigma / (alpha + sigma): 0 is data, 1 noise alone, and 1/2 as much of one as of the other.
+
+        It means the same in every schedule; in `flow` it is t / T, and a noise level sigma of Karras et al.
+        2022, where alpha is 1, is sigma / (1 + sigma).
+        """
+        return self.sigma / (self.alpha + self.sigma)
+
     def like(self, x: Tensor) -> Level:
         """The same level broadcast to x [N, ...] at x's precision (float32 at least)."""
         return Level(like(self.alpha, x), like(self.sigma, x))

@@ -33,8 +33,8 @@ class Canvas:
         covers is kept, so that nothing of what is to go shows through at a coarse size.
         """
         image = to_tensor(self.picture.resize((size, size), Image.Resampling.BICUBIC))[None]
-        kept = 1 - F.adaptive_max_pool2d(self.repaint.float(), size)
-        return image.to(device), kept.to(device)
+        known = 1 - F.adaptive_max_pool2d(self.repaint.float(), size)
+        return image.to(device), known.to(device)
 
 
 def opened(picture: Image.Image | str | Path) -> Image.Image:

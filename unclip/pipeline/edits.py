@@ -1,4 +1,4 @@
-"""What a model can do with a picture that is there: vary it, walk from one to another.
+"""What a model can do with a picture that is there: vary it, walk from one to another, turn it by words.
 
 Each verb fills a ``Wish`` with a picture's embedding (what it shows) and its noise (how it shows it): that of
 which the sampler would make it, found by following DDIM backwards (Ramesh et al. 2022, section 3).
@@ -21,7 +21,7 @@ from ..diffusion.noise import Noise
 from ..diffusion.samplers import invert
 from .canvas import opened
 from .drawing import Drawing
-from .request import Wish, classes_of, integer, sampling_of, wish_of
+from .request import Wish, classes_of, integer, prompts_of, sampling_of, wish_of
 
 Picture = Image.Image | str | Path
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}  # files, not texts
@@ -61,6 +61,44 @@ def interpolate(
     return pipeline.drawn(wish, batch_size)
 
 
+def edit(
+    pipeline: Drawing,
+    picture: Picture,
+    source: str,
+    target: str,
+    strength: float,
+    n: int,
+    seed: int,
+    batch_size: int,
+    **options: object,
+) -> list[Image.Image]:
+    """See ``Pipeline.edit``."""
+    strength, n = _share("strength", strength), integer("n", n, 1)
+    wish = _wish(pipeline, "edit", options, n=n, seed=seed)
+    difference = text_difference(pipeline, source, target)
+    image = _fitted(pipeline, picture)
+    embed = _seen(pipeline, image)
+    start = inverted(pipeline, replace(wish.rows([0]), embed=embed), image)
+    towards = embed.norm(dim=-1, keepdim=True) * difference
+    shares = [strength] if n == 1 else torch.linspace(0, strength, n, dtype=torch.float64).tolist()
+    turned = torch.cat([slerp(embed, towards, share) for share in shares])
+    wish = replace(wish, seeds=[wish.seeds[0]] * n, embed=turned, start=start.expand(n, -1, -1, -1))
+    return pipeline.drawn(wish, batch_size)
+
+
+def text_difference(pipeline: Drawing, source: str, target: str) -> Tensor:
+    """The unit vector [1,D] from what CLIP makes of one text to what it makes of another (Ramesh et al. 2022,
+    section 3.3); ``ValueError`` if that is the same."""
+    texts = prompts_of(pipeline, [source, target])
+    of_source, of_target = pipeline.encode_text(texts).clip.embed
+    difference = (of_target - of_source)[None]
+    if difference.norm() < 1e-6:
+        raise ValueError(
+            f"to CLIP {source!r} and {target!r} are the same text: nothing leads from one to another"
+        )
+    return F.normalize(difference, dim=-1)
+
+
 def end_of(end: Picture, text: bool = True) -> Image.Image | str:
     """A picture, of PIL or of a file; or a text, which is what does not end as a picture's file does."""
     return end if text and isinstance(end, str) and Path(end).suffix.lower() not in SUFFIXES else opened(end)
@@ -88,11 +126,7 @@ def inverted(pipeline: Drawing, wish: Wish, picture: Tensor) -> Tensor:
     with pipeline._at_work(stage), pipeline._autocast():
         conditions = pipeline._told(stage, wish, classes_of(pipeline, wish))
         denoise = stage.denoise(
-            conditions,
-            stage.null(conditions),
-            sampling.guidance_scale,
-            guidance_rescale=sampling.guidance_rescale,
-            threshold=sampling.threshold,
+            conditions, stage.null(conditions), sampling.guidance_scale, **sampling.of_guidance
         )
         x0 = stage.to_data(shrink(picture, stage.size), conditions)
         *_, last = invert(denoise, stage.schedule, x0, stage.levels(sampling)[::-1])

@@ -35,9 +35,9 @@ def guides(
 
 def guiding(model: Model, classes: Tensor | None, options: Options) -> list[nn.Module]:
     """The networks that ``guides`` will call."""
-    found = []
+    networks = []
     if options.clip_guidance_scale:
-        found.append(model.clip if model.guide is None else model.guide)
+        networks.append(model.clip if model.guide is None else model.guide)
     if model.classifier is not None and classes is not None:
-        found.append(model.classifier)
-    return found
+        networks.append(model.classifier)
+    return networks

@@ -105,6 +105,32 @@ class Pipeline(Drawing):
         """
         return edits.interpolate(self, a, b, n, seed, batch_size, **options)
 
+    def edit(
+        self,
+        picture: Image.Image | str | Path,
+        source: str,
+        target: str,
+        strength: float = 0.3,
+        *,
+        n: int = 1,
+        seed: int = 0,
+        batch_size: int = 16,
+        **options: object,
+    ) -> Image.Image | list[Image.Image]:
+        """The picture, moved as one text differs from another (Ramesh et al. 2022, section 3.3, text diffs).
+
+        Its embedding z is turned by slerp(z, d, strength) towards d = norm(z_target - z_source), the
+        difference of the texts' embeddings, and drawn from the picture's own noise, as in ``vary``.
+
+        source:   what the picture shows, in words that differ from target as it is to change.
+        strength: 0 to 1; 0 is the picture's own reconstruction, and the paper goes to 0.25 to 0.5.
+        n:        more than one: that many pictures on the way, from 0 to ``strength``.
+
+        Raises ``ValueError`` as ``vary`` does, and for texts that are the same to CLIP.
+        """
+        pictures = edits.edit(self, picture, source, target, strength, n, seed, batch_size, **options)
+        return pictures[0] if n == 1 else pictures
+
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
         """Write a pipeline directory that ``Pipeline.load`` reads; floats are stored as ``dtype``."""
         directory.write(self, Path(folder), dtype)

@@ -150,7 +150,7 @@ def prompts_of(model: Model, prompt: str | Sequence[str] | None) -> list[str | N
 
 def check_request(model: Model, options: Options, inpaints: bool) -> None:
     """Refuse, before work starts, what would do nothing or cannot be done; raises ``ValueError``."""
-    _negative(model, options)
+    _unguided(model, options)
     class_asked(model, options)
     _steps(model, options)
     if options.class_ is None:
@@ -172,10 +172,9 @@ def check_request(model: Model, options: Options, inpaints: bool) -> None:
         )
 
 
-def _negative(model: Model, options: Options) -> None:
-    if not options.negative_prompt:
-        return
-    if not model.takes_prompt:
+def _unguided(model: Model, options: Options) -> None:
+    """Raises ``ValueError`` for what guidance should do where there is none."""
+    if options.negative_prompt and not model.takes_prompt:
         raise ValueError(f"the model {model.name} takes no prompt, nor a negative one")
     asked = [(model.decoder, options.guidance_scale), (model.prior, options.prior_guidance_scale)]
     scales = [
@@ -183,7 +182,12 @@ def _negative(model: Model, options: Options) -> None:
         for stage, scale in asked
         if stage is not None
     ]
-    if all(scale == 1 for scale in scales):
+    if options.guidance_interval is not None and scales[0] == 1:
+        raise ValueError(
+            "guidance_interval is where the decoder is guided, and there is no guidance: give a "
+            "guidance_scale other than 1"
+        )
+    if options.negative_prompt and all(scale == 1 for scale in scales):
         raise ValueError(
             "negative_prompt is what guidance moves away from, and there is no guidance: "
             "give a guidance_scale other than 1"
@@ -227,6 +231,7 @@ def sampling_of(model: Model, stage: Decoder, options: Options) -> Sampling:
         stage.config.sampling,
         steps=options.steps,
         guidance_scale=options.guidance_scale,
+        guidance_interval=options.guidance_interval,
         sampler=options.sampler,
     )
 

@@ -8,6 +8,7 @@ embeddings from text; ``Decoder`` makes pictures from embeddings, text, classes 
 
 from .config import (
     DecoderStageConfig,
+    Interval,
     LowRes,
     PriorStageConfig,
     Process,
@@ -23,7 +24,7 @@ from .prior import Prior
 from .stage import Conditions, Objective, Stage
 
 __all__ = [
-    "STAGES", "Conditions", "Decoder", "DecoderStageConfig", "LowRes", "Objective", "Prior",
+    "STAGES", "Conditions", "Decoder", "DecoderStageConfig", "Interval", "LowRes", "Objective", "Prior",
     "PriorStageConfig", "Process", "SamplerName", "Sampling", "ScheduleName", "Stage", "Steps", "blur3",
     "load_stage",
 ]  # fmt: skip

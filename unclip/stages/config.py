@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from ..config import Chance, Config, Factor, Side, Timesteps
 from ..diffusion.denoiser import check_prediction
+from ..diffusion.guidance import parse_interval
 from ..diffusion.losses import check_loss
 from ..diffusion.samplers import SAMPLERS
 from ..diffusion.schedule import SCHEDULES, make_schedule, parse_steps
@@ -31,6 +32,8 @@ SamplerName = Annotated[str, _entry_of(SAMPLERS, "sampler")]
 ScheduleName = Annotated[str, _entry_of(SCHEDULES, "schedule")]
 # 24, "10,10,3,2,2", "ddim25" or "fast27"
 Steps = Annotated[Timesteps | Annotated[str, Field(max_length=1000)], BeforeValidator(parse_steps)]
+# Shares of noise, low and high: 0.2,0.8
+Interval = Annotated[tuple[float, float], BeforeValidator(parse_interval)]
 
 
 class Process(Config):
@@ -63,6 +66,9 @@ class Sampling(Config):
     steps: Steps = 24
     guidance_scale: Factor = 1.0
     guidance_rescale: Chance = 0.0  # against overexposure (Lin et al. 2023); 0 = off
+    guidance_interval: Interval | None = (
+        None  # shares of noise that are guided (Level.noise_share); None = all
+    )
     threshold: Literal["static", "dynamic", "none"] = "static"  # how x0 is kept in the data's range
     eta: Chance = 0.0  # ddim: share of fresh noise
     noise_scale: float = Field(1.0, gt=0, le=100)  # of the noise it starts from; GLIDE's upsampler: 0.997
@@ -81,6 +87,12 @@ class Sampling(Config):
         if self.gradient == "mean" and self.sampler != "ddpm":
             raise ValueError(f"gradient mean is for ddpm alone, not for {self.sampler}")
         return self
+
+    @property
+    def of_guidance(self) -> dict[str, Any]:
+        """What a stage's ``denoise`` takes of this besides the scale, by the names of its arguments."""
+        names = ("guidance_rescale", "guidance_interval", "threshold")
+        return {name: getattr(self, name) for name in names}
 
 
 class PriorStageConfig(Config):

@@ -191,6 +191,7 @@ class Decoder(Stage):
         guidance_rescale: float = 0.0,
         threshold: str = "static",
         climb: guidance.GradFn | None = None,
+        guidance_interval: tuple[float, float] | None = None,
     ) -> guidance.Denoise:
         """The guided denoiser, its x0 kept to pictures in [-1,1] as ``Sampling.threshold`` says.
 
@@ -205,7 +206,13 @@ class Decoder(Stage):
             conditions = self.encode(conditions)
             null = self.encode(null) if guided else conditions
         denoise = guidance.classifier_free(
-            self.denoiser, conditions, null, guidance_scale, guidance_rescale, self.schedule
+            self.denoiser,
+            conditions,
+            null,
+            guidance_scale,
+            guidance_rescale,
+            self.schedule,
+            guidance_interval,
         )
         denoise = self._kept(denoise, conditions, threshold)
         if objective is not None:
@@ -246,7 +253,7 @@ class Decoder(Stage):
         """
         sampling = sampling or self.config.sampling
         null, scale = null or self.null(conditions), sampling.guidance_scale
-        options = {"guidance_rescale": sampling.guidance_rescale, "threshold": sampling.threshold}
+        options = sampling.of_guidance
         shift = None
         # DDIM publicly changes the score even where ancestral sampling changes the mean.
         if sampling.gradient == "mean" and sampling.sampler == "ddpm":

@@ -84,10 +84,17 @@ class Prior(Stage):
         guidance_scale: float,
         guidance_rescale: float = 0.0,
         threshold: str = "static",
+        guidance_interval: tuple[float, float] | None = None,
     ) -> guidance.Denoise:
-        """The guided, clamped denoiser; the last three as in ``Sampling``."""
+        """The guided, clamped denoiser; all but the conditions as in ``Sampling``."""
         denoise = guidance.classifier_free(
-            self.denoiser, conditions, null, guidance_scale, guidance_rescale, self.schedule
+            self.denoiser,
+            conditions,
+            null,
+            guidance_scale,
+            guidance_rescale,
+            self.schedule,
+            guidance_interval,
         )
         if threshold == "none":
             return denoise
@@ -109,8 +116,6 @@ class Prior(Stage):
         sampling = sampling or self.config.sampling
         if null is None:
             null = conditions if sampling.guidance_scale == 1 else self.null(conditions)
-        denoise = self.denoise(
-            conditions, null, sampling.guidance_scale, sampling.guidance_rescale, sampling.threshold
-        )
+        denoise = self.denoise(conditions, null, sampling.guidance_scale, **sampling.of_guidance)
         *_, last = self.run(denoise, (self.config.net.embed_dim,), noise, sampling)
         return self.unwhiten(last.x) if self.config.unit_norm else self.coloured(last.x)
