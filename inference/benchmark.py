@@ -31,21 +31,21 @@ PROMPT = "a tropical fish on a yellow background"
 
 def works(pipeline: Pipeline, n: int) -> dict[str, Callable[[], object]]:
     """What each stage does for ``n`` pictures, by its name."""
-    made: dict[str, Callable[[], object]] = {}
+    steps: dict[str, Callable[[], object]] = {}
     text = embed = picture = None
     if pipeline.takes_prompt:
         text = pipeline.encode_text([PROMPT] * n)
-        made["text"] = lambda: pipeline.encode_text([PROMPT] * n)
+        steps["text"] = lambda: pipeline.encode_text([PROMPT] * n)
     if pipeline.prior is not None:
         many = text.repeat(pipeline.prior.config.sampling.candidates)
         conditions = pipeline.prior_conditions(many)
-        made["prior"] = lambda: pipeline.prior.sample(conditions, Noise(range(len(many)), pipeline.device))
+        steps["prior"] = lambda: pipeline.prior.sample(conditions, Noise(range(len(many)), pipeline.device))
         embed = text.clip.embed
     for stage in pipeline.picture_stages:
-        told = pipeline.conditions(stage, n, embed, text, picture)
-        made["decoder" if picture is None else f"upsampler {stage.size}"] = _sampling(stage, told, n)
+        shapes = pipeline.conditions(stage, n, embed, text, picture)
+        steps["decoder" if picture is None else f"upsampler {stage.size}"] = _sampling(stage, shapes, n)
         picture = torch.zeros(n, 3, stage.size, stage.size, device=pipeline.device)
-    return made
+    return steps
 
 
 def _sampling(stage: Decoder, conditions: dict, n: int) -> Callable[[], object]:
@@ -89,13 +89,13 @@ def table(rows: list[tuple[str, int, dict[str, float]]]) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = Parser(prog="python -m inference.benchmark", description=__doc__)
-    add = made.add_argument
+    parser = Parser(prog="python -m inference.benchmark", description=__doc__)
+    add = parser.add_argument
     add("model", help="a model's name or folder")
     add("--batch-sizes", nargs="+", type=int, default=[1, 4, 16], metavar="B", help="default 1 4 16")
     add("--seconds", type=float, default=1.0, help="least time for each measurement (default 1)")
-    add_device(made)
-    return made
+    add_device(parser)
+    return parser
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -25,11 +25,11 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def parser() -> argparse.ArgumentParser:
-    made = Parser(prog="python -m inference.convert", description=__doc__)
-    made.add_argument("model", help="a name, a folder or a file")
-    made.add_argument("output", type=Path, help="folder to write; it must not hold a model yet")
-    made.add_argument("--dtype", choices=DTYPES, help="of the stored weights (default: as they are)")
-    return made
+    parser = Parser(prog="python -m inference.convert", description=__doc__)
+    parser.add_argument("model", help="a name, a folder or a file")
+    parser.add_argument("output", type=Path, help="folder to write; it must not hold a model yet")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the stored weights (default: as they are)")
+    return parser
 
 
 def convert(model: str, output: Path, dtype: str | None = None) -> Path:

@@ -49,18 +49,18 @@ def look(stage: Decoder, x0: Tensor, conditions: Conditions, columns: int, noise
 
 
 def parser() -> argparse.ArgumentParser:
-    made = Parser(prog="python -m inference.denoising", description=__doc__)
-    add = made.add_argument
+    parser = Parser(prog="python -m inference.denoising", description=__doc__)
+    add = parser.add_argument
     add("model", help="a model's name or folder, or a decoder's checkpoint")
     add("shards", help="shards, or a folder with heldout-*.tar")
     add("output", type=Path, help="PNG file to write")
-    cli.add_overwrite(made)
+    cli.add_overwrite(parser)
     add("-n", type=int, default=2, metavar="N", help="pictures (default 2)")
     add("--columns", type=int, default=11, metavar="N", help="levels of noise, with none at all (default 11)")
     add("--size", type=int, metavar="S", help="make pictures this high first, as the recipe's data.size did")
     add("--seed", type=int, default=0, help="another seed, other pictures and other noise (default 0)")
-    add_device(made)
-    return made
+    add_device(parser)
+    return parser
 
 
 def main(argv: list[str] | None = None) -> int:

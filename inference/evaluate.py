@@ -47,13 +47,13 @@ from .measure.drawn import Judges, Seen, look_at, look_at_heldout
 @torch.no_grad()
 def judge(name: str, clip: Clip, heldout: Seen, train: Seen, seed: int = 0) -> dict:
     """Everything that one judge has to say: a row of numbers for each kind of picture."""
-    real, made, known = heldout.embed(name, "real"), heldout.embed(name, "made"), train.embed(name, "real")
+    real, ours, known = heldout.embed(name, "real"), heldout.embed(name, "made"), train.embed(name, "real")
     count = min(len(real), len(known))
     chosen = torch.randperm(len(known), generator=torch.Generator().manual_seed(fold(seed)))[:count]
     text = torch.cat([clip.encode_text(part).embed.double().cpu() for part in _parts(heldout.captions)])
     gallery = metrics.name_means(known, train.names)
     ranks = {
-        kind: metrics.ranks(embed, heldout.names, gallery) for kind, embed in (("made", made), ("real", real))
+        kind: metrics.ranks(embed, heldout.names, gallery) for kind, embed in (("made", ours), ("real", real))
     }
 
     def row(kind: str, embed: Tensor) -> dict[str, float]:
@@ -70,7 +70,7 @@ def judge(name: str, clip: Clip, heldout: Seen, train: Seen, seed: int = 0) -> d
         }
 
     rows = {
-        "generated": row("made", made) | distances(made[:count]),
+        "generated": row("made", ours) | distances(ours[:count]),
         "real held-out (ceiling)": row("real", real),
         "real training (floor)": distances(known[chosen]),
         "chance": {
@@ -82,7 +82,7 @@ def judge(name: str, clip: Clip, heldout: Seen, train: Seen, seed: int = 0) -> d
     ceiling = rows["real held-out (ceiling)"]["r1"]
     return {
         "clip": clip.identity,
-        "caution": metrics.caution(count, made.shape[1]),
+        "caution": metrics.caution(count, ours.shape[1]),
         "names": len(gallery),
         "rows": rows,
         "r1_of_ceiling": rows["generated"]["r1"] / ceiling if ceiling else None,
@@ -131,14 +131,14 @@ def evaluate(
     learnt = look_at(judges, read_shards(train), pipeline.device)
     if len(learnt.names) < 2 or set(seen.names).isdisjoint(learnt.names):
         raise ValueError("the training shards hold no picture of any held-out name: nothing to compare with")
-    found = {name: judge(name, clip, seen, learnt, seed) for name, clip in judges.items()}
+    verdicts = {name: judge(name, clip, seen, learnt, seed) for name, clip in judges.items()}
     pictures = [
         {
             "key": key,
             "caption": caption,
             **{
                 f"{kind} rank, {name}": one["ranks"][kind][i]
-                for name, one in found.items()
+                for name, one in verdicts.items()
                 for kind in ("made", "real")
             },
         }
@@ -153,7 +153,7 @@ def evaluate(
         "known_names": sum(name in set(learnt.names) for name in seen.names),
         "training": len(learnt.names),
         "seconds_per_picture": seconds / len(samples),
-        "judges": {name: {k: v for k, v in one.items() if k != "ranks"} for name, one in found.items()},
+        "judges": {name: {k: v for k, v in one.items() if k != "ranks"} for name, one in verdicts.items()},
         "pictures": pictures,
     }
 
@@ -171,18 +171,20 @@ def table(report: dict) -> str:
         "| judge | pictures | " + " | ".join(title for _, title, _ in columns) + " |",
         "|---|---|" + "--:|" * len(columns),
     ]
-    for name, found in report["judges"].items():
-        for kind, row in found["rows"].items():
+    for name, verdict in report["judges"].items():
+        for kind, row in verdict["rows"].items():
             cells = [form.format(row[key]) if key in row else "" for key, _, form in columns]
             lines.append(f"| {name} | {kind} | " + " | ".join(cells) + " |")
     shares = ", ".join(
-        f"{found['r1_of_ceiling']:.0%} by {name}"
-        if found["r1_of_ceiling"] is not None
+        f"{verdict['r1_of_ceiling']:.0%} by {name}"
+        if verdict["r1_of_ceiling"] is not None
         else f"none to speak of by {name}"
-        for name, found in report["judges"].items()
+        for name, verdict in report["judges"].items()
     )
     names = next(iter(report["judges"].values()))["names"]
-    cautions = dict.fromkeys(found["caution"] for found in report["judges"].values() if found["caution"])
+    cautions = dict.fromkeys(
+        verdict["caution"] for verdict in report["judges"].values() if verdict["caution"]
+    )
     return "\n".join(lines) + (
         f"\n\n{report['heldout']} held-out pictures"
         f"{' (decoder alone, from their real embeddings)' if report['decoder_only'] else ''}, "
@@ -203,8 +205,8 @@ def shard_sets(shards: str, train: Sequence[str] | None) -> tuple[list[str], lis
 
 
 def parser() -> argparse.ArgumentParser:
-    made = Parser(prog="python -m inference.evaluate", description=__doc__)
-    add = made.add_argument
+    parser = Parser(prog="python -m inference.evaluate", description=__doc__)
+    add = parser.add_argument
     add("model", help="a model's name or folder")
     add("shards", help="folder with heldout-*.tar and train-*.tar, or the held-out shards")
     add("--train-shards", nargs="+", metavar="TAR", help="training shards, if not in that folder")
@@ -213,9 +215,9 @@ def parser() -> argparse.ArgumentParser:
     add("--batch-size", type=int, default=32, metavar="B", help="pictures drawn at a time (default 32)")
     add("--decoder-only", action="store_true", help="give the decoder real embeddings, not the prior's")
     add("--json", type=Path, metavar="FILE", help="write the report there too, with every picture's rank")
-    cli.add_overwrite(made)
-    add_options(made)
-    return made
+    cli.add_overwrite(parser)
+    add_options(parser)
+    return parser
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -48,8 +48,8 @@ def draw(
     """``n`` pictures of each prompt, ``side`` pixels high; ``options`` are those of ``generate``."""
     rows, size = [], max(1, batch_size // n)
     for start in range(0, len(prompts), size):
-        made = pipeline.generate(prompts[start : start + size], n=n, batch_size=batch_size, **options)
-        rows += split([resized(picture, side) for picture in made], n)
+        pictures = pipeline.generate(prompts[start : start + size], n=n, batch_size=batch_size, **options)
+        rows += split([resized(picture, side) for picture in pictures], n)
     return rows
 
 
@@ -59,8 +59,8 @@ def draw_classes(
     """``n`` pictures of each class (None = any), the same noise for all; else as ``draw``."""
     rows = []
     for number in classes:
-        made = pipeline.generate(n=n, **{**options, "class_": number})
-        rows.append([resized(picture, side) for picture in (made if n > 1 else [made])])
+        pictures = pipeline.generate(n=n, **{**options, "class_": number})
+        rows.append([resized(picture, side) for picture in (pictures if n > 1 else [pictures])])
     return rows
 
 
@@ -72,9 +72,9 @@ def shuffled(
     """
     order = Random(0).sample(range(len(prompts)), len(prompts))
     key = {number: prompts[row] for number, row in enumerate(order, 1)}
-    made = split([rows[row][0] for row in order], columns)
-    first = [1 + columns * row for row in range(len(made))]
-    return [f"{k} - {k + len(row) - 1}" for k, row in zip(first, made, strict=True)], made, key
+    mixed = split([rows[row][0] for row in order], columns)
+    first = [1 + columns * row for row in range(len(mixed))]
+    return [f"{k} - {k + len(row) - 1}" for k, row in zip(first, mixed, strict=True)], mixed, key
 
 
 def split(pictures: Sequence[Image.Image], n: int) -> list[Sequence[Image.Image]]:
@@ -92,14 +92,14 @@ def sheet(captions: Sequence[str], rows: Sequence[Sequence[Image.Image]], margin
     """Rows of square pictures of one size, each with its caption in a margin of that many pixels."""
     side = rows[0][0].width
     step, font = side + GAP, ImageFont.load_default(14)
-    made = Image.new("RGB", (margin + max(map(len, rows)) * step, len(rows) * step), "white")
-    pen = ImageDraw.Draw(made)
+    canvas = Image.new("RGB", (margin + max(map(len, rows)) * step, len(rows) * step), "white")
+    pen = ImageDraw.Draw(canvas)
     for y, (caption, row) in enumerate(zip(captions, rows, strict=True)):
         lines = "\n".join(wrapped(caption, font, margin - 2 * GAP))
         pen.multiline_text((GAP, (y + 0.5) * step), lines, "black", font, anchor="lm")
         for x, picture in enumerate(row):
-            made.paste(picture, (margin + x * step, y * step + GAP // 2))
-    return made
+            canvas.paste(picture, (margin + x * step, y * step + GAP // 2))
+    return canvas
 
 
 def wrapped(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
@@ -140,12 +140,12 @@ def sheet_of(pipeline: Pipeline, args: argparse.Namespace) -> Image.Image:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = Parser(prog="python -m inference.gallery", description=__doc__)
-    add = made.add_argument
+    parser = Parser(prog="python -m inference.gallery", description=__doc__)
+    add = parser.add_argument
     add("model", help="a model's name or folder")
     add("output", type=Path, help="PNG file to write")
-    cli.add_overwrite(made)
-    of = made.add_mutually_exclusive_group()
+    cli.add_overwrite(parser)
+    of = parser.add_mutually_exclusive_group()
     of.add_argument("--prompts", nargs="+", metavar="PROMPT", help="prompts, or a file with one a line")
     of.add_argument("--classes", nargs="+", metavar="K", help="a row for each of these classes, or for all")
     add("-n", type=int, default=8, metavar="N", help="pictures a prompt or class (default 8)")
@@ -159,8 +159,8 @@ def parser() -> argparse.ArgumentParser:
     add("--blind", type=Path, metavar="KEY.json", help="shuffle prompts, show numbers, write which is which")
     add("--side", type=int, default=96, metavar="PIXELS", help="of a picture on the sheet (default 96)")
     add("--batch-size", type=int, default=16, metavar="B", help="pictures drawn at a time (default 16)")
-    add_options(made)
-    return made
+    add_options(parser)
+    return parser
 
 
 def main(argv: list[str] | None = None) -> int:

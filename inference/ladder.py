@@ -66,9 +66,9 @@ class Entry:
     def parse(cls, text: str) -> Entry:
         """Of "MODEL:option=value:..."; ``ConfigError`` for an unknown option or a bad value."""
         model, *pairs = text.split(":")
-        given = dict(pair.partition("=")[::2] for pair in pairs)
-        classifier = given.pop("classifier", None)
-        return cls(model, parse_config(Options, given, source=text), classifier)
+        options = dict(pair.partition("=")[::2] for pair in pairs)
+        classifier = options.pop("classifier", None)
+        return cls(model, parse_config(Options, options, source=text), classifier)
 
     @property
     def plain(self) -> bool:
@@ -115,18 +115,18 @@ class Comparison:
         """What the table says of one entry."""
         pipeline = entry.load(str(self.device))
         start = time.perf_counter()
-        made = self.draw(pipeline, entry.options)
+        drawn = self.draw(pipeline, entry.options)
         seconds = (time.perf_counter() - start) / self.n
-        found = {
+        numbers = {
             "model": entry.model,
             "classifier": entry.classifier,
             "options": entry.options.model_dump(exclude_defaults=True),
             "steps": entry.options.steps or pipeline.decoder.config.sampling.steps,
-            "frechet": metrics.frechet_distance(self.real, seen(self.features, made)),
+            "frechet": metrics.frechet_distance(self.real, seen(self.features, drawn)),
             "seconds_per_picture": seconds,
         }
         if entry.plain and pipeline.decoder.schedule.name != "flow" and self.bits != 0:
-            found["likelihood"] = likelihood(
+            numbers["likelihood"] = likelihood(
                 pipeline.decoder,
                 self.some(),
                 clip=pipeline.clip,
@@ -135,7 +135,7 @@ class Comparison:
                 batch_size=self.batch_size,
                 seed=self.seed,
             )
-        return found
+        return numbers
 
     def some(self) -> list[dict]:
         """The held-out samples whose likelihood is computed, from all parts of the shards."""
@@ -143,7 +143,7 @@ class Comparison:
 
     def draw(self, pipeline: Pipeline, options: Options) -> Tensor:
         """[n,3,S,S] in [-1,1], of the captions and classes of the held-out pictures in turn."""
-        chosen, made = list(itertools.islice(itertools.cycle(self.heldout), self.n)), []
+        chosen, pictures = list(itertools.islice(itertools.cycle(self.heldout), self.n)), []
         for start in tqdm(range(0, self.n, self.batch_size), desc=pipeline.name):
             part = chosen[start : start + self.batch_size]
             captions = [styled(s["record"]) if "style" in s["record"] else s["caption"] for s in part]
@@ -151,8 +151,8 @@ class Comparison:
             if pipeline.classes:
                 classes = classes_of(stack(part, self.size), pipeline.classes).to(pipeline.device)
             seeds = [fold(self.seed, start + k) for k in range(len(part))]
-            made.append(draw(pipeline, captions, seeds, options, classes=classes))
-        return torch.cat(made)
+            pictures.append(draw(pipeline, captions, seeds, options, classes=classes))
+        return torch.cat(pictures)
 
 
 def measure(
@@ -196,13 +196,13 @@ def table(report: dict) -> str:
         "| model | steps | bits per dimension | Fréchet distance | seconds a picture |",
         "|---|--:|--:|--:|--:|",
     ]
-    for found in report["rows"]:
-        how = [f"{key} {value}" for key, value in found["options"].items()]
-        how += [f"classifier {Path(found['classifier']).name}"] if found["classifier"] else []
-        bits = f"{found['likelihood']['bits_per_dim']:.3f}" if "likelihood" in found else ""
+    for row in report["rows"]:
+        how = [f"{key} {value}" for key, value in row["options"].items()]
+        how += [f"classifier {Path(row['classifier']).name}"] if row["classifier"] else []
+        bits = f"{row['likelihood']['bits_per_dim']:.3f}" if "likelihood" in row else ""
         lines.append(
-            f"| {', '.join([Path(found['model']).name, *how])} | {found['steps']} | {bits} | "
-            f"{found['frechet']:.3f} | {found['seconds_per_picture']:.3f} |"
+            f"| {', '.join([Path(row['model']).name, *how])} | {row['steps']} | {bits} | "
+            f"{row['frechet']:.3f} | {row['seconds_per_picture']:.3f} |"
         )
     lines.append(f"| real training pictures | | | {report['floor']:.3f} | |")
     return "\n".join(lines) + (
@@ -213,8 +213,8 @@ def table(report: dict) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = Parser(prog="python -m inference.ladder", description=__doc__)
-    add = made.add_argument
+    parser = Parser(prog="python -m inference.ladder", description=__doc__)
+    add = parser.add_argument
     add("shards", type=Path, help="folder with heldout-*.tar and train-*.tar")
     add("models", nargs="+", metavar="MODEL[:option=value]", help="a row of the table")
     add("--judge", required=True, help="a classifier's run, or a CLIP, to see the pictures with")
@@ -228,9 +228,9 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--seed", type=int, default=0, help="another seed draws other pictures (default 0)")
     add("--json", type=Path, metavar="FILE", help="write the report there too")
-    cli.add_overwrite(made)
-    add_device(made)
-    return made
+    cli.add_overwrite(parser)
+    add_device(parser)
+    return parser
 
 
 def main(argv: list[str] | None = None) -> int:

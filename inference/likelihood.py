@@ -40,19 +40,19 @@ def table(report: dict) -> str:
         if part:
             rows.append((f"{name} quarter of t, {len(part)} steps", sum(part)))
     rows += [("L_T, the prior", report["prior"]), ("**bound**", report["bits_per_dim"])]
-    given = f", given their {' and '.join(report['given'])}" if report["given"] else ""
+    conditions = f", given their {' and '.join(report['given'])}" if report["given"] else ""
     error = report["standard_error"]
     lines = ["| term | bits per dimension |", "|---|--:|"]
     lines += [f"| {name} | {bits:.4f} |" for name, bits in rows]
     return "\n".join(lines) + (
-        f"\n\n{report['pictures']} pictures of {report['size']} pixels{given}; {report['steps']} of "
+        f"\n\n{report['pictures']} pictures of {report['size']} pixels{conditions}; {report['steps']} of "
         f"{report['timesteps']} steps{f'; standard error {error:.4f}' if error is not None else ''}."
     )
 
 
 def parser() -> argparse.ArgumentParser:
-    made = Parser(prog="python -m inference.likelihood", description=__doc__)
-    add = made.add_argument
+    parser = Parser(prog="python -m inference.likelihood", description=__doc__)
+    add = parser.add_argument
     add("model", help="a model's name or folder, or a decoder's checkpoint")
     add("shards", nargs="+", help="shards, or a folder (of which the heldout-*.tar if it has such)")
     add("--stage", default="decoder", help="decoder, or upsampler-256 and the like (default decoder)")
@@ -72,9 +72,9 @@ def parser() -> argparse.ArgumentParser:
     add("--batch-size", type=int, default=32, metavar="B", help="pictures at a time (default 32)")
     add("--seed", type=int, default=0, help="another seed draws other noise (default 0)")
     add("--json", type=Path, metavar="FILE", help="write the report there too, with the term of every step")
-    cli.add_overwrite(made)
-    add_device(made)
-    return made
+    cli.add_overwrite(parser)
+    add_device(parser)
+    return parser
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -33,8 +33,8 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
         from sklearn.datasets import load_digits
     except ImportError:
         raise ValueError('this needs scikit-learn; install it with: pip install "unclip[ladder]"') from None
-    found = load_digits()
-    return found.images, found.target
+    data = load_digits()
+    return data.images, data.target
 
 
 def held_out(index: int) -> bool:

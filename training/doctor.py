@@ -57,17 +57,17 @@ class Report:
     context: int = 0  # tokens that it reads, start and end included
     problems: list[Problem] = field(default_factory=list)
 
-    def add(self, found: Examined) -> None:
+    def add(self, shard: Examined) -> None:
         self.shards += 1
-        self.samples += len(found.keys)
-        self.pictures += len(found.sizes)
-        self.captions += len(found.captions)
-        self.several += found.several
-        self.empty += sum(not caption for caption in found.captions)
-        self.sides += [min(size) for size in found.sizes]
-        self.aspects += [max(size) / max(min(size), 1) for size in found.sizes]
-        self.letters += [len(caption) for caption in found.captions]
-        self.problems += found.problems
+        self.samples += len(shard.keys)
+        self.pictures += len(shard.sizes)
+        self.captions += len(shard.captions)
+        self.several += shard.several
+        self.empty += sum(not caption for caption in shard.captions)
+        self.sides += [min(size) for size in shard.sizes]
+        self.aspects += [max(size) / max(min(size), 1) for size in shard.sizes]
+        self.letters += [len(caption) for caption in shard.captions]
+        self.problems += shard.problems
 
 
 def look(
@@ -91,12 +91,12 @@ def look(
         min(workers, len(shards)),
         died=lambda shard: Examined(shard, problems=[died._replace(shard=shard)]),
     )
-    for shard, found in tqdm(done, "looking", len(shards), unit=" shards", leave=False):
-        report.add(found)
-        _count_tokens(report, tokenizer, found.captions)
-        report.problems += _twice(found, seen)
+    for shard, content in tqdm(done, "looking", len(shards), unit=" shards", leave=False):
+        report.add(content)
+        _count_tokens(report, tokenizer, content.captions)
+        report.problems += _twice(content, seen)
         if rows is not None:
-            report.problems += _check_file(rows, shard, found.keys)
+            report.problems += _check_file(rows, shard, content.keys)
     return report
 
 
@@ -104,14 +104,14 @@ def _check_folder(folder: str | Path, identity: str | None) -> tuple[Embeddings,
     """A folder of embeddings, and whether it is of another CLIP."""
     from .data.embeddings import Embeddings  # late: a worker needs no PyTorch
 
-    found = Embeddings(folder)
-    if identity in (None, found.clip):
-        return found, []
-    reason = f"they are of {found.clip}, the CLIP is {identity}"
-    return found, [Problem("embeddings of another CLIP", str(folder), "", reason)]
+    embeddings = Embeddings(folder)
+    if identity in (None, embeddings.clip):
+        return embeddings, []
+    reason = f"they are of {embeddings.clip}, the CLIP is {identity}"
+    return embeddings, [Problem("embeddings of another CLIP", str(folder), "", reason)]
 
 
-def _check_file(found: Embeddings, shard: str, keys: Sequence[str]) -> list[Problem]:
+def _check_file(folder: Embeddings, shard: str, keys: Sequence[str]) -> list[Problem]:
     """What does not fit between a shard's samples and its embeddings."""
     from unclip.checkpoint import CheckpointError, read_header
     from unclip.config import ConfigError
@@ -120,13 +120,13 @@ def _check_file(found: Embeddings, shard: str, keys: Sequence[str]) -> list[Prob
 
     name, kind = name_of(shard), "embeddings that do not match"
     try:
-        rows = found[name]
-        clip = read_header(found.folder / f"{name}.safetensors")["clip"]
+        rows = folder[name]
+        clip = read_header(folder.folder / f"{name}.safetensors")["clip"]
     except (ConfigError, CheckpointError, KeyError) as error:
         return [Problem(kind, shard, "", str(error))]
     problems = []
-    if clip != found.clip:
-        problems.append(Problem("embeddings of another CLIP", shard, "", f"{clip}, the others {found.clip}"))
+    if clip != folder.clip:
+        problems.append(Problem("embeddings of another CLIP", shard, "", f"{clip}, the others {folder.clip}"))
     known, there = set(rows.keys), set(keys)
     problems += [
         Problem(kind, shard, key, "a sample without an embedding") for key in keys if key not in known
@@ -162,12 +162,13 @@ def _count_tokens(report: Report, clip: Clip, captions: Iterable[str]) -> None:
         report.truncated += count > room
 
 
-def _twice(found: Examined, seen: dict[str, str]) -> Iterable[Problem]:
+def _twice(content: Examined, seen: dict[str, str]) -> Iterable[Problem]:
     """Keys that came before, in this shard or another."""
-    for key in found.keys:
+    for key in content.keys:
         if key in seen:
-            yield Problem("key that comes twice", found.shard, key, f"also in {os.path.basename(seen[key])}")
-        seen.setdefault(key, found.shard)
+            other = os.path.basename(seen[key])
+            yield Problem("key that comes twice", content.shard, key, f"also in {other}")
+        seen.setdefault(key, content.shard)
 
 
 def as_json(report: Report) -> dict:
@@ -206,7 +207,7 @@ def _spread(values: Sequence[float]) -> dict[str, float] | None:
 
 def as_table(report: Report) -> str:
     """The report for people."""
-    told = as_json(report)
+    facts = as_json(report)
     lines = [
         f"{'shards':<22}{report.shards:>10,}",
         f"{'samples':<22}{report.samples:>10,}",
@@ -223,12 +224,12 @@ def as_table(report: Report) -> str:
         ("caption, letters", "caption_letters"),
         ("caption, tokens", "caption_tokens"),
     ):
-        spread = told[name] or {}
+        spread = facts[name] or {}
         lines.append(f"{title:<22}" + "".join(f"{value:>10,.4g}" for value in spread.values()))
     if not report.problems:
         return "\n".join([*lines, "", "nothing is wrong"])
     lines += ["", "wrong:"]
-    for kind, count in sorted(told["wrong"].items()):
+    for kind, count in sorted(facts["wrong"].items()):
         lines.append(f"{count:>8,}  {kind}")
         some = [problem for problem in report.problems if problem.kind == kind][:SHOWN]
         lines += [f"{'':>12}{os.path.basename(p.shard)} {p.key}: {p.reason}" for p in some]

@@ -88,7 +88,7 @@ def _memory(cost: Cost, gpus: int, how: str) -> dict[str, int]:
     and gathers the weights of two units at a time: the one at work, and the next.
     """
     share = 1 if how == "ddp" else gpus
-    kept = {
+    held = {
         "weights": cost.weights // share,
         "gradients": cost.weights // share,
         "moments": 2 * cost.weights // share,
@@ -96,13 +96,13 @@ def _memory(cost: Cost, gpus: int, how: str) -> dict[str, int]:
         "frozen": cost.frozen_weights,
     }
     if how == "ddp":
-        kept |= {"buckets": cost.weights if gpus > 1 else 0, "copies": cost.copies}
+        held |= {"buckets": cost.weights if gpus > 1 else 0, "copies": cost.copies}
     else:
-        kept["gathered"] = cost.outside + 3 * cost.block  # and one unit's gradients
-    total = sum(kept.values())
-    kept |= {"activations": cost.activations, "activations_checkpointed": cost.activations_checkpointed}
+        held["gathered"] = cost.outside + 3 * cost.block  # and one unit's gradients
+    total = sum(held.values())
+    held |= {"activations": cost.activations, "activations_checkpointed": cost.activations_checkpointed}
     return {
-        **kept,
+        **held,
         "total": total + cost.activations,
         "total_checkpointed": total + cost.activations_checkpointed,
     }
@@ -141,9 +141,9 @@ def _memory_table(memory: dict[str, dict[str, int]]) -> list[str]:
     unit, name = (GIB, "GiB") if memory["ddp"]["total"] >= GIB else (MIB, "MiB")
     lines = [f"{f'memory a GPU, {name}':28}" + "".join(f"{how.upper():>10}" for how in memory)]
     for key, title in ROWS.items():
-        found = [kept.get(key) for kept in memory.values()]
-        if any(found):
-            cells = ("" if count is None else f"{count / unit:.2f}" for count in found)
+        counts = [sizes.get(key) for sizes in memory.values()]
+        if any(counts):
+            cells = ("" if count is None else f"{count / unit:.2f}" for count in counts)
             lines.append(f"  {title:26}" + "".join(f"{cell:>10}" for cell in cells))
     return lines
 
@@ -155,19 +155,19 @@ def _time(seconds: float) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = Parser(description=__doc__)
-    made.add_argument("config", help="a recipe of any training program, or a chain of them")
-    made.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe")
-    made.add_argument("--gpus", type=int, default=1, help="how many there are, over all machines (1)")
-    made.add_argument("--mfu", type=float, default=0.4, help="share of their peak that is reached (0.4)")
-    made.add_argument(
+    parser = Parser(description=__doc__)
+    parser.add_argument("config", help="a recipe of any training program, or a chain of them")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe")
+    parser.add_argument("--gpus", type=int, default=1, help="how many there are, over all machines (1)")
+    parser.add_argument("--mfu", type=float, default=0.4, help="share of their peak that is reached (0.4)")
+    parser.add_argument(
         "--peak-flops",
         type=float,
         default=A100,
         help="of one GPU, a second, at the recipe's precision (an A100's in bfloat16: 312e12)",
     )
-    made.add_argument("--json", action="store_true", help="for programs: bytes, FLOPs and seconds")
-    return made
+    parser.add_argument("--json", action="store_true", help="for programs: bytes, FLOPs and seconds")
+    return parser
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -82,7 +82,7 @@ def look_at_heldout(
             done = len(seen.names)
             seeds = [fold(seed, number) for number in range(done, done + len(batch))]
             real = _pictures(batch, pipeline.device)
-            made = draw(
+            drawn = draw(
                 pipeline,
                 [styled(sample["record"]) for sample in batch],
                 seeds,
@@ -91,7 +91,7 @@ def look_at_heldout(
             )
             seen.describe(batch)
             seen.look(judges, "real", real)
-            seen.look(judges, "made", made.float())
+            seen.look(judges, "made", drawn.float())
             bar.update(len(batch))
     return seen
 

@@ -93,14 +93,14 @@ def likelihood(
             x0, conditions = examples(stage, clip, some, size, tokenizer)
             noise = Noise([fold(seed, k) for k in range(done, done + len(some))], x0.device)
             denoise = _counted(stage.denoise(conditions, stage.null(conditions), 1.0), bar)
-            made = bits_per_dim(denoise, stage.schedule, x0, chain, noise)
-            parts.append({key: value.double().cpu() for key, value in made.items()})
-            bar.set_postfix(pictures=done + len(some), bits=f"{made['total'].mean().item():.3f}")
+            bits_of = bits_per_dim(denoise, stage.schedule, x0, chain, noise)
+            parts.append({key: value.double().cpu() for key, value in bits_of.items()})
+            bar.set_postfix(pictures=done + len(some), bits=f"{bits_of['total'].mean().item():.3f}")
     if not parts:
         raise ValueError("there are no pictures to measure the likelihood of")
     bits = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
     total, n = bits["total"], len(bits["total"])
-    told = {
+    takes = {
         "class": stage.takes_class,
         "text": stage.takes_prompt,
         "image embedding": stage.takes_image,
@@ -109,7 +109,7 @@ def likelihood(
     return {
         "pictures": n,
         "size": stage.size,
-        "given": [what for what, given in told.items() if given],
+        "given": [what for what, taken in takes.items() if taken],
         "timesteps": timesteps,
         "steps": len(chain) - 1,
         "seed": seed,
@@ -135,10 +135,10 @@ def _counted(denoise: Denoise, bar: tqdm) -> Denoise:
 
 def shards_of(names: Sequence[str]) -> list[str]:
     """Shards, globs and folders, of which a folder means its heldout-*.tar where it has any."""
-    found = [
+    paths = [
         (str(Path(name) / "heldout-*.tar") if any(Path(name).glob("heldout-*.tar")) else name)
         if Path(name).is_dir()
         else name
         for name in names
     ]
-    return expand(found)
+    return expand(paths)

@@ -21,14 +21,14 @@ def check_installed() -> None:
         raise ValueError('this needs torchmetrics; install it with: pip install "unclip[evaluate]"') from None
 
 
-def frechet_distance(real: Tensor, made: Tensor) -> float:
+def frechet_distance(real: Tensor, drawn: Tensor) -> float:
     """Distance of the Gaussians fitted to two sets (Heusel et al. 2017, eq. 6); N >= 2.
 
     Few samples bias it upwards: compare it at equal counts only.
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    return _compare(FrechetInceptionDistance(_AsTheyAre(real.shape[1])), real, made).item()
+    return _compare(FrechetInceptionDistance(_AsTheyAre(real.shape[1])), real, drawn).item()
 
 
 def caution(count: int, width: int) -> str:
@@ -44,7 +44,7 @@ def caution(count: int, width: int) -> str:
     )
 
 
-def kernel_distance(real: Tensor, made: Tensor) -> float:
+def kernel_distance(real: Tensor, drawn: Tensor) -> float:
     """Squared maximum mean discrepancy, unbiased, of as many samples from each set; N >= 2.
 
     The kernel is the cubic polynomial of Binkowski et al. 2018, section 4, (x.y / D + 1)^3. It is
@@ -52,14 +52,14 @@ def kernel_distance(real: Tensor, made: Tensor) -> float:
     """
     from torchmetrics.image.kid import KernelInceptionDistance
 
-    if len(real) != len(made):
-        raise ValueError(f"the kernel distance takes sets of one size, not {len(real)} and {len(made)}")
+    if len(real) != len(drawn):
+        raise ValueError(f"the kernel distance takes sets of one size, not {len(real)} and {len(drawn)}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it keeps all features is what we want
         distance = KernelInceptionDistance(
             _AsTheyAre(real.shape[1]), subsets=1, subset_size=len(real), gamma=1.0
         )
-    return _compare(distance, real, made)[0].item()
+    return _compare(distance, real, drawn)[0].item()
 
 
 class _AsTheyAre(nn.Module):
@@ -73,10 +73,10 @@ class _AsTheyAre(nn.Module):
         return features
 
 
-def _compare(distance, real: Tensor, made: Tensor):
+def _compare(distance, real: Tensor, drawn: Tensor):
     """What a torchmetrics distance says of two sets, in float64."""
     distance.update(real.double().cpu(), real=True)
-    distance.update(made.double().cpu(), real=False)
+    distance.update(drawn.double().cpu(), real=False)
     with torch.random.fork_rng(devices=[]):  # samples are summed in random order: always the same one
         torch.manual_seed(0)
         return distance.compute()

@@ -33,12 +33,16 @@ CLIP_MANIFESTS = fixtures("manifests/glide-clip-*.json")
 PROCESS = {"noise_schedule": "squaredcos_cap_v2"}
 
 
-def build(args: dict, weights: dict[str, Tensor], starts_from: int | None = None) -> Decoder:
+def build(args: dict, weights: dict[str, Tensor], starts_from: int | None, eight_bits: bool) -> Decoder:
+    """eight_bits: whether the smaller picture is of 8 bits, as published; the fixtures' are not."""
     config = glide.decoder_config({**PROCESS, **args}, {}, starts_from, weights)
+    if config.low_res and not eight_bits:
+        low_res = config.low_res.model_copy(update={"round_to_8bit": False})
+        config = config.model_copy(update={"low_res": low_res})
     return glide.decoder(weights, config)
 
 
-def told(stage: Decoder, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def inputs_of(stage: Decoder, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The fixture's inputs as the stage takes them."""
     names = {
         "tokens": "tokens",
@@ -47,23 +51,18 @@ def told(stage: Decoder, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         "inpaint_image": "image",
         "inpaint_mask": "mask",
     }
-    given = {ours: tensors[f"inputs.{name}"] for name, ours in names.items() if f"inputs.{name}" in tensors}
-    return stage.conditions(len(tensors["inputs.x"]), **given)
+    values = {ours: tensors[f"inputs.{name}"] for name, ours in names.items() if f"inputs.{name}" in tensors}
+    return stage.conditions(len(tensors["inputs.x"]), **values)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_it_computes_what_the_public_code_does(path):
     args, weights, tensors = fixture(path)
     small = tensors["inputs.low_res"].shape[-1] if "inputs.low_res" in tensors else None
-    config = glide.decoder_config(
-        {**PROCESS, **args, "inpaint": "inputs.inpaint_mask" in tensors}, {}, small, weights
-    )
-    if small:  # the fixture's smaller picture is no picture of 8 bits
-        low_res = config.low_res.model_copy(update={"round_to_8bit": False})
-        config = config.model_copy(update={"low_res": low_res})
-    stage = glide.decoder(weights, config)
+    stage = build({**args, "inpaint": "inputs.inpaint_mask" in tensors}, weights, small, False)
+    inputs = inputs_of(stage, tensors)
     with torch.no_grad():
-        out = stage.call_network(tensors["inputs.x"], tensors["inputs.timesteps"], **told(stage, tensors))
+        out = stage.call_network(tensors["inputs.x"], tensors["inputs.timesteps"], **inputs)
     assert far(out, tensors["outputs.out"]) < 1e-4
 
 
@@ -72,7 +71,7 @@ def test_a_released_model_has_a_place_for_every_tensor(path):
     manifest = json.loads(path.read_text())
     theirs = {key: torch.empty(shape, device="meta") for key, shape in manifest["tensors"].items()}
     args, small = manifest["config"], 64 if manifest["config"]["super_res"] else None
-    stage = build(args, theirs, small)
+    stage = build(args, theirs, small, True)
     assert sum(parameter.numel() for parameter in stage.parameters()) == manifest["parameters"]
     assert stage.config == glide.decoder_config(args, {}, small)  # a plan needs no file
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import io
 import json
 import lzma
 import os
@@ -15,43 +14,26 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-import torch
-from places import TRAIN
 from shards import encoded, noise, uneven
+from tars import good, tar_bytes
 from tiny_models import tiny_clip
 
 from training.data.config import DataConfig
-from training.data.embeddings import Embeddings, Rows, load_rows, save_rows
+from training.data.embeddings import Embeddings
 from training.data.source import Source
 from training.doctor import as_json, look
 from training.shards.build import build
 from training.shards.prepare import Options
 from training.shards.tables import SourceError
-from unclip.checkpoint import CheckpointError
 from unclip.config import ConfigError
 from unclip.data import reading
 from unclip.data.addresses import variants
 from unclip.data.indexed import MANIFEST, on_disk, stated_count
-from unclip.data.indexed import _manifest as remembered
 from unclip.data.reading import ShardError, expand, spelled_out, stream
 from unclip.data.tars import LARGEST, index
 
 pytestmark = pytest.mark.attack
 PNG = encoded(noise(8, 8))
-
-
-def tar_of(*files: tuple[str, bytes]) -> bytes:
-    whole = io.BytesIO()
-    with tarfile.open(fileobj=whole, mode="w") as tar:
-        for name, data in files:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return whole.getvalue()
-
-
-def good(key: str) -> tuple:
-    return (f"{key}.png", PNG), (f"{key}.txt", b"a caption")
 
 
 # What is no file
@@ -187,7 +169,7 @@ def test_bombs_are_refused_in_little_memory(tmp_path, end, monkeypatch):
     header, pack = tarfile.TarInfo("b.bin"), PACKERS[end]
     header.size = 1 << 27
     path = tmp_path / f"a.tar.{end}"
-    path.write_bytes(pack(tar_of(*good("a"))[:-8192] + header.tobuf()) + pack(bytes(1 << 21)) * 32)
+    path.write_bytes(pack(tar_bytes(*good("a"))[:-8192] + header.tobuf()) + pack(bytes(1 << 21)) * 32)
     tracemalloc.start()
     samples = [*stream(str(path))]
     _, most = tracemalloc.get_traced_memory()
@@ -221,7 +203,7 @@ def test_large_members_are_refused_by_their_kind(tmp_path):
 
 def test_of_kinds_that_are_not_used_only_the_names_are_read(tmp_path):
     path = tmp_path / "a.tar"
-    path.write_bytes(tar_of(*good("a"), ("a.mp4", b"x" * 5000)))
+    path.write_bytes(tar_bytes(*good("a"), ("a.mp4", b"x" * 5000)))
     for samples in (stream(str(path)), stream(f"pipe:cat {path}")):
         (one,) = samples
         assert one["mp4"] == b"" and one["png"] == PNG
@@ -261,7 +243,7 @@ def test_an_endless_row_is_named_and_the_next_is_read(tmp_path, kind, monkeypatc
 
 def test_tars_that_were_joined_are_named(tmp_path):
     joined = tmp_path / "a.tar"
-    joined.write_bytes(tar_of(*good("a")) + tar_of(*good("b")))
+    joined.write_bytes(tar_bytes(*good("a")) + tar_bytes(*good("b")))
     content = index(joined)
     assert [entry.key for entry in content.entries] == ["a"]
     assert "more follows its end mark at byte 2,048" in content.problems[0][1]
@@ -272,7 +254,7 @@ def test_tars_that_were_joined_are_named(tmp_path):
 
 def test_what_a_stream_leaves_out_is_named_as_on_a_disk(tmp_path):
     path = tmp_path / "a.tar"
-    path.write_bytes(tar_of(*good("a"), ("a.txt", b"again"), ("../b.png", PNG)))
+    path.write_bytes(tar_bytes(*good("a"), ("a.txt", b"again"), ("../b.png", PNG)))
     wrong = [look([name], tiny_clip()).problems for name in (str(path), f"pipe:cat {path}")]
     assert [[(one.kind, one.key, one.reason) for one in some] for some in wrong] == [[
         ("refused file", "a.txt", "twice in one sample; the first is used"),
@@ -305,94 +287,3 @@ def test_names_are_counted_as_they_are_written_out(pattern, count):
 def test_a_name_that_stands_for_too_many_is_refused(pattern):
     with pytest.raises(ShardError, match="stands for more than 100,000 shards"):
         expand(f"x-{pattern}.tar")
-
-
-# Odd JSON
-
-
-@pytest.mark.parametrize("files", [
-    "[" * 100_000, '{"files": 7}', "\udcff", '{"files": {"NAME": 7}}',
-    '{"files": {"NAME": {"samples": 2}}}', '{"files": {"NAME": {"samples": "9", "bytes": SIZE}}}',
-    '{"files": {"NAME": {"samples": -3, "bytes": SIZE}}}',
-    '{"files": {"NAME": {"samples": true, "bytes": SIZE}}}',
-    '{"files": {"NAME": {"samples": 1000000000, "bytes": SIZE}}}',
-])  # fmt: skip
-def test_a_manifest_that_cannot_be_is_not_believed(tmp_path, files):
-    (path,) = uneven(tmp_path, [3])
-    text = files.replace("NAME", path.name).replace("SIZE", str(path.stat().st_size))
-    (tmp_path / MANIFEST).write_bytes(text.encode(errors="surrogateescape"))
-    remembered.cache_clear()
-    assert stated_count(str(path)) is None
-    source = Source(DataConfig(shards=[str(path)], size=8))
-    assert source.pictures.count == 3 and len(set(next(source.batches(3)).key)) == 3
-
-
-def test_the_doctor_compares_the_manifest(tmp_path):
-    (path,) = uneven(tmp_path, [3])
-    size = path.stat().st_size
-    for entry, wrong in (
-        ({"samples": 3, "bytes": size}, []),
-        ({"samples": 4, "bytes": size}, ["3 samples, not 4"]),
-        ({"samples": 3, "bytes": size + 512}, [f"{size:,} bytes, not {size + 512:,}"]),
-    ):
-        (tmp_path / MANIFEST).write_text(json.dumps({"files": {path.name: entry}}))
-        remembered.cache_clear()
-        problems = look([str(path)], tiny_clip()).problems
-        assert [one.reason for one in problems] == wrong
-        assert all(one.kind == "other than its manifest" for one in problems)
-
-
-def rows(**other: object) -> Rows:
-    values = {"keys": ["a", "b"], "captions": ["one", "two", "three"], "image": torch.zeros(2, 4),
-              "text": torch.zeros(3, 4), "picture": torch.tensor([0, 0, 1]),
-              "tokens": torch.zeros(5, 4).half(), "ends": torch.tensor([0, 2, 3, 5]), **other}  # fmt: skip
-    return Rows(**values)
-
-
-@pytest.mark.parametrize("other", [
-    {"keys": ["a"]}, {"captions": ["one"]}, {"captions": ["one", 2, "three"]}, {"image": torch.zeros(3, 4)},
-    {"text": torch.zeros(2, 4)}, {"picture": torch.tensor([0, 1])}, {"picture": torch.tensor([0, 0, 2])},
-    {"picture": torch.tensor([-1, 0, 1])}, {"picture": torch.tensor([1, 0, 1])},
-    {"ends": torch.tensor([0, 2, 5])}, {"ends": torch.tensor([1, 2, 3, 5])},
-    {"ends": torch.tensor([0, 2, 3, 6])}, {"ends": torch.tensor([0, 4, 3, 5])},
-], ids=range(13))  # fmt: skip
-def test_embeddings_that_do_not_belong_together_are_damaged(tmp_path, other):
-    save_rows(tmp_path / "a", rows(), clip="x")
-    assert load_rows(tmp_path / "a").captions == ["one", "two", "three"]
-    save_rows(tmp_path / "b", rows(**other), clip="x")
-    with pytest.raises(CheckpointError, match="b is damaged: "):
-        load_rows(tmp_path / "b")
-
-
-@pytest.mark.parametrize("change", [
-    {"mean": [0.0]}, {"mean": "zero"}, {"files": {"a": {"pictures": -1, "captions": 2}}}, {"files": {"a": 7}},
-    {"files": {"a": {"pictures": 1, "captions": True}}}, {"dim": True}, {"clip": None}, {"files": []},
-], ids=range(8))  # fmt: skip
-def test_a_list_of_embeddings_that_cannot_be_is_damaged(tmp_path, change):
-    facts = {"clip": "x", "dim": 2, "text_dim": None, "tokens": False, "mean": [0.0, 0.0], "std": [1.0, 1.0],
-             "files": {"a": {"pictures": 1, "captions": 2}}}  # fmt: skip
-    (tmp_path / "embeddings.json").write_text(json.dumps(facts))
-    assert Embeddings(tmp_path).files["a"]["captions"] == 2
-    (tmp_path / "embeddings.json").write_text(json.dumps(facts | change))
-    with pytest.raises(ConfigError, match="embeddings"):
-        Embeddings(tmp_path)
-
-
-def test_a_pool_of_odd_lines_is_damaged(tmp_path):
-    from training.data.pool import FACTS, SAMPLES
-
-    data = TRAIN
-    config = DataConfig(
-        kind="icons", shards=[str(data)], size=8, pool={"folder": str(tmp_path / "pool"), "scenes": 3}
-    )
-    Source(config)
-    path = tmp_path / "pool" / SAMPLES
-    lines = path.read_text().splitlines()
-    for odd in ("[" * 100_000, "7", '["only one"]', '["a", 7]', "["):
-        path.write_text("\n".join([lines[0], odd, lines[2]]) + "\n")
-        with pytest.raises(ConfigError, match=r"line 2 of .*samples.jsonl is damaged; delete the pool"):
-            Source(config)
-    path.write_text("\n".join(lines) + "\n")
-    (tmp_path / "pool" / FACTS).write_text("[" * 100_000)
-    with pytest.raises(ConfigError, match="the pool .* is damaged .*nested too deep"):
-        Source(config)

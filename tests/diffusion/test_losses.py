@@ -7,10 +7,11 @@ import pytest
 import torch
 from mixture import gaussian_left, gaussian_x0
 
-from unclip.diffusion import Denoiser, Prediction, loss_terms, make_schedule, prior_term, step_list, vlb_terms
+from unclip.diffusion.denoiser import Denoiser, Prediction
 from unclip.diffusion.gaussian import beta, diffuse, optimal_variance, posterior_variance
-from unclip.diffusion.losses import WEIGHTINGS, mean_flat
-from unclip.diffusion.schedule import SCHEDULES
+from unclip.diffusion.likelihood import prior_term
+from unclip.diffusion.losses import WEIGHTINGS, loss_terms, mean_flat, vlb_terms
+from unclip.diffusion.schedule import SCHEDULES, make_schedule, step_list
 
 T = torch.tensor([1, 2, 30, 100])
 PREDICTED = [(name, predicts) for name, predicts in product(SCHEDULES, ["eps", "x0", "v"])

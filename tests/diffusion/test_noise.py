@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from unclip.diffusion import Noise, fold, uniform
+from unclip.diffusion.noise import Noise, fold
+from unclip.diffusion.timesteps import uniform
 
 
 def test_a_pictures_noise_does_not_depend_on_its_batch():

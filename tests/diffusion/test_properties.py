@@ -7,26 +7,13 @@ import pytest
 import torch
 from mixture import wavy
 
-from unclip.diffusion import (
-    SAMPLERS,
-    Denoiser,
-    Noise,
-    Prediction,
-    bind,
-    clamp_x0,
-    classifier_free,
-    ddim,
-    evenly_spaced,
-    gradient,
-    invert,
-    loss_terms,
-    make_schedule,
-    step_list,
-)
-from unclip.diffusion.denoiser import PREDICTS
+from unclip.diffusion.denoiser import PREDICTS, Denoiser, Prediction
 from unclip.diffusion.gaussian import beta, log_variance, posterior
-from unclip.diffusion.losses import KINDS, WEIGHTINGS
-from unclip.diffusion.schedule import SCHEDULES
+from unclip.diffusion.guidance import bind, clamp_x0, classifier_free, gradient
+from unclip.diffusion.losses import KINDS, WEIGHTINGS, loss_terms
+from unclip.diffusion.noise import Noise
+from unclip.diffusion.samplers import SAMPLERS, ddim, invert
+from unclip.diffusion.schedule import SCHEDULES, evenly_spaced, make_schedule, step_list
 
 VARIANCES = ["small", "large", "learned"]
 EVERY_SAMPLER = {**SAMPLERS, "ddim, eta 1": partial(ddim, eta=1.0)}

@@ -9,21 +9,13 @@ import pytest
 import torch
 from public_process import CASES, ROUNDING, TABLES, close, load
 
-from unclip.diffusion import (
-    Prediction,
-    Schedule,
-    clamp_x0,
-    ddim,
-    ddpm,
-    gradient,
-    invert,
-    loss_terms,
-    prior_term,
-    step_list,
-    vlb_terms,
-)
+from unclip.diffusion.denoiser import Prediction
 from unclip.diffusion.gaussian import beta, diffuse, log_variance, posterior
-from unclip.diffusion.schedule import like
+from unclip.diffusion.guidance import clamp_x0, gradient
+from unclip.diffusion.likelihood import prior_term
+from unclip.diffusion.losses import loss_terms, vlb_terms
+from unclip.diffusion.samplers import ddim, ddpm, invert
+from unclip.diffusion.schedule import Schedule, like, step_list
 
 BOUND = {"kl": "vlb", "rescaled_kl": "rescaled"}
 

@@ -8,8 +8,12 @@ import pytest
 import torch
 from mixture import MEANS, STDS, WEIGHTS, exact_x0
 
-from unclip.diffusion import SAMPLERS, Denoiser, Noise, bind, evenly_spaced, make_schedule, repaint
-from unclip.diffusion.schedule import SCHEDULES
+from unclip.diffusion.denoiser import Denoiser
+from unclip.diffusion.guidance import bind
+from unclip.diffusion.noise import Noise
+from unclip.diffusion.repaint import repaint
+from unclip.diffusion.samplers import SAMPLERS
+from unclip.diffusion.schedule import SCHEDULES, evenly_spaced, make_schedule
 
 STEPS = evenly_spaced(1000, 20)
 KNOWN = torch.tensor([[True, False]])

@@ -6,24 +6,13 @@ import pytest
 import torch
 from mixture import COVARIANCE, MEAN, exact_x0, gaussian_left, gaussian_x0, sample_mixture, wavy
 
-from unclip.diffusion import (
-    SAMPLERS,
-    Denoiser,
-    Noise,
-    Schedule,
-    bind,
-    ddim,
-    ddpm,
-    dpm_solver_2m,
-    evenly_spaced,
-    gradient,
-    heun,
-    invert,
-    make_schedule,
-    x0_variance,
-)
+from unclip.diffusion.analytic import x0_variance
+from unclip.diffusion.denoiser import Denoiser
 from unclip.diffusion.gaussian import diffuse, optimal_variance, posterior_variance
-from unclip.diffusion.schedule import SCHEDULES
+from unclip.diffusion.guidance import bind, gradient
+from unclip.diffusion.noise import Noise
+from unclip.diffusion.samplers import SAMPLERS, ddim, ddpm, dpm_solver_2m, heun, invert
+from unclip.diffusion.schedule import SCHEDULES, Schedule, evenly_spaced, make_schedule
 
 STOCHASTIC_DDIM = partial(ddim, eta=1.0)
 EVERY = {**SAMPLERS, "ddim, eta 1": STOCHASTIC_DDIM}

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from unclip.diffusion import Level, evenly_spaced, make_schedule, step_list
 from unclip.diffusion.gaussian import (
     beta,
     diffuse,
@@ -17,7 +16,7 @@ from unclip.diffusion.gaussian import (
     posterior_variance,
     tanh_normal_cdf,
 )
-from unclip.diffusion.schedule import SCHEDULES, check_steps
+from unclip.diffusion.schedule import SCHEDULES, Level, check_steps, evenly_spaced, make_schedule, step_list
 
 each_schedule = pytest.mark.parametrize("name", SCHEDULES)
 

@@ -18,8 +18,10 @@ from training import classifier as program
 from unclip.checkpoint import CheckpointError
 from unclip.config import ConfigError
 from unclip.data.writing import ShardWriter
-from unclip.diffusion import Noise, Prediction, gradient
+from unclip.diffusion.denoiser import Prediction
 from unclip.diffusion.gaussian import diffuse
+from unclip.diffusion.guidance import gradient
+from unclip.diffusion.noise import Noise
 from unclip.guides.classifier import Classifier, ClassifierStageConfig, load_classifier
 from unclip.pipeline.pipeline import Pipeline
 from unclip.pipeline.request import Wish

@@ -133,7 +133,7 @@ def pipeline(folder: Path, gain: float = 1.0, **prior_changes):
     from diffusers import UnCLIPPipeline, UnCLIPScheduler
 
     tokens = tokenizer(folder)
-    made = UnCLIPPipeline(
+    theirs = UnCLIPPipeline(
         prior=prior(gain=gain, **prior_changes),
         decoder=decoder(gain=gain),
         text_proj=text_proj(gain=gain),
@@ -145,12 +145,12 @@ def pipeline(folder: Path, gain: float = 1.0, **prior_changes):
         decoder_scheduler=UnCLIPScheduler(variance_type="learned_range"),
         super_res_scheduler=UnCLIPScheduler(),
     )
-    made.set_progress_bar_config(disable=True)
-    return made
+    theirs.set_progress_bar_config(disable=True)
+    return theirs
 
 
 def saved(folder: Path, **settings):
     """A pipeline, and where in the folder it saved itself."""
-    made = pipeline(folder / "words", **settings)
-    made.save_pretrained(folder / "karlo")
-    return made, folder / "karlo"
+    theirs = pipeline(folder / "words", **settings)
+    theirs.save_pretrained(folder / "karlo")
+    return theirs, folder / "karlo"

@@ -62,40 +62,41 @@ def split(name: str) -> tuple[str, str]:
 
 
 def prior(model: nn.Module) -> dict[str, Tensor]:
-    state, heads, made = model.state_dict(), model.config.num_attention_heads, {}
+    state, heads, renamed = model.state_dict(), model.config.num_attention_heads, {}
     for name, value in state.items():
         layer, kind = split(name)
         block = re.fullmatch(r"transformer_blocks\.(\d+)\.(.*)", layer)
         if block is None and layer in PRIOR:
-            made[PRIOR[layer] + kind] = value
+            renamed[PRIOR[layer] + kind] = value
         elif block and block[2] in PRIOR_BLOCK:
-            made[f"transformer.resblocks.{block[1]}.{PRIOR_BLOCK[block[2]]}{kind}"] = value
+            renamed[f"transformer.resblocks.{block[1]}.{PRIOR_BLOCK[block[2]]}{kind}"] = value
         elif block and block[2] == "attn1.to_q":
             parts = [state[name.replace("to_q", part)] for part in ("to_q", "to_k", "to_v")]
-            made[f"transformer.resblocks.{block[1]}.attn.c_qkv{kind}"] = rows(parts, heads)
-    return made
+            renamed[f"transformer.resblocks.{block[1]}.attn.c_qkv{kind}"] = rows(parts, heads)
+    return renamed
 
 
 def unet(model: nn.Module) -> dict[str, Tensor]:
-    state, made = model.state_dict(), {}
+    state, renamed = model.state_dict(), {}
     for name, value in state.items():
         layer, kind = split(name)
         if layer in TOP:
-            made[TOP[layer] + kind] = value
+            renamed[TOP[layer] + kind] = value
             continue
         kinds = "resnets|attentions|downsamplers|upsamplers"
         where, part = re.fullmatch(rf"(.*(?:{kinds})\.\d+)\.(.*)", layer).groups()
         place = block(where, model.config)
         if part in RESNET:
-            made[f"{place}.{RESNET[part]}{kind}"] = value
+            renamed[f"{place}.{RESNET[part]}{kind}"] = value
         elif part in ("group_norm", "to_out.0"):
-            made[f"{place}.{'norm' if part == 'group_norm' else 'proj_out'}{kind}"] = conv(value, kind, part)
+            name = "norm" if part == "group_norm" else "proj_out"
+            renamed[f"{place}.{name}{kind}"] = conv(value, kind, part)
         elif part in ("to_q", "add_k_proj"):
             parts = ("to_q", "to_k", "to_v") if part == "to_q" else ("add_k_proj", "add_v_proj")
             heads = len(value) // model.config.attention_head_dim
             joined = rows([state[name.replace(part, other)] for other in parts], heads)
-            made[f"{place}.{'qkv' if part == 'to_q' else 'encoder_kv'}{kind}"] = conv(joined, kind, part)
-    return made
+            renamed[f"{place}.{'qkv' if part == 'to_q' else 'encoder_kv'}{kind}"] = conv(joined, kind, part)
+    return renamed
 
 
 def conv(value: Tensor, kind: str, part: str) -> Tensor:

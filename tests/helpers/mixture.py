@@ -2,7 +2,8 @@
 
 import torch
 
-from unclip.diffusion import Denoiser, Level, Schedule
+from unclip.diffusion.denoiser import Denoiser
+from unclip.diffusion.schedule import Level, Schedule
 
 WEIGHTS = torch.tensor([0.3, 0.7], dtype=torch.float64)
 MEANS = torch.tensor([[-1.0, 0.5], [0.8, -0.4]], dtype=torch.float64)

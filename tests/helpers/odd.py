@@ -96,8 +96,11 @@ def odd_places(*parts: object) -> list[int]:
         for value in (*part.parameters(), *part.buffers())
     ]
     remembered = [
-        kept for part in parts if isinstance(part, torch.optim.Optimizer) for kept in part.state.values()
+        moments
+        for part in parts
+        if isinstance(part, torch.optim.Optimizer)
+        for moments in part.state.values()
     ]
-    tensors += [value for kept in remembered for value in kept.values() if isinstance(value, Tensor)]
+    tensors += [value for moments in remembered for value in moments.values() if isinstance(value, Tensor)]
     assert not any(isinstance(part, torch.optim.Optimizer) for part in parts) or len(remembered) > 1
     return [place for place in map(lies, tensors) if place]

@@ -64,11 +64,11 @@ def sampling(of: str, steps: type = str, **more: Mapping[str, object]) -> dict:
               "guidance_scale": 1.5, "guidance_interval": "0.2,0.8", "prior_guidance_scale": 2.5,
               "clip_guidance_scale": 3.5, "sampler": "ddim", "negative_prompt": "a dog", "class_": 2,
               "classifier_scale": 0.5, "resamplings": 5}
-    made = {name: ([f"--{name.rstrip('_').replace('_', '-')}", str(value)],
+    options = {name: ([f"--{name.rstrip('_').replace('_', '-')}", str(value)],
                    {f"{of}.{name}": value, **more.get(name, {})}) for name, value in values.items()}
     guided = {"load_classifier.path": Path("led"), "load_classifier.device": CPU,
               "guide_with.classifier": "a classifier"}
-    return {**made, "classifier": (["--classifier", "led"], guided), **device("load"), **memory("load")}
+    return {**options, "classifier": (["--classifier", "led"], guided), **device("load"), **memory("load")}
 
 
 LOADED = {"unclip.app.cli.load": MODEL, "unclip.guides.classifier.load_classifier": "a classifier",

@@ -24,7 +24,7 @@ class Program:
     """A command, the least that it must be told, and what each of its arguments changes.
 
     main:    as a module's own.
-    given:   the words that all is compared with, by argument.
+    base:    the words that all is compared with, by argument.
     watched: real functions by dotted name, and what is answered in their place (or a function of the same).
     options: by argument, words in place of those given, and all that then is another than before. A second
              case of an argument is named "argument: which".
@@ -32,7 +32,7 @@ class Program:
     """
 
     main: Callable[[list[str]], object]
-    given: Mapping[str, Words]
+    base: Mapping[str, Words]
     watched: Mapping[str, object]
     options: Mapping[str, tuple[Words, Mapping[str, object]]]
     besides: Mapping[str, object]
@@ -48,17 +48,17 @@ def arguments(main: Callable[[list[str]], object]) -> list[argparse.Action]:
     def parse(self: argparse.ArgumentParser, *_: object) -> None:
         raise Parser(self)
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Parser) as made:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Parser) as raised:
         patch.setattr(argparse.ArgumentParser, "parse_known_args", parse)
         main([])
     answered = argparse._HelpAction, argparse._VersionAction
-    return [action for action in made.value.args[0]._actions if not isinstance(action, answered)]
+    return [action for action in raised.value.args[0]._actions if not isinstance(action, answered)]
 
 
 def changes(program: Program, case: str, capsys: pytest.CaptureFixture) -> Seen:
     """What one case's words change of what is given without them; None = it is not there any more."""
-    before = told(program, program.given, capsys)
-    after = told(program, {**program.given, case.partition(":")[0]: program.options[case][0]}, capsys)
+    before = calls_of(program, program.base, capsys)
+    after = calls_of(program, {**program.base, case.partition(":")[0]: program.options[case][0]}, capsys)
     return {
         key: after.get(key)
         for key in before | after
@@ -66,7 +66,7 @@ def changes(program: Program, case: str, capsys: pytest.CaptureFixture) -> Seen:
     }
 
 
-def told(program: Program, words: Mapping[str, Words], capsys: pytest.CaptureFixture) -> Seen:
+def calls_of(program: Program, words: Mapping[str, Words], capsys: pytest.CaptureFixture) -> Seen:
     """What the watched functions were given, and under "said" how a mistake ended."""
     seen: Seen = {}
     with pytest.MonkeyPatch.context() as patch:
@@ -88,9 +88,9 @@ def watch(name: str, answer: object, seen: Seen) -> Callable:
     def called(*args: object, **kwargs: object) -> object:
         of = function + "'" * len(calls)
         calls.append(of)
-        given = signature.bind(*args, **kwargs).arguments
-        seen.update({} if given else {of: "called"})
-        for parameter, value in given.items():
+        arguments = signature.bind(*args, **kwargs).arguments
+        seen.update({} if arguments else {of: "called"})
+        for parameter, value in arguments.items():
             if parameters[parameter].kind is inspect.Parameter.VAR_KEYWORD:
                 seen.update({f"{of}.{key}": plain(one) for key, one in value.items()})
             elif parameter != "self":

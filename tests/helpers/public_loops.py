@@ -14,10 +14,10 @@ from torch import Tensor
 
 
 class Spaced:
-    """betas: [T] of the original process. kept: the original steps (0 is one step of noise) to visit."""
+    """betas: [T] of the original process. visited: the original steps (0 is one step of noise) to visit."""
 
-    def __init__(self, betas: np.ndarray, kept: Sequence[int]) -> None:
-        self.steps = sorted(kept)
+    def __init__(self, betas: np.ndarray, visited: Sequence[int]) -> None:
+        self.steps = sorted(visited)
         kept_bars = np.cumprod(1 - betas)[self.steps]
         before = np.concatenate([[1.0], kept_bars[:-1]])
         self.betas = 1 - kept_bars / before

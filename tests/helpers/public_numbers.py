@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import torch
+from drawn_weights import drawn
 from safetensors import safe_open
 from torch import Tensor
 
@@ -15,12 +16,17 @@ from unclip.nets import NoisedClassifier, UNet
 
 
 def fixture(path: Path) -> tuple[dict, dict[str, Tensor], dict[str, Tensor]]:
-    """Arguments of the constructor, its weights, and the other tensors."""
+    """Arguments of the constructor, its weights (in the file, or drawn again), and the other tensors."""
     with safe_open(path, "pt") as file:
-        args = json.loads(file.metadata()["config"])
+        header = file.metadata()
         tensors = {key: file.get_tensor(key) for key in file.keys()}
     weights = {k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")}
-    return args, weights, {k: v for k, v in tensors.items() if not k.startswith("weights.")}
+    weights |= drawn(header["weights"]) if "weights" in header else {}
+    return (
+        json.loads(header["config"]),
+        weights,
+        {k: v for k, v in tensors.items() if not k.startswith("weights.")},
+    )
 
 
 def is_classifier(weights: dict[str, Tensor]) -> bool:

@@ -10,7 +10,8 @@ import torch
 from places import fixtures
 from safetensors import safe_open
 
-from unclip.diffusion import Denoiser, Schedule, make_schedule
+from unclip.diffusion.denoiser import Denoiser
+from unclip.diffusion.schedule import Schedule, make_schedule
 
 (FILE,) = fixtures("process/tables.json")
 TABLES = json.loads(FILE.read_text())

@@ -64,9 +64,9 @@ def picture(size: int = 16) -> Image.Image:
 
 
 def mask(size: int = 16, box: tuple[int, int, int, int] = (0, 0, 8, 16)) -> Image.Image:
-    made = Image.new("L", (size, size), 0)
-    made.paste(255, box)
-    return made
+    image = Image.new("L", (size, size), 0)
+    image.paste(255, box)
+    return image
 
 
 def tiny_files(folder: Path, size: int = 97) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from tiny_models import WIDTH, tiny_clip
+from tiny_models import SMALL, WIDTH, tiny_clip
 
 from unclip.nets.prior import PriorConfig
 from unclip.nets.unet import UNetConfig
@@ -18,12 +18,7 @@ def karlo() -> Pipeline:
         embed_dim=WIDTH, text_dim=WIDTH, text_length=16, width=16, layers=1, heads=2, null_text=False
     )
     net = UNetConfig(
-        image_size=8,
-        channels=8,
-        channel_mult=(1,),
-        num_res_blocks=1,
-        head_channels=8,
-        attention_resolutions=(8,),
+        **SMALL,
         context_channels=8,
         image_embed_dim=WIDTH,
         text_dim=WIDTH,

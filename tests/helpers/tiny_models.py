@@ -26,6 +26,15 @@ CLIP = {
     "text_cfg": {"context_length": 16, "width": WIDTH, "layers": 1, "heads": 2},
 }
 
+SMALL = {  # of a U-Net of 8 pixels
+    "image_size": 8,
+    "channels": 8,
+    "channel_mult": (1,),
+    "num_res_blocks": 1,
+    "head_channels": 8,
+    "attention_resolutions": (8,),
+}
+
 
 def tiny_clip(seed: int = 0) -> Clip:
     """A CLIP of 16-pixel pictures and 16 tokens, with random weights."""
@@ -81,3 +90,18 @@ def _awaken(stage: Stage) -> None:
         if weight.dim() > 1 and not weight.any():
             torch.nn.init.normal_(weight, std=0.1)
     stage.eval().requires_grad_(False)
+
+
+def lone_decoder(seed: int = 0, **net) -> Decoder:
+    """A decoder of 8 pixels, of which the output depends on its inputs."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        config = DecoderStageConfig(
+            net=UNetConfig(**{**SMALL, **net}),
+            process=Process(predicts="v"),
+            sampling=Sampling(steps=2, guidance_scale=2.0),
+        )
+        stage = Decoder(config)
+        for weight in stage.parameters():
+            weight.data += 0.4 * torch.randn_like(weight)
+    return stage.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""The tests mirror the rooms: each lies in a folder of one, has a name of its own, and imports no other."""
+"""The tests mirror the rooms: each lies in a room, has its own name, imports no other and is short."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from places import ROOT, TESTS
 
+MOST_LINES = 310  # of a file, as of the library's
 FILES = sorted(TESTS.rglob("test_*.py"))
 MODULES = [path.stem for path in TESTS.rglob("*.py") if path.name not in ("__init__.py", "conftest.py")]
 
@@ -27,6 +28,11 @@ def test_every_test_lies_in_a_room():
 
 def test_every_module_has_a_name_of_its_own():
     assert [name for name, count in Counter(MODULES).items() if count > 1] == []
+
+
+def test_files_stay_small():
+    sizes = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in TESTS.rglob("*.py")}
+    assert {name: size for name, size in sizes.items() if size > MOST_LINES} == {}
 
 
 def imported(path: Path) -> set[str]:

@@ -14,7 +14,7 @@ import options_verbs
 import pytest
 from PIL import Image
 from places import ROOT
-from programs import arguments, changes, told
+from programs import arguments, calls_of, changes
 
 import unclip.app.verbs
 
@@ -75,7 +75,7 @@ def test_an_argument_changes_what_it_should_and_nothing_else(program, case, caps
     ],
 )
 def test_all_that_a_program_passes_on_is_in_the_table(program, capsys):
-    found = told(program, program.given, capsys)
+    found = calls_of(program, program.base, capsys)
     assert {key: found.get(key) for key in program.besides} == program.besides
     known = set(program.besides).union(*(expected for _, expected in program.options.values()))
     assert not {key: value for key, value in found.items() if value is not None and key not in known}

@@ -22,7 +22,8 @@ from unclip.config import ConfigError
 from unclip.data.batches import stack
 from unclip.data.reading import read_shards
 from unclip.data.writing import ShardWriter
-from unclip.diffusion import Noise, make_schedule
+from unclip.diffusion.noise import Noise
+from unclip.diffusion.schedule import make_schedule
 from unclip.guides.classifier import Classifier, ClassifierStageConfig
 from unclip.options import Options
 from unclip.pipeline.request import Wish

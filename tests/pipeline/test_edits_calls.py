@@ -15,8 +15,7 @@ from tiny import awake, decoder, randn
 from tiny_models import WIDTH, tiny_clip
 
 from unclip.data.batches import shrink
-from unclip.diffusion import Noise
-from unclip.diffusion.noise import fold
+from unclip.diffusion.noise import Noise, fold
 from unclip.diffusion.samplers import Step
 from unclip.nets.prior import PriorConfig
 from unclip.options import Options

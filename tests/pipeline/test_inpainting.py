@@ -17,7 +17,7 @@ from tiny_models import tiny_pipeline
 
 import unclip
 from unclip.app.command import main
-from unclip.diffusion import SAMPLERS
+from unclip.diffusion.samplers import SAMPLERS
 from unclip.pipeline.pipeline import Pipeline
 from unclip.stages import Decoder, Sampling
 

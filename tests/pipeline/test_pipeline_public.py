@@ -14,7 +14,7 @@ from PIL import Image
 from tiny import decoder, seeded
 from tiny_glide import FEW, guide, mask, model, picture
 from tiny_karlo import karlo
-from tiny_models import tiny_clip
+from tiny_models import SMALL, tiny_clip
 
 import unclip
 from unclip.app import command
@@ -94,15 +94,7 @@ def test_a_classifier_is_saved_too(tmp_path):
     from unclip.guides.classifier import Classifier, ClassifierStageConfig
     from unclip.nets.classifier import ClassifierConfig
 
-    net = ClassifierConfig(
-        image_size=8,
-        channels=8,
-        channel_mult=(1,),
-        num_res_blocks=1,
-        head_channels=8,
-        attention_resolutions=(8,),
-        classes=3,
-    )
+    net = ClassifierConfig(**SMALL, classes=3)
     classifier = Classifier(ClassifierStageConfig(net=net, scale=4.0)).eval().requires_grad_(False)
     for weight in classifier.parameters():
         weight.data += 0.3 * torch.randn(weight.shape, generator=seeded(1))

@@ -19,8 +19,9 @@ import unclip
 from unclip.app.command import main
 from unclip.data.batches import shrink
 from unclip.data.images import to_pil
-from unclip.diffusion import SAMPLERS, Noise
 from unclip.diffusion.gaussian import diffuse
+from unclip.diffusion.noise import Noise
+from unclip.diffusion.samplers import SAMPLERS
 from unclip.pipeline.pipeline import Pipeline
 from unclip.pipeline.request import Wish, origin_of
 from unclip.stages import Decoder, Origin, Sampling

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import DIM, decoder, everything, glide, last, prior, randn, seeded, text, tokens, unit, upsampler
 
-from unclip.diffusion import Noise
+from unclip.diffusion.noise import Noise
 from unclip.diffusion.samplers import SAMPLERS
 from unclip.diffusion.schedule import step_list
 from unclip.stages import Process, Sampling

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from tiny import INPUTS, decoder, last, randn, seeded, unit, upsampler
 
-from unclip.diffusion import Noise
+from unclip.diffusion.noise import Noise
 from unclip.stages import LowRes, Process, blur3
 
 

@@ -9,45 +9,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from embedded_runs import CAPTIONS, PRIOR, clip_of, recipe, task_of
 from runs import forget
 from shards import encoded, noise, uneven
-from tiny_models import WIDTH, tiny_clip
+from tiny_models import tiny_clip
 
 from training import decoder, embed, prior
 from training.data import embeddings
 from training.data.embeddings import Embeddings, identity_of
 from training.programs import run
-from training.run.settings import make_accelerator
 from training.tasks import frozen, pictures, prior_rows
 from training.tasks import prior as tasks_prior
-from unclip.clip import Clip, load_clip, save_clip
-from unclip.config import ConfigError, load_config
+from unclip.clip import save_clip
+from unclip.config import ConfigError
 from unclip.data.batches import padded
 from unclip.data.images import to_tensor
 from unclip.data.writing import ShardWriter
-from unclip.stages import Decoder, Prior, load_stage
-
-PRIOR = {
-    "net": {"embed_dim": WIDTH, "text_dim": WIDTH, "text_length": 16, "width": 16, "layers": 1, "heads": 2},
-    "sampling": {"steps": 2},
-}
-DECODER = {
-    "net": {
-        "image_size": 16,
-        "channels": 16,
-        "channel_mult": [1],
-        "num_res_blocks": 1,
-        "head_channels": 8,
-        "middle_attention": False,
-        "image_embed_dim": WIDTH,
-        "text_dim": WIDTH,
-        "context_channels": 8,
-        "attention_resolutions": [16],
-    },
-    "process": {"predicts": "v"},
-    "sampling": {"steps": 2},
-}
-CAPTIONS = ["a cat", "a dog that runs", ""]
+from unclip.stages import load_stage
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +38,7 @@ def clips(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(clips, tmp_path_factory) -> Path:
+def embedded(clips, tmp_path_factory) -> Path:
     """Shards of 16-pixel pictures, the held-out ones too, with embeddings beside them."""
     folder = tmp_path_factory.mktemp("data")
     for split, count in (("train", 10), ("heldout", 3)):
@@ -78,37 +56,6 @@ def made(clips, tmp_path_factory) -> Path:
     return folder
 
 
-def clip_of(clips: Path) -> Clip:
-    return load_clip(clips / "one" / "clip")
-
-
-def recipe(kind: str, made: Path, out: Path, **more: object) -> Path:
-    data = {
-        "shards": [str(made / "train-*.tar")],
-        "heldout": [str(made / "heldout-*.tar")],
-        "size": 16,
-        "embeddings": str(made / "embeddings"),
-        **more.pop("data", {}),
-    }
-    train = {"out": str(out), "pictures": 8, "batch_size": 4, "precision": "fp32", "warmup": 0}
-    path = out.with_suffix(".yaml")
-    stage = PRIOR if kind == "prior" else DECODER
-    path.write_text(json.dumps({"data": data, "stage": stage, "train": train, **more}))
-    return path
-
-
-def task_of(kind: str, path: Path):
-    program = prior if kind == "prior" else pictures
-    config = config_of(kind, path)
-    stage = Prior(config.stage) if kind == "prior" else Decoder(config.stage)
-    task = prior_rows.RowsTask if kind == "prior" else program.PictureTask
-    return task(config, stage, make_accelerator(config.train))
-
-
-def config_of(kind: str, path: Path):
-    return load_config(prior.PriorRecipe if kind == "prior" else pictures.PictureRecipe, path)
-
-
 @pytest.fixture
 def no_clip(monkeypatch):
     """Nothing may load a CLIP."""
@@ -123,8 +70,8 @@ def no_clip(monkeypatch):
 # What is written
 
 
-def test_embeddings_lie_beside_the_samples_by_key(made, clips, capsys):
-    clip, found = clip_of(clips), Embeddings(made / "embeddings")
+def test_embeddings_lie_beside_the_samples_by_key(embedded, clips, capsys):
+    clip, found = clip_of(clips), Embeddings(embedded / "embeddings")
     assert found.clip == clip.identity == identity_of(str(clips / "one" / "clip")) and found.tokens
     assert {name: entry["pictures"] for name, entry in found.files.items()} == {
         "train-000000": 4,
@@ -147,11 +94,11 @@ def test_embeddings_lie_beside_the_samples_by_key(made, clips, capsys):
     assert torch.equal(mask, wanted.mask) and torch.allclose(tokens, wanted.tokens, atol=3e-3)
 
 
-def test_what_cannot_be_read_is_left_out_and_what_is_there_is_kept(made, clips, tmp_path, capsys):
-    manifest = json.loads((made / "embeddings" / "embeddings.json").read_text())
+def test_what_cannot_be_read_is_left_out_and_what_is_there_is_kept(embedded, clips, tmp_path, capsys):
+    manifest = json.loads((embedded / "embeddings" / "embeddings.json").read_text())
     assert manifest["skipped"] == 1 and manifest["pictures"] == 13 and manifest["captions"] == 25
     one, two = (str(clips / name / "clip") for name in ("one", "two"))
-    command = [f"{made}/train-*.tar", "--clip", one, "--tokens", "--out", str(tmp_path)]
+    command = [f"{embedded}/train-*.tar", "--clip", one, "--tokens", "--out", str(tmp_path)]
     embed.main(command)
     assert "skipped broken: this is no picture" in capsys.readouterr().err
     before = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")}
@@ -164,14 +111,14 @@ def test_what_cannot_be_read_is_left_out_and_what_is_there_is_kept(made, clips, 
     assert all(path.stat().st_mtime_ns != after[path.name] for path in tmp_path.glob("*.safetensors"))
 
 
-def test_mistakes_of_embedding(made, clips, tmp_path, capsys):
+def test_mistakes_of_embedding(embedded, clips, tmp_path, capsys):
     for folder in ("a", "b"):
         uneven(tmp_path / folder, [1])
     one = str(clips / "one" / "clip")
     for argv, said in (
         ([f"{tmp_path}/a", f"{tmp_path}/b", "--clip", one], "those of several shards"),
-        ([str(made), "--clip", "nowhere"], "nowhere holds no CLIP"),
-        ([str(made), "--clip", one, "--batch", "0"], "--batch must be at least 1"),
+        ([str(embedded), "--clip", "nowhere"], "nowhere holds no CLIP"),
+        ([str(embedded), "--clip", one, "--batch", "0"], "--batch must be at least 1"),
         (["http://x/a.tar", "--clip", one], "say where the embeddings go with --out"),
     ):
         with pytest.raises(SystemExit):
@@ -183,16 +130,16 @@ def test_mistakes_of_embedding(made, clips, tmp_path, capsys):
 
 
 @pytest.mark.bitwise
-def test_a_prior_trains_without_clip_and_without_pictures(made, tmp_path, no_clip):
+def test_a_prior_trains_without_clip_and_without_pictures(embedded, tmp_path, no_clip):
     """Though only the embeddings are left of the data."""
     bare = tmp_path / "bare"
-    shutil.copytree(made / "embeddings", bare)
+    shutil.copytree(embedded / "embeddings", bare)
     data = {
         "shards": ["gone/train-*.tar"],
         "heldout": ["gone/heldout-{000000..000000}.tar"],
         "embeddings": str(bare),
     }
-    prior.main([str(recipe("prior", made, tmp_path / "run", data=data))])
+    prior.main([str(recipe("prior", embedded, tmp_path / "run", data=data))])
     stage = load_stage(tmp_path / "run" / "prior.safetensors", "prior")
     found = Embeddings(bare)
     assert stage.facts["clip"] == found.clip and torch.equal(stage.embed_mean, found.mean)
@@ -201,8 +148,10 @@ def test_a_prior_trains_without_clip_and_without_pictures(made, tmp_path, no_cli
 
 
 @pytest.mark.parametrize("named", [False, True])
-def test_a_prior_is_told_what_clip_would_say(made, clips, tmp_path, named, no_clip):
-    path = recipe("prior", made, tmp_path / "run", **({"clip": str(clips / "one" / "clip")} if named else {}))
+def test_a_prior_is_told_what_clip_would_say(embedded, clips, tmp_path, named, no_clip):
+    path = recipe(
+        "prior", embedded, tmp_path / "run", **({"clip": str(clips / "one" / "clip")} if named else {})
+    )
     task, clip = task_of("prior", path), clip_of(clips)
     batches = list(itertools.islice(task.batches(0), 4))
     pairs = [(key, number) for number in range(10) for key in [f"train-{number}"] * (1 + number % 3)]
@@ -223,8 +172,8 @@ def test_a_prior_is_told_what_clip_would_say(made, clips, tmp_path, named, no_cl
         assert torch.allclose(states, text.tokens[which][text.mask[which]], atol=3e-3)
 
 
-def test_every_caption_is_seen_once_an_epoch_by_all_processes(made, tmp_path):
-    task = task_of("prior", recipe("prior", made, tmp_path / "run"))
+def test_every_caption_is_seen_once_an_epoch_by_all_processes(embedded, tmp_path):
+    task = task_of("prior", recipe("prior", embedded, tmp_path / "run"))
     seen = []
     for rank in (0, 1):
         task.accelerator = type("", (), {"process_index": rank, "num_processes": 2})
@@ -234,46 +183,47 @@ def test_every_caption_is_seen_once_an_epoch_by_all_processes(made, tmp_path):
     assert sorted(seen) == sorted(2 * [f"train-{n}" for n in range(10) for _ in range(1 + n % 3)])
 
 
-def test_without_states_clip_is_loaded_for_the_captions(made, clips, tmp_path):
-    shards, one = f"{made}/train-*.tar", str(clips / "one" / "clip")
+def test_without_states_clip_is_loaded_for_the_captions(embedded, clips, tmp_path):
+    shards, one = f"{embedded}/train-*.tar", str(clips / "one" / "clip")
     embed.main([shards, "--clip", one, "--out", str(tmp_path / "small")])
     data = {"embeddings": str(tmp_path / "small"), "heldout": []}
     with pytest.raises(ConfigError, match="no states of the text encoder: make it with training.embed"):
-        prior.main([str(recipe("prior", made, tmp_path / "a", data=data))])
+        prior.main([str(recipe("prior", embedded, tmp_path / "a", data=data))])
     forget()
-    prior.main([str(recipe("prior", made, tmp_path / "b", data=data, clip=one))])
+    prior.main([str(recipe("prior", embedded, tmp_path / "b", data=data, clip=one))])
     assert load_stage(tmp_path / "b" / "prior.safetensors", "prior").facts["clip"] == identity_of(one)
 
 
-def test_a_prior_remembers_embedded_captions(made, clips, tmp_path):
-    path = recipe("prior", made, tmp_path / "run")
+def test_a_prior_remembers_embedded_captions(embedded, clips, tmp_path):
+    path = recipe("prior", embedded, tmp_path / "run")
     config = json.loads(path.read_text())
     config["stage"] = {**PRIOR, "net": {**PRIOR["net"], "memory": 3, "memory_scale": 1e7}}
     path.write_text(json.dumps(config))
     task, clip = task_of("prior", path), clip_of(clips)
-    rows = [Embeddings(made / "embeddings")[f"train-{n:06d}"] for n in range(3)]
+    rows = [Embeddings(embedded / "embeddings")[f"train-{n:06d}"] for n in range(3)]
     cats = torch.cat([r.image for r in rows])
     recalled = task.stage.network.memory(clip.encode_text(["a cat"]).embed)
     wanted = torch.nn.functional.normalize(cats.mean(0), dim=0)
     assert torch.allclose(task.stage.unwhiten(recalled)[0], wanted, atol=1e-3)
 
 
-def test_a_decoder_trains_without_clip(made, tmp_path, no_clip):
-    decoder.main([str(recipe("decoder", made, tmp_path / "run", data={"workers": 1}))])
+def test_a_decoder_trains_without_clip(embedded, tmp_path, no_clip):
+    decoder.main([str(recipe("decoder", embedded, tmp_path / "run", data={"workers": 1}))])
     stage = load_stage(tmp_path / "run" / "decoder.safetensors")
-    assert stage.facts["clip"] == Embeddings(made / "embeddings").clip
+    assert stage.facts["clip"] == Embeddings(embedded / "embeddings").clip
 
 
 @pytest.mark.bitwise
 @pytest.mark.parametrize("hold", [False, True])
-def test_a_decoder_is_told_what_clip_would_say(made, clips, tmp_path, hold, monkeypatch):
+def test_a_decoder_is_told_what_clip_would_say(embedded, clips, tmp_path, hold, monkeypatch):
     one = str(clips / "one" / "clip")
-    task = task_of("decoder", recipe("decoder", made, tmp_path / "a", clip=one, data={"hold": hold}))
+    task = task_of("decoder", recipe("decoder", embedded, tmp_path / "a", clip=one, data={"hold": hold}))
     assert task.clip is None
     forget()
     monkeypatch.setattr(pictures.PictureTask, "_measure_embeddings", lambda self: None)
     plain = task_of(
-        "decoder", recipe("decoder", made, tmp_path / "b", clip=one, data={"embeddings": None, "hold": hold})
+        "decoder",
+        recipe("decoder", embedded, tmp_path / "b", clip=one, data={"embeddings": None, "hold": hold}),
     )
     plain.stage.set_statistics(task.stage.embed_mean, task.stage.embed_std)
     pairs = [(next(task.batches(2)), next(plain.batches(2))), (task.validation()[0], plain.validation()[0])]
@@ -288,19 +238,19 @@ def test_a_decoder_is_told_what_clip_would_say(made, clips, tmp_path, hold, monk
 
 
 @pytest.mark.parametrize("kind", ["prior", "decoder"])
-def test_embeddings_of_another_clip_are_refused(kind, made, clips, tmp_path):
-    path = recipe(kind, made, tmp_path / "run", clip=str(clips / "two" / "clip"))
+def test_embeddings_of_another_clip_are_refused(kind, embedded, clips, tmp_path):
+    path = recipe(kind, embedded, tmp_path / "run", clip=str(clips / "two" / "clip"))
     with pytest.raises(ConfigError, match="of the CLIP clip#.*, but the recipe's .*two/clip is clip#"):
         prior.main([str(path)]) if kind == "prior" else decoder.main([str(path)])
     forget()
-    named = recipe(kind, made, tmp_path / "run", clip="open_clip:ViT-B-32@openai")
+    named = recipe(kind, embedded, tmp_path / "run", clip="open_clip:ViT-B-32@openai")
     with pytest.raises(ConfigError, match="open_clip:ViT-B-32@openai is open_clip:ViT-B-32@openai"):
         task_of(kind, named)
 
 
-def test_a_published_clip_is_known_by_its_name(made, tmp_path):
+def test_a_published_clip_is_known_by_its_name(embedded, tmp_path):
     copy = tmp_path / "embeddings"
-    shutil.copytree(made / "embeddings", copy)
+    shutil.copytree(embedded / "embeddings", copy)
     manifest = json.loads((copy / "embeddings.json").read_text())
     (copy / "embeddings.json").write_text(json.dumps({**manifest, "clip": "open_clip:ViT-B-32@openai#0123"}))
     Embeddings(copy).check_clip("open_clip:ViT-B-32@openai")
@@ -317,20 +267,20 @@ def test_a_published_clip_is_known_by_its_name(made, tmp_path):
         ("decoder", {"kind": "icons"}, "icons are composed anew, and have no embeddings"),
     ],
 )
-def test_mistakes_of_training(kind, data, said, made, tmp_path):
-    path = recipe(kind, made, tmp_path / "run", data=data)
+def test_mistakes_of_training(kind, data, said, embedded, tmp_path):
+    path = recipe(kind, embedded, tmp_path / "run", data=data)
     with pytest.raises(ConfigError, match=said):
         task_of(kind, path)
 
 
-def test_shards_without_embeddings_are_an_error_at_once(made, tmp_path):
+def test_shards_without_embeddings_are_an_error_at_once(embedded, tmp_path):
     (other,) = uneven(tmp_path, [2])
-    path = recipe("decoder", made, tmp_path / "run", data={"shards": [str(other)]})
+    path = recipe("decoder", embedded, tmp_path / "run", data={"shards": [str(other)]})
     with pytest.raises(ConfigError, match="holds no embeddings of shard-0-000000; run training.embed again"):
         task_of("decoder", path)
 
 
-def test_samples_that_have_changed_are_not_given_old_embeddings(made, tmp_path, capsys):
+def test_samples_that_have_changed_are_not_given_old_embeddings(embedded, tmp_path, capsys):
     with ShardWriter(tmp_path, "train", 100) as writer:
         for number, caption in enumerate(["a cat", "another caption", "a cat"]):
             writer.write(
@@ -338,16 +288,16 @@ def test_samples_that_have_changed_are_not_given_old_embeddings(made, tmp_path, 
                 {"png": encoded(noise(16, 16, number)), "txt": caption.encode()},
             )
     data = {"shards": [str(writer.paths[0])], "heldout": [], "max_corrupt": 1.0}
-    task = task_of("decoder", recipe("decoder", made, tmp_path / "run", data=data))
+    task = task_of("decoder", recipe("decoder", embedded, tmp_path / "run", data=data))
     assert set(next(task.batches(0)).keys) == {"train-0"}
     told = capsys.readouterr().err
     assert "skipped train-1: its caption is another than that in" in told
     assert "skipped train-99: no embedding in" in told
 
 
-def test_damaged_embeddings_are_told(made, tmp_path):
+def test_damaged_embeddings_are_told(embedded, tmp_path):
     copy = tmp_path / "embeddings"
-    shutil.copytree(made / "embeddings", copy)
+    shutil.copytree(embedded / "embeddings", copy)
     (copy / "train-000000.safetensors").write_bytes(b"cut short")
     with pytest.raises(ValueError, match="train-000000.safetensors is not a readable"):
         Embeddings(copy)["train-000000"]

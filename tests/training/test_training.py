@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from places import DATA, ROOT
+from places import ROOT
 from processes import Processes
 from runs import files, forget, metrics, same, saved
 from shards import encoded
-from tiny_models import WIDTH
+from training_programs import MAIN, PICTURES, STAGES, writer
 
-from training import decoder, prior, upsampler
+from training import decoder, prior
 from training.data.source import Source
 from training.programs import run
 from training.run import loop, saves
@@ -33,61 +33,10 @@ from unclip.data.reading import expand, read_shards
 from unclip.data.writing import ShardWriter
 from unclip.stages import Prior, load_stage
 
-DATA = {"shards": [f"{DATA}/icons-64-train-*.tar"], "size": 16, "heldout": [f"{DATA}/icons-64-heldout-*.tar"]}
-NET = {
-    "image_size": 16,
-    "channels": 16,
-    "channel_mult": [1],
-    "num_res_blocks": 1,
-    "head_channels": 8,
-    "dropout": 0.1,
-    "middle_attention": False,
-}
-TEXT = {"text_dim": WIDTH, "context_channels": 8, "attention_resolutions": [16]}
-LEARNED = {"predicts": "eps", "variance": "learned", "loss": "hybrid"}
-STAGES = {
-    "ddpm": {"net": {**NET, "out_channels": 6}, "process": LEARNED, "sampling": {"steps": 2}},
-    "glide": {"net": {**NET, **TEXT}, "process": {"predicts": "v"}, "sampling": {"steps": 2}},
-    "decoder": {"net": {**NET, **TEXT, "image_embed_dim": WIDTH, "out_channels": 6}, "process": LEARNED,
-                "sampling": {"steps": 2, "guidance_scale": 2.0}, "embed_noise": 0.1},
-    "upsampler": {"net": {**NET, "in_channels": 6, "pixel_unshuffle": 2}, "process": {"predicts": "v"},
-                  "sampling": {"steps": 2}, "low_res": {"size": 8, "noise": 0.1, "residual_scale": 0.3}},
-    "prior": {"net": {"embed_dim": WIDTH, "text_dim": WIDTH, "text_length": 16, "width": 16, "layers": 1,
-                      "heads": 2, "dropout": 0.1}, "sampling": {"steps": 2}},
-}  # fmt: skip
-MAIN = {**dict.fromkeys(STAGES, decoder.main), "upsampler": upsampler.main, "prior": prior.main}
-
 
 @pytest.fixture
 def write(tmp_path: Path, tiny_model: Path) -> Callable[..., Path]:
-    """Writes the recipe of a tiny run: 32 pictures, 8 a step."""
-
-    def recipe(name: str, out: str = "run", **settings: object) -> Path:
-        settings = {
-            "out": str(tmp_path / out),
-            "pictures": 32,
-            "batch_size": 8,
-            "precision": "fp32",
-            "log_every": 8,
-            "warmup": 0,
-            **settings,
-        }
-        made = {
-            "stage": STAGES[name],
-            "train": settings,
-            "data": {**DATA, "kind": "shards" if name in ("ddpm", "glide") else "icons"},
-        }
-        if name in ("glide", "decoder", "prior"):
-            made["clip"] = str(tiny_model / "clip")
-        if name == "prior":
-            made["embeddings"] = 64
-        if name == "upsampler":
-            made["data"]["crop"] = 8
-        path = tmp_path / f"{out}.yaml"
-        path.write_text(json.dumps(made))  # JSON is YAML
-        return path
-
-    return recipe
+    return writer(tmp_path, tiny_model)
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -143,13 +92,13 @@ def test_a_prior_remembers_the_pictures_of_each_caption(write):
     """From shards, where the caption is the name; a sharp memory then recalls their mean embedding."""
     path = write("prior")
     made = json.loads(path.read_text())
-    path.write_text(json.dumps({**made, "data": {**DATA, "kind": "shards"}}))
+    path.write_text(json.dumps({**made, "data": {**PICTURES, "kind": "shards"}}))
     task = prior_task(path, memory=400, memory_scale=1e7)
     by_caption = defaultdict(list)
     for names, batch in task_source(task).once(64):
         for caption, embed in zip(names, task._embed(batch.image), strict=True):
             by_caption[caption].append(embed)
-    assert sum(map(len, by_caption.values())) == sum(1 for _ in read_shards(expand(DATA["shards"])))
+    assert sum(map(len, by_caption.values())) == sum(1 for _ in read_shards(expand(PICTURES["shards"])))
     wanted = torch.stack([torch.stack(found).mean(0) for found in by_caption.values()])
     texts = task.conditions(list(by_caption))["text_embed"]
     recalled = task.stage.network.memory(texts)

@@ -14,7 +14,7 @@ from unclip.config import Config, ConfigError, differences
 from unclip.diffusion.noise import fold
 
 from ..run import saves
-from ..run.changes import told
+from ..run.changes import in_words
 from ..run.guard import Part
 from ..run.learner import Learner
 from ..run.settings import alone
@@ -156,10 +156,11 @@ class PhaseRun(Learner):
         """Refuse what cannot go on, and say what else has changed."""
         if changed := differences(before["identity"], self.facts["identity"]):
             raise ConfigError(
-                f"{self.out} holds another run ({told(changed)}); choose another out=, or restore the recipe"
+                f"{self.out} holds another run ({in_words(changed)}); choose another out=, or restore the "
+                "recipe"
             )
         if changed := differences(before["recipe"], self.facts["recipe"]):
-            self.accelerator.print(f"changed since the last run: {told(changed)}")
+            self.accelerator.print(f"changed since the last run: {in_words(changed)}")
 
 
 def _adam(phase: Phase, module: nn.Module) -> torch.optim.AdamW:

@@ -191,10 +191,10 @@ def _noised(recipe: ClipRecipe) -> NoisedClip:
     if recipe.start is None:
         return NoisedClip(recipe.noised)
     clip = load_noised_clip(recipe.start)
-    wanted, found = (
+    wanted, other = (
         config.model_dump(exclude={"net": {"logit_scale", "attention"}})
         for config in (recipe.noised, clip.config)
     )
-    if wanted != found:
-        raise ConfigError(f"{recipe.start} is another noised CLIP than the recipe's: {found}")
+    if wanted != other:
+        raise ConfigError(f"{recipe.start} is another noised CLIP than the recipe's: {other}")
     return clip

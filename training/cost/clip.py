@@ -99,7 +99,7 @@ def _cost(name: str, phase: Phase, recipe: ClipRecipe, gpus: int, work: tuple[nn
     forward, backward = step_flops(lambda: loss(1, 1))
     used = [part for part in module.children() if isinstance(part, nn.Module)]
     sizes = sizes_of(nn.ModuleList(used), bf16)
-    kept, again = (step_bytes(module, lambda: loss(micro, gpus), bf16, how) for how in (False, True))
+    stored, again = (step_bytes(module, lambda: loss(micro, gpus), bf16, how) for how in (False, True))
     return Cost(
         name=f"{recipe.out} ({name})",
         pictures=phase.samples,
@@ -111,7 +111,7 @@ def _cost(name: str, phase: Phase, recipe: ClipRecipe, gpus: int, work: tuple[nn
         backward=backward,
         frozen=0,
         frozen_weights=0,
-        activations=kept - sizes["copies"],
+        activations=stored - sizes["copies"],
         activations_checkpointed=again,
         checkpointing=recipe.checkpointing,
         can_shard=False,

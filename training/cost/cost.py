@@ -60,9 +60,9 @@ def count_flops(run: Callable[[], object]) -> int:
 
 def step_flops(loss: Callable[[], Tensor]) -> tuple[int, int]:
     """Of a forward pass alone, and of the backward pass that follows it."""
-    made: list[Tensor] = []
-    forward = count_flops(lambda: made.append(loss()))
-    return forward, count_flops(made.pop().backward)
+    losses: list[Tensor] = []
+    forward = count_flops(lambda: losses.append(loss()))
+    return forward, count_flops(losses.pop().backward)
 
 
 def step_bytes(module: nn.Module, loss: Callable[[], Tensor], bf16: bool, checkpointed: bool) -> int:

@@ -24,7 +24,7 @@ def stage_cost(recipe: Config, gpus: int, clips: Mapping[str, dict | str]) -> Co
     forward, backward = step_flops(lambda: loss_of(stage, one))
     frozen, frozen_weights, notes = _frozen(recipe, stage, clips)
     sizes = sizes_of(stage, bf16)
-    kept, again = (step_bytes(stage, lambda: loss_of(stage, whole), bf16, how) for how in (False, True))
+    stored, again = (step_bytes(stage, lambda: loss_of(stage, whole), bf16, how) for how in (False, True))
     return Cost(
         name=settings.out,
         pictures=settings.pictures,
@@ -40,7 +40,7 @@ def stage_cost(recipe: Config, gpus: int, clips: Mapping[str, dict | str]) -> Co
         checkpointing=settings.checkpointing,
         shard=settings.shard,
         can_shard=True,
-        activations=kept - sizes["copies"],
+        activations=stored - sizes["copies"],
         activations_checkpointed=again,
         **sizes,
     )

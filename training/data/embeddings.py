@@ -129,7 +129,7 @@ class Embeddings:
             raise ConfigError(f"{folder} holds no embeddings: {reason}") from None
         if not all(type(count) is int and count >= 0 for count in counts) or self.mean.shape != (self.dim,):
             raise ConfigError(f"{self.folder / MANIFEST} is damaged: its counts or its mean are none")
-        self.kept = 8  # files in memory
+        self.capacity = 8  # files in memory
         self._rows: OrderedDict[str, Rows] = OrderedDict()
 
     def __getitem__(self, name: str) -> Rows:
@@ -138,7 +138,7 @@ class Embeddings:
             if name not in self.files:
                 raise ConfigError(f"{self.folder} holds no embeddings of {name}; run training.embed again")
             self._rows[name] = load_rows(self.path(name))
-            if len(self._rows) > self.kept:
+            if len(self._rows) > self.capacity:
                 self._rows.popitem(last=False)
         self._rows.move_to_end(name)
         return self._rows[name]

@@ -73,7 +73,7 @@ class Pool:
     def _known(self, path: Path, clip: str) -> Tensor:
         try:
             tensors, header = load_checkpoint(path, "pool")
-            found, by = tensors["image"], header["clip"]
+            image, by = tensors["image"], header["clip"]
         except (CheckpointError, KeyError) as error:
             raise ConfigError(
                 f"the pool's {path} cannot be read ({error}); delete it, and it is made again"
@@ -83,7 +83,7 @@ class Pool:
                 f"the pool {self.folder} was embedded by the CLIP {by}, not by {clip}; name "
                 f"another folder in data.pool, or delete {path}, and it is made again"
             )
-        return found
+        return image
 
 
 def as_bytes(images: Tensor) -> Tensor:
@@ -98,9 +98,9 @@ def open_pool(config: PoolConfig, size: int, facts: dict, draw: Callable[[int], 
     ever, from a number on. ``ConfigError`` for a pool of other facts or another size, or one cut short.
     """
     folder, facts = Path(config.folder), {**facts, "format": 1, "size": size}
-    kept = _kept(folder, facts)
-    if kept < config.scenes:
-        _draw(folder, facts, config.scenes, kept, draw)
+    count = _kept(folder, facts)
+    if count < config.scenes:
+        _draw(folder, facts, config.scenes, count, draw)
     captions, keys = zip(*_samples(folder, config.scenes), strict=True)
     image = np.memmap(folder / PICTURES, np.uint8, "r", shape=(config.scenes, 3, size, size))
     return Pool(folder, image, list(captions), list(keys))
@@ -125,61 +125,61 @@ def _kept(folder: Path, facts: dict) -> int:
     if not path.exists():
         return 0
     try:
-        found = read_json(path, "what a pool holds", count=int)
-        kept = found.pop("count")
+        before = read_json(path, "what a pool holds", count=int)
+        count = before.pop("count")
         there = (folder / PICTURES).stat().st_size
         with open(folder / SAMPLES, "rb") as lines:
-            told = sum(1 for _ in lines)
+            samples = sum(1 for _ in lines)
     except (OSError, ValueError) as error:
         raise ConfigError(f"the pool {folder} is damaged ({error}); delete it, {AGAIN}") from None
     other = [
-        f"{name} {found.get(name)!r}, not {facts.get(name)!r}"
-        for name in sorted({*found, *facts})
-        if found.get(name) != facts.get(name)
+        f"{name} {before.get(name)!r}, not {facts.get(name)!r}"
+        for name in sorted({*before, *facts})
+        if before.get(name) != facts.get(name)
     ]
     if other:
         raise ConfigError(
             f"the pool {folder} was made with {'; '.join(other)}: name another folder in "
             "data.pool, or delete this one, and it is made again"
         )
-    if kept < 0 or there < kept * 3 * facts["size"] ** 2 or told < kept:
+    if count < 0 or there < count * 3 * facts["size"] ** 2 or samples < count:
         raise ConfigError(
             f"the pool {folder} is cut short: {PICTURES} has {there:,} bytes and {SAMPLES} "
-            f"{told:,} samples for {kept:,} scenes; delete it, and it is made again"
+            f"{samples:,} samples for {count:,} scenes; delete it, and it is made again"
         )
-    return kept
+    return count
 
 
 def _draw(
     folder: Path,
     facts: dict,
     scenes: int,
-    kept: int,
+    count: int,
     draw: Callable[[int], Iterator[Drawn]],
     every: int = 10_000,
 ) -> None:
     """Draw scenes number ``kept`` and on. From time to time they are counted, so that little is ever lost."""
     folder.mkdir(parents=True, exist_ok=True)
-    batches = draw(kept)
+    batches = draw(count)
     with (
         open(folder / PICTURES, "ab") as file,
         open(folder / SAMPLES, "ab+") as lines,
-        tqdm(total=scenes, initial=kept, desc="drawing", unit="scene") as bar,
+        tqdm(total=scenes, initial=count, desc="drawing", unit="scene") as bar,
     ):
-        file.truncate(kept * 3 * facts["size"] ** 2)  # what was drawn, but not counted yet
+        file.truncate(count * 3 * facts["size"] ** 2)  # what was drawn, but not counted yet
         lines.seek(0)
-        lines.truncate(sum(len(line) for line in islice(lines, kept)))
-        while kept < scenes:
-            until = min(kept + every, scenes)
-            while kept < until:
+        lines.truncate(sum(len(line) for line in islice(lines, count)))
+        while count < scenes:
+            until = min(count + every, scenes)
+            while count < until:
                 image, captions, keys = next(batches)
-                n = min(len(captions), scenes - kept)
+                n = min(len(captions), scenes - count)
                 file.write(image[:n].numpy().tobytes())
                 rows = zip(captions[:n], keys[:n], strict=True)
                 lines.writelines(f"{json.dumps(row)}\n".encode() for row in rows)
-                kept += n
+                count += n
                 bar.update(n)
             for one in (file, lines):
                 one.flush()
                 os.fsync(one.fileno())
-            write_json(folder / FACTS, {**facts, "count": kept})
+            write_json(folder / FACTS, {**facts, "count": count})

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from unclip.files import sha256_of, write_json
+
 from .collect import Icon
 from .render import render_webp
 
@@ -42,19 +44,17 @@ def build(
     check_writable(out)
     try:
         old = read_manifest(out)
-        kept = old.get("sizes", {}) if old.get("source") == source else {}
-        kept = {size: entry for size, entry in kept.items() if complete(out / size, entry)}
-        missing = [size for size in sorted(set(sizes)) if str(size) not in kept]
+        entries = old.get("sizes", {}) if old.get("source") == source else {}
+        entries = {size: entry for size, entry in entries.items() if complete(out / size, entry)}
+        missing = [size for size in sorted(set(sizes)) if str(size) not in entries]
         if missing:
-            kept |= write(out, icons, missing, workers, per_shard)
+            entries |= write(out, icons, missing, workers, per_shard)
         manifest = {
             "source": source,
             "packages": packages,
-            "sizes": {size: kept[size] for size in sorted(kept, key=int)},
+            "sizes": {size: entries[size] for size in sorted(entries, key=int)},
         }
-        partial = out / ".manifest.partial"
-        partial.write_text(json.dumps(manifest, indent=1) + "\n")
-        os.replace(partial, out / "manifest.json")
+        write_json(out / "manifest.json", manifest)
     except OSError as error:
         raise BuildError(f"cannot write {out}: {error}") from error
     return manifest
@@ -102,7 +102,7 @@ def write(
             "families": dict(sorted(counts.items())),
             "left out": failed,
             "files": {
-                name: {"bytes": path.stat().st_size, "sha256": digest(path)}
+                name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
                 for name, path in sorted(files.items())
             },
         }
@@ -142,12 +142,6 @@ def fingerprint(icons: Sequence[Icon], per_shard: int) -> str:
     for icon in icons:
         total.update(json.dumps([icon.record(), vars(icon.drawing)], sort_keys=True).encode())
     return total.hexdigest()
-
-
-def digest(path: Path) -> str:
-    """The SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def complete(folder: Path, entry: dict) -> bool:

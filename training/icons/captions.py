@@ -90,14 +90,14 @@ def styled(record: Record) -> str:
 def keywords(record: Record) -> list[str]:
     """Usable keywords: English words or short phrases that are not already in the name."""
     name = set(re.findall(r"\w+", bare(record).lower()))
-    found = []
+    phrases = []
     for keyword in record.get("keywords") or ():
         text = str(keyword).replace("_", " ").replace("-", " ").strip().lower()
         words = text.split()
         usable = re.fullmatch(r"[a-z' ]{3,24}", text) and len(words) <= 3
-        if usable and not name.issuperset(words) and text not in found:
-            found.append(text)
-    return found
+        if usable and not name.issuperset(words) and text not in phrases:
+            phrases.append(text)
+    return phrases
 
 
 def caption(record: Record, rng: Random) -> str:

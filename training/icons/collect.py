@@ -74,19 +74,19 @@ def old_names(folders: dict[str, Path]) -> dict[str, str]:
 
 def drawings(package: dict) -> dict[str, Drawing]:
     """Every drawing of a package, its mirrored ones too; hidden (retired) icons are left out."""
-    found = {}
+    drawn = {}
     for icon, entry in package["icons"].items():
         if not entry.get("hidden"):
             box = {
                 side: entry.get(side, package.get(side, default))
                 for side, default in (("left", 0), ("top", 0), ("width", 16), ("height", 16))
             }
-            found[icon] = Drawing(entry["body"], **box)
+            drawn[icon] = Drawing(entry["body"], **box)
     for icon, alias in package.get("aliases", {}).items():
-        parent = found.get(alias["parent"])
+        parent = drawn.get(alias["parent"])
         if parent and alias.get("hFlip"):
-            found[icon] = replace(parent, flipped=not parent.flipped)
-    return found
+            drawn[icon] = replace(parent, flipped=not parent.flipped)
+    return drawn
 
 
 def collect(family: str, folder: Path, names: Names, codes: dict[str, str]) -> list[Icon]:
@@ -98,10 +98,10 @@ def collect(family: str, folder: Path, names: Names, codes: dict[str, str]) -> l
     categories = load(folder, "metadata.json", default={}).get("categories", {})
     category = {icon: slug(title) for title, icons in categories.items() for icon in icons}
     table = fxemoji_table() if family == "fxemoji" else {}
-    found = drawings(package)
+    drawn = drawings(package)
     icons = []
-    for icon, drawing in found.items():
-        if has_skin_tone(icon, found) or table.get(icon, icon) is None:
+    for icon, drawing in drawn.items():
+        if has_skin_tone(icon, drawn) or table.get(icon, icon) is None:
             continue
         name = table.get(icon) or icon.replace("-", " ")
         thing = names.find(slug(name), codes.get(icon))
@@ -114,12 +114,12 @@ def collect(family: str, folder: Path, names: Names, codes: dict[str, str]) -> l
 
 def unique(icons: list[Icon]) -> list[Icon]:
     """Of icons with one name or one drawing keep the one whose name is shortest."""
-    kept, seen = [], set()
+    chosen, seen = [], set()
     for icon in sorted(icons, key=lambda icon: (len(icon.thing.name), icon.thing.name, icon.icon)):
         if icon.key not in seen and icon.drawing not in seen:
-            kept.append(icon)
+            chosen.append(icon)
             seen |= {icon.key, icon.drawing}
-    return sorted(kept, key=lambda icon: icon.key)
+    return sorted(chosen, key=lambda icon: icon.key)
 
 
 def collect_all(folders: dict[str, Path], emojibase: Path, emojilib: Path) -> list[Icon]:

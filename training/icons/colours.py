@@ -12,33 +12,17 @@ from torch import Tensor
 
 # name -> (hue, saturation, value) of a typical pixel
 OBJECTS = {
-    "red": (2.0, 0.84, 0.86),
-    "orange": (27.0, 0.90, 0.96),
-    "yellow": (50.0, 0.84, 0.97),
-    "green": (122.0, 0.62, 0.66),
-    "turquoise": (174.0, 0.66, 0.78),
-    "blue": (217.0, 0.78, 0.85),
-    "purple": (276.0, 0.60, 0.74),
-    "pink": (332.0, 0.48, 0.96),
-    "brown": (24.0, 0.60, 0.46),
-    "black": (220.0, 0.10, 0.14),
-    "gray": (220.0, 0.05, 0.58),
-}
+    "red": (2.0, 0.84, 0.86), "orange": (27.0, 0.90, 0.96), "yellow": (50.0, 0.84, 0.97),
+    "green": (122.0, 0.62, 0.66), "turquoise": (174.0, 0.66, 0.78), "blue": (217.0, 0.78, 0.85),
+    "purple": (276.0, 0.60, 0.74), "pink": (332.0, 0.48, 0.96), "brown": (24.0, 0.60, 0.46),
+    "black": (220.0, 0.10, 0.14), "gray": (220.0, 0.05, 0.58),
+}  # fmt: skip
 BACKGROUNDS = {
-    "red": (226, 48, 44),
-    "orange": (247, 148, 40),
-    "yellow": (252, 218, 62),
-    "green": (72, 170, 86),
-    "light green": (170, 226, 160),
-    "turquoise": (64, 200, 190),
-    "blue": (52, 110, 222),
-    "light blue": (160, 208, 246),
-    "purple": (138, 80, 190),
-    "pink": (250, 164, 200),
-    "brown": (124, 78, 48),
-    "gray": (150, 152, 156),
-    "black": (18, 18, 22),
-}
+    "red": (226, 48, 44), "orange": (247, 148, 40), "yellow": (252, 218, 62), "green": (72, 170, 86),
+    "light green": (170, 226, 160), "turquoise": (64, 200, 190), "blue": (52, 110, 222),
+    "light blue": (160, 208, 246), "purple": (138, 80, 190), "pink": (250, 164, 200),
+    "brown": (124, 78, 48), "gray": (150, 152, 156), "black": (18, 18, 22),
+}  # fmt: skip
 NAMES = ("black", "white", "gray", "red", "orange", "yellow", "green", "turquoise", "blue",
          "purple", "pink", "brown", "beige")  # fmt: skip
 _HUE_EDGES = (13.0, 41.0, 68.0, 160.0, 188.0, 256.0, 298.0, 345.0)

@@ -29,13 +29,13 @@ class Meaning(NamedTuple):
 def words() -> list[Word]:
     """The table, in the order of the file."""
     lines = (Path(__file__).parent / "everyday.txt").read_text(encoding="utf-8").splitlines()
-    found = []
+    listed = []
     for line in lines:
         if line and not line.startswith("#"):
             word, names, *colour = (part.strip() for part in line.split("|"))
             names = tuple(name.strip() for name in names.split(","))
-            found.append(Word(noun(word), names, *colour or [None]))
-    return found
+            listed.append(Word(noun(word), names, *colour or [None]))
+    return listed
 
 
 def meanings(records: Sequence[Mapping], traits: Traits) -> list[Meaning]:
@@ -46,7 +46,7 @@ def meanings(records: Sequence[Mapping], traits: Traits) -> list[Meaning]:
     rows: dict[str, list[int]] = {}
     for row, record in enumerate(records):
         rows.setdefault(record["name"], []).append(row)
-    paintable, found = frozenset(traits.paintable), []
+    paintable, listed = frozenset(traits.paintable), []
     for word in words():
         shown = [
             (row, None if traits.colour[row] == word.colour else word.colour)
@@ -57,5 +57,5 @@ def meanings(records: Sequence[Mapping], traits: Traits) -> list[Meaning]:
             (row, colour) for row, colour in shown if colour is None or row in paintable and colour in OBJECTS
         ]
         if shown:
-            found.append(Meaning(word.noun, tuple(shown)))
-    return found
+            listed.append(Meaning(word.noun, tuple(shown)))
+    return listed

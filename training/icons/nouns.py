@@ -64,8 +64,8 @@ def noun(name: str) -> Noun:
         kind, _, text = SPECIAL[slug].partition(" ")
         return Noun(text, kind)
     for rule in (_flag, _clock, _letter, _sign, _family):
-        if found := rule(slug):
-            return found
+        if exception := rule(slug):
+            return exception
     text = _readable(name if " " in name else name.replace("-", " "))
     return Noun(text, _kind(text))
 

@@ -100,15 +100,15 @@ class Scenes:
         with tqdm(desc="reading pictures", unit=" pictures", leave=False) as bar:
 
             def read(url: str) -> list[tuple[np.ndarray, dict]]:
-                found = []
+                loaded = []
                 for sample in read_shards([url], epochs=1):
                     record = {**(sample.get("record") or {}), "key": sample["key"]}
                     record.setdefault("name", sample["caption"])
                     if only and record["name"] not in only:
                         continue
-                    found.append((compose.premultiplied(sample["image"], size), record))
+                    loaded.append((compose.premultiplied(sample["image"], size), record))
                     bar.update()
-                return found
+                return loaded
 
             with ThreadPoolExecutor(2) as threads:
                 samples = [sample for part in threads.map(read, expand(paths)) for sample in part]

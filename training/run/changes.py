@@ -44,7 +44,7 @@ def check(out: object, old: dict, recipe: Config, order: dict, new_data: bool) -
         hint = "restore the recipe, or choose another out="
         if data.issuperset(refused):
             hint += "; train.new_data=true goes on with the new data (or the old, if it only moved)"
-        raise ConfigError(f"{out} holds a run that this recipe cannot continue ({told(refused)}); {hint}")
+        raise ConfigError(f"{out} holds a run that this recipe cannot continue ({in_words(refused)}); {hint}")
     return changed
 
 
@@ -78,7 +78,7 @@ def of_files(old: dict, new: dict) -> dict[str, str]:
     return dict(sorted(changed.items()))
 
 
-def told(changes: dict[str, str]) -> str:
+def in_words(changes: dict[str, str]) -> str:
     """Changes as one line of text."""
     return ", ".join(f"{key}: {how}" for key, how in changes.items())
 

@@ -52,7 +52,7 @@ class Learner(ABC):
         self.signals = Signals()
         self.step = 0  # optimiser steps taken, or left out
         self.saved = -1  # ... when it was last saved
-        self.told = self.interrupted = False  # whether a signal came to any process, and that it was Ctrl-C
+        self.ending = self.interrupted = False  # whether a signal came to any process, and that it was Ctrl-C
         self.stuck = False  # whether any process has no next batch
         self._batch: object = None  # the last one here
         self._lost: Exception | None = None  # why there is no next one here
@@ -88,7 +88,9 @@ class Learner(ABC):
         """Whether there is another step to take. A run that is told to end takes a few more where the last
         one was not sound, since it cannot be saved before one is.
         """
-        return self.step < self.total_steps and not self.stuck and (not self.told or self.guard.in_a_row > 0)
+        return (
+            self.step < self.total_steps and not self.stuck and (not self.ending or self.guard.in_a_row > 0)
+        )
 
     @property
     def last_save(self) -> str:
@@ -146,7 +148,7 @@ class Learner(ABC):
             dtype=torch.float32,
             device=self.accelerator.device,
         )
-        bad, self.told, self.interrupted, self.stuck = map(bool, self.accelerator.reduce(flags).tolist())
+        bad, self.ending, self.interrupted, self.stuck = map(bool, self.accelerator.reduce(flags).tolist())
         return not bad
 
 

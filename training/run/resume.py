@@ -105,7 +105,7 @@ def resume(run: StageLearner) -> None:
         run.accelerator.print(f"{complaint}: the save before it is used")
     changed |= changes.of_files(progress.get("listing", {}), run.listing)
     if changed:
-        run.accelerator.print(f"changed since the last save: {changes.told(changed)}")
+        run.accelerator.print(f"changed since the last save: {changes.in_words(changed)}")
     run.accelerator.print(f"going on from {run.seen:,} pictures in {run.out}")
 
 

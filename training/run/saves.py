@@ -12,7 +12,6 @@ import os
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from hashlib import file_digest
 from pathlib import Path
 
 import torch
@@ -20,7 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from unclip.checkpoint import CheckpointError
-from unclip.files import flush, read_json, write_json
+from unclip.files import flush, read_json, sha256_of, write_json
 
 from .settings import alone
 
@@ -132,7 +131,7 @@ def fault(folder: Path) -> str | None:
         if path.stat().st_size != wanted["bytes"]:
             return f"{name} has {path.stat().st_size:,} bytes, not {wanted['bytes']:,}"
     with ThreadPoolExecutor(4) as threads:
-        sums = threads.map(_sum, [folder / name for name in files])
+        sums = threads.map(sha256_of, [folder / name for name in files])
         for (name, wanted), sha256 in zip(files.items(), sums, strict=True):
             if sha256 != wanted["sha256"]:
                 return f"the content of {name} has changed"
@@ -191,12 +190,7 @@ def _check_own(out: Path) -> None:
 def _sealed(path: Path) -> dict:
     """Force a file to the disk; its size and sum."""
     flush(path)
-    return {"bytes": path.stat().st_size, "sha256": _sum(path)}
-
-
-def _sum(path: Path) -> str:
-    with open(path, "rb") as file:
-        return file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def _take_its_place(out: Path) -> None:

@@ -86,9 +86,9 @@ def load_whole_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
     parts = {
         number: {
             key: parted(value, weights[number]) if isinstance(value, Tensor) else value
-            for key, value in kept.items()
+            for key, value in moments.items()
         }
-        for number, kept in state["state"].items()
+        for number, moments in state["state"].items()
     }
     optimizer.load_state_dict({**state, "state": parts})
 

@@ -30,8 +30,8 @@ from .sources import Columns
 
 
 def parser() -> argparse.ArgumentParser:
-    made = Parser(prog="python -m training.shards", description=__doc__)
-    add = made.add_argument
+    parser = Parser(prog="python -m training.shards", description=__doc__)
+    add = parser.add_argument
     add("source", help="a folder, a table, or shards (a path, a glob, a brace range, a URL)")
     add("out", type=Path, help="the folder to be made")
     add("--size", type=int, help="shrink pictures until their shorter side has so many pixels")
@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     add("--per-shard", type=int, default=1000, help="samples in a shard (default 1000)")
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
     add("--overwrite", action="store_true", help="replace shards that this program has put there")
-    return made
+    return parser
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -20,7 +19,7 @@ from tqdm import tqdm
 
 from unclip.data.indexed import MANIFEST
 from unclip.data.pictures import colour
-from unclip.files import make_folder, read_json, remove_own
+from unclip.files import make_folder, read_json, remove_own, sha256_of
 
 from .parallel import ordered
 from .prepare import Item, Made, Options, prepare
@@ -102,13 +101,13 @@ def _ours(out: Path) -> bool:
     return {path.name for path in out.iterdir()} <= {*files, MANIFEST, LEFT_OUT}
 
 
-def _put(made: Path, out: Path) -> None:
+def _put(source: Path, out: Path) -> None:
     """Put a finished folder in its place."""
     old = out.parent / f".{out.name}.old"
     remove_own(old, OWN)
     if out.exists():
         os.replace(out, old)
-    os.replace(made, out)
+    os.replace(source, out)
     remove_own(old, OWN)
 
 
@@ -125,18 +124,18 @@ def _write(
         }
         done = ordered(partial(prepare, options=options), items, workers, died=lambda _: DIED)
         bar = stack.enter_context(tqdm(done, "making shards", total, unit=" samples", smoothing=0.05))
-        for item, made in bar:
-            if not isinstance(made, Made):
-                result.left.append((item.name, made))
+        for item, sample in bar:
+            if not isinstance(sample, Made):
+                result.left.append((item.name, sample))
                 continue
             key = _unused(item, keys)
             result.renamed += key != item.key
             split = "heldout" if _number(key) < heldout * 2**64 else "train"
-            writers[split].write(key, made.files)
+            writers[split].write(key, sample.files)
             result.counts[split] += 1
-            result.captions += made.captions
-            result.sizes[min(made.size).bit_length()] += 1
-            result.unsaid += [(item.name, reason) for reason in made.unusable]
+            result.captions += sample.captions
+            result.sizes[min(sample.size).bit_length()] += 1
+            result.unsaid += [(item.name, reason) for reason in sample.unusable]
     result.manifest = manifest(
         result, writers, {**asdict(options), "heldout": heldout, "per_shard": per_shard}
     )
@@ -161,7 +160,7 @@ def manifest(result: Result, writers: Mapping[str, ShardWriter], options: dict) 
         "options": options,
         "encoder": f"Pillow {pillow}",
         "files": {
-            path.name: {"samples": count, "bytes": path.stat().st_size, "sha256": _digest(path)}
+            path.name: {"samples": count, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
             for writer in writers.values()
             for path, count in zip(writer.paths, writer.counts, strict=True)
         },
@@ -181,11 +180,6 @@ def _unused(item: Item, keys: set[int]) -> str:
 def _number(key: str) -> int:
     """64 bits that stand for a key, and choose its split."""
     return int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big")
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def summary(result: Result, out: Path) -> str:

@@ -37,7 +37,7 @@ def ordered(
                 return
             item, future = pending[0]
             try:
-                found = future.result()
+                result = future.result()
             except BrokenProcessPool:
                 if died is None:
                     raise
@@ -47,7 +47,7 @@ def ordered(
                 pool = _pool(workers)
                 continue
             pending.popleft()
-            yield item, found
+            yield item, result
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -68,12 +68,12 @@ def _one_by_one(function: Callable[[A], B], items: list[A], died: Callable[[A], 
     try:
         for item in items:
             try:
-                found = pool.submit(function, item).result()
+                result = pool.submit(function, item).result()
             except BrokenProcessPool:
-                found = died(item)
+                result = died(item)
                 pool.shutdown()
                 pool = _pool(1)
-            yield item, found
+            yield item, result
     finally:
         pool.shutdown()
 

@@ -57,13 +57,13 @@ def table(path: Path, columns: Columns) -> Iterator[Item]:
 
 
 def _column(path: Path, names: Sequence[str], wanted: str | None, usual: Sequence[str], option: str) -> str:
-    found = [wanted] if wanted in names else [name for name in usual if name in names and wanted is None]
-    if not found:
+    matching = [wanted] if wanted in names else [name for name in usual if name in names and wanted is None]
+    if not matching:
         missing = f"no column {wanted!r}" if wanted else f"none of the columns {', '.join(usual)}"
         raise SourceError(
             f"{path} has {missing}, but {', '.join(names) or 'none at all'}; name it with {option}"
         )
-    return found[0]
+    return matching[0]
 
 
 def _row(path: Path, number: int, row: dict | str, picture: str, captions: list[str], root: Path) -> Item:

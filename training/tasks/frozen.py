@@ -43,10 +43,15 @@ def frozen_clip(
     return clip, clip.identity
 
 
+def check_widths(source: str, **widths: tuple[int, int | None]) -> None:
+    """Refuse what is of other widths than the network (wanted, actual), by ``ConfigError``."""
+    for name, (wanted, actual) in widths.items():
+        if wanted != actual:
+            raise ConfigError(f"stage.net.{name} is {wanted}, but {source} has {actual}")
+
+
 def _check_widths(stage: Decoder, source: str, embed_dim: int, text_dim: int | None) -> None:
     widths = {"embed_dim": embed_dim, "text_dim": text_dim}
     for kind in stage.kinds:
-        if kind.clip_width is not None and kind.width != widths[kind.clip_width]:
-            raise ConfigError(
-                f"stage.net.{kind.setting} is {kind.width}, but {source} has {widths[kind.clip_width]}"
-            )
+        if kind.clip_width is not None:
+            check_widths(source, **{kind.setting: (kind.width, widths[kind.clip_width])})

@@ -24,6 +24,7 @@ from ..data.source import Source
 from ..run.examples import Examples
 from ..run.settings import micro_batch
 from ..streams import Purpose, numbers, seed_of
+from .frozen import check_widths
 from .recipes import PriorRecipe
 
 
@@ -56,12 +57,8 @@ class PriorTask:
             raise ConfigError("a prior learns CLIP's embeddings; name a clip, or data.embeddings")
         self.clip = load_clip(recipe.clip).to(self.device)
         net = stage.config.net
-        for name, wanted, given in (
-            ("embed_dim", net.embed_dim, self.clip.embed_dim),
-            ("text_dim", net.text_dim, self.clip.text_dim),
-        ):
-            if wanted != given:
-                raise ConfigError(f"stage.net.{name} is {wanted}, but {recipe.clip} has {given}")
+        widths = {name: (getattr(net, name), getattr(self.clip, name)) for name in ("embed_dim", "text_dim")}
+        check_widths(recipe.clip, **widths)
         with accelerator.main_process_first():  # one process makes a pool
             source = Source(recipe.data, recipe.train.seed)
             if source.pool is not None:
@@ -147,11 +144,11 @@ class PriorTask:
             images.append(self._embed(batch.image))
         row = torch.tensor(list(rows), device=self.device)
         count = torch.bincount(row)[:, None]
-        kept = torch.randperm(len(number), generator=torch.Generator().manual_seed(0))[:slots].sort().values
+        chosen = torch.randperm(len(number), generator=torch.Generator().manual_seed(0))[:slots].sort().values
 
         def mean(parts: list[Tensor]) -> Tensor:
             embed = torch.cat(parts)
-            return (embed.new_zeros(len(number), embed.shape[1]).index_add(0, row, embed) / count)[kept]
+            return (embed.new_zeros(len(number), embed.shape[1]).index_add(0, row, embed) / count)[chosen]
 
         return mean(texts), mean(images)
 

@@ -21,6 +21,7 @@ from ..data.embeddings import Embeddings, Rows
 from ..run.examples import Examples
 from ..run.settings import micro_batch
 from ..streams import Purpose, numbers, seed_of
+from .frozen import check_widths
 
 if TYPE_CHECKING:
     from .recipes import PriorRecipe
@@ -46,7 +47,7 @@ class RowsTask:
         counts = [rows.files[name]["captions"] for name in self.names]
         window = recipe.data.shuffle
         self.places = Order(counts, window, seed_of(recipe.train.seed, Purpose.SAMPLE, 0))
-        rows.kept = 8 + window // max(1, sum(counts) // len(counts))  # the shards that a window reaches over
+        rows.capacity = 8 + window // max(1, sum(counts) // len(counts))  # as far as a window reaches
         self._check()
         stage.set_statistics(rows.mean, rows.std)
         if stage.network.memory is not None:
@@ -67,12 +68,7 @@ class RowsTask:
             self.clip = load_clip(source).to(self.device)
             rows.check(self.clip.identity, source)
         text_dim = rows.text_dim if self.clip is None else self.clip.text_dim
-        for name, wanted, given in (
-            ("embed_dim", net.embed_dim, rows.dim),
-            ("text_dim", net.text_dim, text_dim),
-        ):
-            if wanted != given:
-                raise ConfigError(f"stage.net.{name} is {wanted}, but {rows.folder} has {given}")
+        check_widths(str(rows.folder), embed_dim=(net.embed_dim, rows.dim), text_dim=(net.text_dim, text_dim))
 
     def _remembered(self, slots: int) -> tuple[Tensor, Tensor]:
         """Mean embeddings [K,D] of the texts and of the pictures of each caption, for at most ``slots``."""
@@ -87,10 +83,10 @@ class RowsTask:
                     sums[caption] = [text.clone(), rows.image[row].clone(), 1]
         order = torch.randperm(len(sums), generator=torch.Generator().manual_seed(0))[:slots].sort().values
         known = list(sums.values())
-        kept = [known[place] for place in order.tolist()]
+        means = [known[place] for place in order.tolist()]
         return (
-            torch.stack([text for text, _, _ in kept]).to(self.device),
-            torch.stack([image / of for _, image, of in kept]).to(self.device),
+            torch.stack([text for text, _, _ in means]).to(self.device),
+            torch.stack([image / of for _, image, of in means]).to(self.device),
         )
 
     @torch.no_grad()

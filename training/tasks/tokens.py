@@ -18,15 +18,15 @@ def tokenizer_of(name: str | None, text: TextConfig) -> GlideTokenizer:
             "glide, or a folder"
         )
     if name == "glide":
-        made = GlideTokenizer.from_files(*_published(), text.length)
+        tokenizer = GlideTokenizer.from_files(*_published(), text.length)
     else:
-        made = GlideTokenizer.load(name, text.length)
-    if made.vocab_size > text.vocab_size:
+        tokenizer = GlideTokenizer.load(name, text.length)
+    if tokenizer.vocab_size > text.vocab_size:
         raise ConfigError(
             f"stage.text.vocab_size is {text.vocab_size}, but the tokenizer {name} has "
-            f"{made.vocab_size} tokens"
+            f"{tokenizer.vocab_size} tokens"
         )
-    return made
+    return tokenizer
 
 
 def _published() -> list:

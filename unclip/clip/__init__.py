@@ -14,20 +14,6 @@ from .identity import digest_of, named, same_weights, weights_of
 from .public import load_openai, load_transformers
 
 __all__ = [
-    "CONFIG",
-    "MEAN",
-    "STD",
-    "WEIGHTS",
-    "Clip",
-    "Text",
-    "build_clip",
-    "digest_of",
-    "is_on_hub",
-    "load_clip",
-    "load_openai",
-    "load_transformers",
-    "named",
-    "same_weights",
-    "save_clip",
-    "weights_of",
-]
+    "CONFIG", "MEAN", "STD", "WEIGHTS", "Clip", "Text", "build_clip", "digest_of", "is_on_hub", "load_clip",
+    "load_openai", "load_transformers", "named", "same_weights", "save_clip", "weights_of",
+]  # fmt: skip

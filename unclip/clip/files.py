@@ -24,7 +24,6 @@ from .encoders import Clip
 from .identity import digest_of, weights_of
 from .public import (
     OTHER_CONFIG,
-    all_finite,
     byte_pairs,
     fresh_open_clip,
     load_open_clip,
@@ -106,7 +105,7 @@ def _load_folder(folder: Path, downloads: bool) -> Clip:
     weights, digest = _read_weights(folder / WEIGHTS)
     towers = _filled(described.get("model_cfg"), weights, source, downloads)
     exact = any(value.dtype == torch.float32 for value in weights.values())
-    clip = all_finite(Clip(towers, *statistics_of(described), folder.resolve().name, exact))
+    clip = Clip(towers, *statistics_of(described), folder.resolve().name, exact)
     if digest is not None and digest != weights_of(clip.identity):
         raise CheckpointError(
             f"{folder / WEIGHTS} is damaged: its weights are not those that were written; copy it again"

@@ -92,7 +92,7 @@ def load_open_clip(name: str) -> Clip:
             f"{source} cannot be loaded: {brief(error)}; a file serves, too: open_clip:{name}@FILE"
         ) from None
     mean, std = model.visual.image_mean or MEAN, model.visual.image_std or STD
-    return all_finite(Clip(OpenClipTowers(model, tokenizer, config), mean, std, source))
+    return _all_finite(Clip(OpenClipTowers(model, tokenizer, config), mean, std, source))
 
 
 def _check_weights(name: str, pretrained: str) -> None:
@@ -121,7 +121,7 @@ def _unlogged() -> Iterator[None]:
         logging.disable(before)
 
 
-def all_finite(clip: Clip) -> Clip:
+def _all_finite(clip: Clip) -> Clip:
     """The same; ``CheckpointError`` if it holds weights that are no numbers."""
     for name, weight in clip.towers.model.state_dict().items():
         if not weight.isfinite().all():
@@ -159,7 +159,7 @@ def load_transformers(model: str | Path, tokenizer: str | Path | None = None) ->
     except Exception as error:  # a damaged file can lead to any
         raise CheckpointError(f"{model} cannot be read as a CLIP of transformers: {brief(error)}") from None
     _check_complete(info, str(model))
-    return all_finite(Clip(towers, mean, std, f"transformers:{model}", exact=True))
+    return _all_finite(Clip(towers, mean, std, f"transformers:{model}", exact=True))
 
 
 def _described(model: str | Path, ours: dict) -> PreTrainedConfig:
@@ -247,7 +247,7 @@ def load_openai(tensors: Mapping[str, Tensor], source: str, head_width: int = 64
         towers = PlainTowers(config, byte_pairs())
     towers.model.to_empty(device="cpu")
     load_strictly(towers.model, tensors, source)
-    return all_finite(Clip(towers, MEAN, STD, source, exact=True))
+    return Clip(towers, MEAN, STD, source, exact=True)
 
 
 def _sizes(tensors: Mapping[str, Tensor], source: str, head_width: int) -> dict:

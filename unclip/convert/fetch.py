@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..checkpoint import CheckpointError
-from ..files import written_aside
+from ..files import sha256_of, written_aside
 from .catalogue import PublicFile, PublicModel
 
 TRIES = 3  # attempts in a row that bring nothing
@@ -213,8 +213,7 @@ def _check_length(path: Path, size: int | None, remove: bool = False) -> None:
 def _check_hash(part: Path, file: PublicFile) -> None:
     if file.sha256 is None:
         return
-    with open(part, "rb") as done:
-        actual = hashlib.file_digest(done, "sha256").hexdigest()
+    actual = sha256_of(part)
     if actual != file.sha256:
         part.unlink()
         raise CheckpointError(

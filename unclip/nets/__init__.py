@@ -6,12 +6,6 @@ from .text import TextConfig, TextTransformer
 from .unet import UNet, UNetConfig
 
 __all__ = [
-    "ClassifierConfig",
-    "NoisedClassifier",
-    "PriorConfig",
-    "PriorTransformer",
-    "TextConfig",
-    "TextTransformer",
-    "UNet",
-    "UNetConfig",
-]
+    "ClassifierConfig", "NoisedClassifier", "PriorConfig", "PriorTransformer", "TextConfig",
+    "TextTransformer", "UNet", "UNetConfig",
+]  # fmt: skip

@@ -73,26 +73,21 @@ def read_manifest(folder: str | Path) -> Manifest:
 
 def write(model: Model, folder: Path, dtype: torch.dtype | None = None) -> None:
     """Write every part of ``pipeline``, and last the manifest; floats are stored as ``dtype``."""
-    files = {"decoder": DECODER_FILE}
-    model.decoder.save(folder / files["decoder"], dtype)
-    if model.clip is not None:
-        files["clip"] = "clip"
-        save_clip(model.clip, folder / "clip")
-    if model.prior is not None:
-        files["prior"] = "prior.safetensors"
-        model.prior.save(folder / files["prior"], dtype)
+    files: dict[str, Any] = {}
+    for name in ("decoder", "prior", "guide", "classifier"):
+        part = getattr(model, name)
+        if part is not None:
+            files[name] = f"{name}.safetensors"
+            part.save(folder / files[name], dtype)
     files["upsamplers"] = [f"upsampler-{stage.size}.safetensors" for stage in model.upsamplers]
     for stage, file in zip(model.upsamplers, files["upsamplers"], strict=True):
         stage.save(folder / file, dtype)
+    if model.clip is not None:
+        files["clip"] = "clip"
+        save_clip(model.clip, folder / "clip")
     if model.tokenizer is not None:
         files["tokenizer"] = "tokenizer"
-        model.tokenizer.save(folder / files["tokenizer"])
-    if model.guide is not None:
-        files["guide"] = "guide.safetensors"
-        model.guide.save(folder / files["guide"], dtype)
-    if model.classifier is not None:
-        files["classifier"] = "classifier.safetensors"
-        model.classifier.save(folder / files["classifier"], dtype)
+        model.tokenizer.save(folder / "tokenizer")
     manifest = Manifest(name=model.name, description=model.description, **files)
     write_json(folder / MODEL_FILE, manifest.model_dump(exclude_none=True))
 

@@ -110,25 +110,10 @@ class _Fused(TorchFunctionMode):
 class _Autocast(TorchFunctionMode):
     """What CUDA's autocast casts of the operations that our networks use."""
 
-    LOW = {
-        torch.conv2d,
-        torch.conv1d,
-        F.linear,
-        torch.matmul,
-        Tensor.matmul,
-        Tensor.__matmul__,
-        torch.einsum,
-        F.scaled_dot_product_attention,
-    }
-    FULL = {
-        F.group_norm,
-        torch.group_norm,
-        F.layer_norm,
-        torch.layer_norm,
-        torch.softmax,
-        Tensor.softmax,
-        F.softmax,
-    }
+    LOW = {torch.conv2d, torch.conv1d, F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__,
+           torch.einsum, F.scaled_dot_product_attention}  # fmt: skip
+    FULL = {F.group_norm, torch.group_norm, F.layer_norm, torch.layer_norm,
+            torch.softmax, Tensor.softmax, F.softmax}  # fmt: skip
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()

@@ -25,22 +25,7 @@ from .prior import Prior
 from .stage import Conditions, Objective, Stage
 
 __all__ = [
-    "STAGES",
-    "Conditions",
-    "Decoder",
-    "DecoderStageConfig",
-    "Interval",
-    "LowRes",
-    "Objective",
-    "Origin",
-    "Prior",
-    "PriorStageConfig",
-    "Process",
-    "SamplerName",
-    "Sampling",
-    "ScheduleName",
-    "Stage",
-    "Steps",
-    "blur3",
-    "load_stage",
-]
+    "STAGES", "Conditions", "Decoder", "DecoderStageConfig", "Interval", "LowRes", "Objective", "Origin",
+    "Prior", "PriorStageConfig", "Process", "SamplerName", "Sampling", "ScheduleName", "Stage", "Steps",
+    "blur3", "load_stage",
+]  # fmt: skip

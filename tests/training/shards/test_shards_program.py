@@ -7,22 +7,16 @@ import csv
 import hashlib
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
-from places import ROOT
-from shards import encoded, noise, smooth, uneven
-from works import square
+from shards import encoded, noise, uneven
 
 from training.programs import run
-from training.shards import parallel
 from training.shards.__main__ import main
 from training.shards.build import build
-from training.shards.parallel import ordered
-from training.shards.prepare import Item, Made, Options, key_of, prepare
+from training.shards.prepare import Options
 from training.shards.sources import Columns, SourceError
 from unclip.data.indexed import stated_count
 from unclip.data.reading import read_shards
@@ -87,85 +81,6 @@ def test_the_same_input_gives_the_same_bytes_whatever_the_workers(pictures, tmp_
     assert "heldout-000000.tar" in contents(tmp_path / "one")
     train, heldout = (samples(tmp_path / "one", split) for split in ("train", "heldout"))
     assert len(train) + len(heldout) == 12 and not train.keys() & heldout.keys()
-
-
-# Pictures
-
-
-def stored(tmp_path: Path, data: bytes, **options: object) -> Image.Image:
-    done = prepare(Item("it", "it", data, b"a"), Options(**options))
-    assert isinstance(done, Made), done
-    (kind,) = done.files.keys() - {"txt"}
-    path = tmp_path / f"it.{kind}"
-    path.write_bytes(done.files[kind])
-    return Image.open(path)
-
-
-RED = Image.new("RGB", (6, 4), (200, 10, 20))
-MODES = {
-    "palette": RED.convert("P", palette=Image.Palette.ADAPTIVE), "grey": RED.convert("L"),
-    "one bit": Image.new("1", (6, 4), 1), "transparent": Image.new("RGBA", (6, 4), (200, 10, 20, 255)),
-    "grey and alpha": Image.new("LA", (6, 4), (77, 255)), "16 bits": Image.new("I;16", (6, 4), 77 * 257),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_any_mode_comes_out_in_eight_bits(mode, tmp_path):
-    image = stored(tmp_path, encoded(MODES[mode]))
-    grey = {"grey": (68,) * 3, "one bit": (255,) * 3, "grey and alpha": (77,) * 3, "16 bits": (77,) * 3}
-    assert image.format == "PNG" and image.mode in ("RGB", "L")
-    assert image.convert("RGB").getpixel((5, 3)) == grey.get(mode, (200, 10, 20))
-
-
-@pytest.mark.parametrize(
-    "kind, mode",
-    [
-        ("JPEG", "CMYK"),
-        ("TIFF", "CMYK"),
-        ("TIFF", "LAB"),
-        ("TIFF", "F"),
-        ("TIFF", "I"),
-        ("WEBP", "RGB"),
-        ("GIF", "P"),
-        ("BMP", "RGB"),
-    ],
-)
-def test_any_format_comes_out(kind, mode, tmp_path):
-    grey = Image.new("RGB", (16, 16), (120, 120, 120))
-    values = {"LAB": (128, 128, 128), "F": 120.0, "I": 120 * 257}
-    grey = grey.convert(mode, palette=Image.Palette.ADAPTIVE)
-    image = Image.new(mode, (16, 16), values[mode]) if mode in values else grey
-    shown = stored(tmp_path, encoded(image, kind)).convert("RGB").getpixel((3, 3))
-    assert max(abs(channel - 120) for channel in shown) < 4
-
-
-def test_what_is_transparent_lies_on_the_colour_of_choice(tmp_path):
-    clear = Image.new("RGBA", (4, 4), (1, 2, 3, 0))
-    assert stored(tmp_path, encoded(clear)).getpixel((0, 0)) == (255, 255, 255)
-    assert stored(tmp_path, encoded(clear), background="#102030").getpixel((0, 0)) == (16, 32, 48)
-
-
-def test_pictures_are_turned_upright_and_else_left_as_they_are(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 8
-    plain, turned = (encoded(smooth(40, 20), "JPEG", **more) for more in ({}, {"exif": exif}))
-    stored(tmp_path, plain)
-    assert (tmp_path / "it.jpg").read_bytes() == plain
-    image = stored(tmp_path, turned)
-    assert image.size == (20, 40) and image.getexif().get(0x0112, 1) == 1
-
-
-def test_sizes(tmp_path):
-    wide = encoded(noise(40, 20))
-    small = stored(tmp_path, wide, size=8)
-    assert small.size == (16, 8) and stored(tmp_path, wide, size=20).size == (40, 20)
-    assert stored(tmp_path, wide, format="webp").format == "WEBP"
-    for options, said in (
-        ({"min_size": 21}, "a side of 20 pixels is shorter than 21"),
-        ({"max_aspect": 1.9}, "40 x 20 pixels are longer than 1 : 1.9"),
-        ({"pixels": 799}, "40 x 20 pixels are more than 799"),
-    ):
-        assert prepare(Item("it", "it", wide, b"a"), Options(**options)) == said
 
 
 # Tables
@@ -325,7 +240,7 @@ def test_nothing_is_left_of_a_run_that_fails(pictures, tmp_path, monkeypatch):
     def stopped(*_: object, **__: object):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("training.shards.build._digest", stopped)
+    monkeypatch.setattr("training.shards.build.sha256_of", stopped)
     with pytest.raises(KeyboardInterrupt):
         made(pictures, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
@@ -348,56 +263,3 @@ def test_the_command(pictures, tmp_path, capsys):
         with pytest.raises(SystemExit):
             run(lambda command=[str(pictures), str(tmp_path / out), *more]: main(command))
         assert message in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name, key", [
-    ("a.b/c d", "a_b/c_d"), ("../../etc/passwd", "etc/passwd"), ("/abs", "abs"), ("C:\\x\\y", "C/x/y"),
-    ("..", "_"), ("__meta__/x", "meta/x"), ("猫-1", "猫-1"), ("", "_"), ("a\0b\n", "a_b"), ("\udcff", "_"),
-])  # fmt: skip
-def test_keys_lead_nowhere(name, key):
-    assert key_of(name) == key
-
-
-def test_long_names_have_keys_of_their_own():
-    one, two = (key_of("x" * 300 + end) for end in "ab")
-    assert one != two and len(one) < 100
-
-
-# Workers
-
-
-def test_a_worker_that_dies_costs_what_killed_it():
-    found = list(ordered(square, range(20), workers=2, died=lambda item: -item))
-    assert found == [(item, -13 if item == 13 else item * item) for item in range(20)]
-
-
-def test_few_items_are_held_at_a_time(monkeypatch):
-    taken = []
-
-    def items():
-        for item in range(100):
-            taken.append(item)
-            yield item
-
-    class Pool:
-        def submit(self, function, item):
-            done = parallel.Future()
-            done.set_result(function(item))
-            return done
-
-        def shutdown(self, cancel_futures: bool = False):
-            pass
-
-    monkeypatch.setattr(parallel, "_pool", lambda workers: Pool())
-    results = ordered(abs, items(), workers=2)
-    assert next(results) == (0, 0) and len(taken) == 16
-    assert [item for item, _ in results] == list(range(1, 100))
-
-
-def test_workers_start_without_pytorch():
-    """They import what the program imports; seconds each, on many cores, if that were more."""
-    probe = "import sys, training.shards, training.doctor; assert 'torch' not in sys.modules"
-    done = subprocess.run(
-        [sys.executable, "-c", probe], capture_output=True, text=True, timeout=300, cwd=ROOT
-    )
-    assert done.returncode == 0, done.stderr

@@ -13,11 +13,8 @@ from torch import Tensor
 
 from ...nets import UNetConfig
 from ..openai import adm
+from ..openai.names import KIND, TEXT_LAYERS, Renamed, prefixed
 from ..tensors import Rules, renamed
-
-Renamed = tuple[dict[str, Tensor], list[str]]
-"""Tensors under our names, and the names that are none of the stage's."""
-KIND = r"\.(weight|bias)"
 
 
 def _layers(places: Mapping[str, str]) -> dict[str, str]:
@@ -34,55 +31,27 @@ PRIOR = {
                "proj_to_clip_embeddings": "out"}),
 }  # fmt: skip
 PRIOR_BLOCK = {
-    "norm1": "norm1",
-    "attn1.to_q": "to_q",
-    "attn1.to_k": "to_k",
-    "attn1.to_v": "to_v",
-    "attn1.to_out.0": "out",
-    "norm3": "norm2",
-    "ff.net.0.proj": "mlp.0",
-    "ff.net.2": "mlp.2",
-}
+    "norm1": "norm1", "attn1.to_q": "to_q", "attn1.to_k": "to_k", "attn1.to_v": "to_v",
+    "attn1.to_out.0": "out", "norm3": "norm2", "ff.net.0.proj": "mlp.0", "ff.net.2": "mlp.2",
+}  # fmt: skip
 ORIGINAL_PRIOR = {
     "positional_embedding": "position", "prd_emb": "query",
     **_layers({"time_embed.0": "time.0", "time_embed.2": "time.2", "clip_img_proj": "image_embed",
                "text_emb_proj": "text_embed", "text_enc_proj": "text", "final_ln": "norm",
                "out_proj": "out"}),
 }  # fmt: skip
-ORIGINAL_PRIOR_BLOCK = {
-    "ln_1": "norm1",
-    "attn.c_qkv": "qkv",
-    "attn.c_proj": "out",
-    "ln_2": "norm2",
-    "mlp.c_fc": "mlp.0",
-    "mlp.c_proj": "mlp.2",
-}
-UNET = _layers(
-    {
-        "conv_in": "encoder.0.0",
-        "time_embedding.linear_1": "time.0",
-        "time_embedding.linear_2": "time.2",
-        "conv_norm_out": "norm",
-        "conv_out": "out",
-    }
-)
+UNET = _layers({
+    "conv_in": "encoder.0.0", "time_embedding.linear_1": "time.0", "time_embedding.linear_2": "time.2",
+    "conv_norm_out": "norm", "conv_out": "out",
+})  # fmt: skip
 RESNET = {
-    "norm1": "norm1",
-    "conv1": "conv1",
-    "time_emb_proj": "emb",
-    "norm2": "norm2",
-    "conv2": "conv2",
-    "conv_shortcut": "skip",
-}
+    "norm1": "norm1", "conv1": "conv1", "time_emb_proj": "emb",
+    "norm2": "norm2", "conv2": "conv2", "conv_shortcut": "skip",
+}  # fmt: skip
 ATTENTION = {
-    "group_norm": "norm",
-    "to_q": "to_q",
-    "to_k": "to_k",
-    "to_v": "to_v",
-    "to_out.0": "out",
-    "add_k_proj": "add_k_proj",
-    "add_v_proj": "add_v_proj",
-}
+    "group_norm": "norm", "to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out.0": "out",
+    "add_k_proj": "add_k_proj", "add_v_proj": "add_v_proj",
+}  # fmt: skip
 TEXT_PROJ = {
     "learned_classifier_free_guidance_embeddings": "null_image",
     **_layers({"embedding_proj": "text_embed",
@@ -110,7 +79,7 @@ def original_prior(tensors: Mapping[str, Tensor], layers: int, source: str) -> R
     """Of the published prior. Its queries, keys and values lie as ours do."""
     tensors, others = without("model.", tensors)
     places = {f"transformer.resblocks.{i}": f"blocks.{i}" for i in range(layers)}
-    ours, unused = renamed(tensors, {**ORIGINAL_PRIOR, **_blocks(places, ORIGINAL_PRIOR_BLOCK)}, source)
+    ours, unused = renamed(tensors, {**ORIGINAL_PRIOR, **_blocks(places, TEXT_LAYERS)}, source)
     return _of_prior(ours), [*others, *(f"model.{name}" for name in unused)]
 
 
@@ -119,13 +88,13 @@ def unet(tensors: Mapping[str, Tensor], config: UNetConfig, source: str, network
     resnets, attentions = _places(config)
     rules = {**UNET, **_blocks(resnets, RESNET), **_blocks(attentions, ATTENTION)}
     ours, unused = renamed(tensors, rules, source)
-    return _prefixed(_joined(ours, config.heads), network), unused
+    return prefixed(network, _joined(ours, config.heads)), unused
 
 
 def text_proj(tensors: Mapping[str, Tensor], source: str) -> Renamed:
     """Of diffusers' UnCLIPTextProjModel, which is a part of our decoder's U-Net."""
     ours, unused = renamed(tensors, TEXT_PROJ, source)
-    return _prefixed(ours, "network"), unused
+    return prefixed("network", ours), unused
 
 
 def original_unet(
@@ -139,7 +108,7 @@ def original_unet(
     tensors, others = without(prefix, tensors)
     ours, unknown = adm.unet(tensors, config, source=source)
     more, unused = renamed({name: tensors[name] for name in unknown}, ORIGINAL_TEXT_PROJ, source)
-    return _prefixed({**ours, **more}, network), [*others, *(prefix + name for name in unused)]
+    return prefixed(network, {**ours, **more}), [*others, *(prefix + name for name in unused)]
 
 
 def without(prefix: str, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
@@ -214,7 +183,3 @@ def _of_prior(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         for name, value in tensors.items()
     }
     return {name if name.startswith("embed_") else f"network.{name}": value for name, value in shaped.items()}
-
-
-def _prefixed(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {f"{prefix}.{name}": value for name, value in tensors.items()}

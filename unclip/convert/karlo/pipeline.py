@@ -27,18 +27,13 @@ from .configs import RELEASED, UNTOLD, Configs, Untold, original_configs, stage_
 PARTS = ("prior", "decoder", "text_proj", "super_res_first", "super_res_last")
 SCHEDULERS = ("prior_scheduler", "decoder_scheduler", "super_res_scheduler")
 WEIGHTS = (
-    "diffusion_pytorch_model.safetensors",
-    "diffusion_pytorch_model.bin",
-    "diffusion_pytorch_model.fp16.safetensors",
-    "diffusion_pytorch_model.fp16.bin",
-)
+    "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin",
+    "diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.fp16.bin",
+)  # fmt: skip
 ORIGINAL = {
-    "prior": "prior-ckpt*.ckpt",
-    "decoder": "decoder-ckpt*.ckpt",
-    "upsampler": "improved-sr-ckpt*.ckpt",
-    "clip": "ViT-L-14.pt",
-    "statistics": "ViT-L-14_stats.th",
-}
+    "prior": "prior-ckpt*.ckpt", "decoder": "decoder-ckpt*.ckpt", "upsampler": "improved-sr-ckpt*.ckpt",
+    "clip": "ViT-L-14.pt", "statistics": "ViT-L-14_stats.th",
+}  # fmt: skip
 PREFIXES = {"prior": "model.", "decoder": "model.", "upsampler": "model_first_steps."}
 LAST = "model_last_step."  # the upsampler's second network
 TEXT_ENCODER = 123_650_304  # parameters of the text half of CLIP ViT-L/14

@@ -25,19 +25,10 @@ PLACES = {
     r"output_blocks\.(\d+\.\d+)": "decoder",
 }
 LAYERS = {
-    "in_layers.0": "norm1",
-    "in_layers.2": "conv1",
-    "emb_layers.1": "emb",
-    "out_layers.0": "norm2",
-    "out_layers.3": "conv2",
-    "skip_connection": "skip",
-    "norm": "norm",
-    "qkv": "qkv",
-    "encoder_kv": "context_kv",
-    "proj_out": "out",
-    "op": "conv",
-    "conv": "conv",
-}
+    "in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "emb", "out_layers.0": "norm2",
+    "out_layers.3": "conv2", "skip_connection": "skip", "norm": "norm", "qkv": "qkv",
+    "encoder_kv": "context_kv", "proj_out": "out", "op": "conv", "conv": "conv",
+}  # fmt: skip
 KIND = r"\.(weight|bias)"
 BLOCKS = {
     r"time_embed\.([02])" + KIND: r"time.\1.\2",
@@ -59,14 +50,10 @@ POOLS = {
     "spatial": {r"out\.([02])" + KIND: r"pool.\1.\2", **BLOCKS},
     "spatial_v2": {r"out\.([013])" + KIND: r"pool.\1.\2", **BLOCKS},
 }  # fmt: skip
-TEXT_LAYERS = {
-    "attn.c_qkv": "qkv",
-    "attn.c_proj": "out",
-    "ln_1": "norm1",
-    "ln_2": "norm2",
-    "mlp.c_fc": "mlp.0",
+TEXT_LAYERS = {  # of Karlo's prior, too
+    "attn.c_qkv": "qkv", "attn.c_proj": "out", "ln_1": "norm1", "ln_2": "norm2", "mlp.c_fc": "mlp.0",
     "mlp.c_proj": "mlp.2",
-}
+}  # fmt: skip
 TEXT = {
     **{rf"transformer\.resblocks\.(\d+)\.{re.escape(layer)}{KIND}": rf"blocks.\1.{ours}.\2"
        for layer, ours in TEXT_LAYERS.items()},
@@ -78,15 +65,9 @@ TEXT = {
 def _tower() -> Rules:
     """Either half of the noised CLIP: `w` is a weight, `g` a norm's, `b` a bias."""
     layers = {
-        "f_attn.ln": "norm1",
-        "f_attn.f_q": "q",
-        "f_attn.f_k": "k",
-        "f_attn.f_v": "v",
-        "f_attn.f_c": "out",
-        "f_mlp.ln": "norm2",
-        "f_mlp.f_1": "mlp.0",
-        "f_mlp.f_2": "mlp.2",
-    }
+        "f_attn.ln": "norm1", "f_attn.f_q": "q", "f_attn.f_k": "k", "f_attn.f_v": "v",
+        "f_attn.f_c": "out", "f_mlp.ln": "norm2", "f_mlp.f_1": "mlp.0", "f_mlp.f_2": "mlp.2",
+    }  # fmt: skip
     places = {
         **{rf"block_(\d+)\.{re.escape(layer)}": rf"blocks.\1.{ours}" for layer, ours in layers.items()},
         r"input\.ln": "norm_in",
@@ -94,12 +75,8 @@ def _tower() -> Rules:
         r"output\.f": "out",
     }
     kinds = {"[wg]": "weight", "b": "bias"}
-    whole = {
-        "w_voc": "token.weight",
-        "w_pos": "position",
-        "w_t": "time.weight",
-        "patch_proj": "patches.weight",
-    }
+    whole = {"w_voc": "token.weight", "w_pos": "position", "w_t": "time.weight",
+             "patch_proj": "patches.weight"}  # fmt: skip
     return {**{rf"blocks\.{place}\.{kind}": f"{ours}.{named}"
                for place, ours in places.items() for kind, named in kinds.items()},
             **{rf"blocks\.input\.{name}": ours for name, ours in whole.items()}}  # fmt: skip
