@@ -15,7 +15,7 @@ GradFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(x, t, x0) -> the gradient of a log-probability with respect to x, in x's shape."""
 
 
-def bind(denoiser: Callable[..., Prediction], **cond) -> Denoise:
+def bind(denoiser: Callable[..., Prediction], **cond: object) -> Denoise:
     """The denoise that a denoiser is for one conditioning."""
     return partial(denoiser, **cond)
 
@@ -54,7 +54,7 @@ def classifier_free(
         (x0, null_x0), (eps, null_eps) = out.x0.chunk(2), out.eps.chunk(2)
         frac = out.frac.chunk(2)[0] if isinstance(out.frac, Tensor) else out.frac
         guided = Prediction(null_x0 + scale * (x0 - null_x0), null_eps + scale * (eps - null_eps), frac)
-        if rescale:
+        if rescale and schedule is not None:
             return rescaled(guided, Prediction(x0, eps), x, schedule.at(t), rescale)
         return guided
 
@@ -138,10 +138,10 @@ def gradient_of(grad_fn: GradFn, x: Tensor, t: Tensor, x0: Tensor) -> Tensor:
 
 def together(*grad_fns: GradFn | None) -> GradFn | None:
     """The sum of gradients, which is that of independent conditions; None if there are none."""
-    given = [grad_fn for grad_fn in grad_fns if grad_fn is not None]
-    if not given:
+    terms = [grad_fn for grad_fn in grad_fns if grad_fn is not None]
+    if not terms:
         return None
-    return lambda x, t, x0: sum(grad_fn(x, t, x0) for grad_fn in given)
+    return lambda x, t, x0: sum((grad_fn(x, t, x0) for grad_fn in terms), start=x.new_zeros(()))
 
 
 def gradient_on_x0(
