@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -16,7 +17,7 @@ from ..nets.text import TextConfig
 from ..nets.unet import UNetConfig
 
 
-def _entry_of(table: dict[str, object], what: str) -> AfterValidator:
+def _entry_of(table: Mapping[str, object], what: str) -> AfterValidator:
     """That a name is an entry of a table, as the table then is."""
 
     def check(name: str) -> str:
@@ -125,3 +126,6 @@ class DecoderStageConfig(Config):
     null_text: Literal["masked", "empty"] = "masked"  # guidance starts from no token, or from "" (Karlo)
     inpaint: bool = False  # four more channels say what of the picture is known
     last_network: bool = False  # a second U-Net takes the step to data (Karlo)
+
+
+StageConfig = PriorStageConfig | DecoderStageConfig
