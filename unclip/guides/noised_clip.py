@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from ..config import Config
 from ..diffusion.guidance import GradFn
 from ..nets.noised_clip import NoisedClipConfig, NoisedClipNet
 from ..stages import ScheduleName
+
+if TYPE_CHECKING:
+    from ..clip.towers import BytePairs
 
 
 class NoisedClipStageConfig(Config):
@@ -39,7 +42,7 @@ class NoisedClip(Saved):
         self.network = NoisedClipNet(config.net)
 
     @cached_property
-    def _byte_pairs(self):
+    def _byte_pairs(self) -> BytePairs:
         from ..clip.public import byte_pairs
 
         return byte_pairs()
