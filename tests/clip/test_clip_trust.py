@@ -109,7 +109,7 @@ def test_a_model_names_a_folder_of_its_own_whatever_that_is_called(tiny_model, t
     manifest = json.loads(Path("model.json").read_text())
     for name in ("transformers:someone/something", "open_clip:hf-hub:someone/something"):
         Path("model.json").write_text(json.dumps({**manifest, "clip": name}))
-        with pytest.raises(CheckpointError, match="holds no CLIP"):
+        with pytest.raises(ConfigError, match="a model holds its parts itself"):
             Pipeline.load(".")
 
 
@@ -277,7 +277,9 @@ def test_weights_that_are_no_numbers_are_refused(number, folder, tmp_path):
     weights = load_file(folder / WEIGHTS)
     weights["text_projection"][1, 1] = number
     save_file(weights, folder / WEIGHTS)
-    with pytest.raises(CheckpointError, match="clip is damaged: its text_projection holds what is no number"):
+    with pytest.raises(
+        CheckpointError, match="clip holds weights that are no finite numbers.*: text_projection"
+    ):
         load_clip(folder)
     of_transformers(tmp_path / "theirs")
     path = tmp_path / "theirs" / "model.safetensors"

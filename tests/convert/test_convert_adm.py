@@ -118,16 +118,16 @@ def test_files_are_read_whatever_their_form(saved):
         assert torch.equal(read(saved / name)["a"], tensors["a"])
 
 
-@pytest.mark.parametrize("name, change", [
-    ("short.pt", lambda data: data[:3000]),
-    ("flipped.pt", lambda data: data[:9000] + bytes([data[9000] ^ 1]) + data[9001:]),
-    ("empty.pt", lambda data: b""),
-    ("page.pt", lambda data: b"<html>not found</html>"),
-    ("short.safetensors", lambda data: data[:20]),
+@pytest.mark.parametrize("name, change, said", [
+    ("short.pt", lambda data: data[:3000], "it is damaged"),
+    ("flipped.pt", lambda data: data[:9000] + bytes([data[9000] ^ 1]) + data[9001:], "it is damaged"),
+    ("empty.pt", lambda data: b"", "it is empty"),
+    ("page.pt", lambda data: b"<html>not found</html>", "it is a page of the web"),
+    ("short.safetensors", lambda data: data[:20], "it is damaged"),
 ])  # fmt: skip
-def test_a_damaged_file_is_refused_by_name(saved, name, change):
+def test_a_damaged_file_is_refused_by_name(saved, name, change, said):
     (saved / name).write_bytes(change((saved / "good.pt").read_bytes()))
-    with pytest.raises(CheckpointError, match=f"{name} cannot be read: it is damaged or cut short"):
+    with pytest.raises(CheckpointError, match=f"{name} cannot be read: {said}"):
         read(saved / name)
 
 

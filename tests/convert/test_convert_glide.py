@@ -55,10 +55,13 @@ def told(stage: Decoder, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def test_it_computes_what_the_public_code_does(path):
     args, weights, tensors = fixture(path)
     small = tensors["inputs.low_res"].shape[-1] if "inputs.low_res" in tensors else None
-    stage = build({**args, "inpaint": "inputs.inpaint_mask" in tensors}, weights, small)
+    config = glide.decoder_config(
+        {**PROCESS, **args, "inpaint": "inputs.inpaint_mask" in tensors}, {}, small, weights
+    )
     if small:  # the fixture's smaller picture is no picture of 8 bits
-        low_res = stage.config.low_res.model_copy(update={"round_to_8bit": False})
-        stage.config = stage.config.model_copy(update={"low_res": low_res})
+        low_res = config.low_res.model_copy(update={"round_to_8bit": False})
+        config = config.model_copy(update={"low_res": low_res})
+    stage = glide.decoder(weights, config)
     with torch.no_grad():
         out = stage.call_network(tensors["inputs.x"], tensors["inputs.timesteps"], **told(stage, tensors))
     assert far(out, tensors["outputs.out"]) < 1e-4

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
 
 from unclip.options import Options
+from unclip.pipeline.request import Wish
 
 NAMES = ["a", "b", "c", "d", "e", "f", "g"]  # more names than five, for chance
 OPTIONS = Options(steps=3)
@@ -21,22 +23,19 @@ class Asked:
 
     takes_prompt, name, classes, device = True, "asked", 3, torch.device("cpu")
 
-    def __init__(self, prior: object = "a prior") -> None:
-        self.prior, self.calls = prior, {}
+    def __init__(self) -> None:
+        self.calls: dict[str, Wish] = {}
         self.clip = SimpleNamespace(encode_image=lambda pictures: ("seen", pictures))
 
-    def encode_text(self, captions):
-        return ("text", captions)
+    def understood(self, wish: Wish) -> Wish:
+        self.calls["understood"] = wish
+        return replace(wish, text=("text", wish.texts))
 
-    def sample_prior(self, text, seeds, options):
-        self.calls["prior"] = text, seeds, options
-        return "embedded"
-
-    def decode(self, seeds, embed, text, options, classes):
-        self.calls["decoder"] = seeds, embed, text, options, classes
+    def decode(self, wish: Wish) -> str:
+        self.calls["decoder"] = wish
         return "small"
 
-    def upsample(self, picture, seeds, embed, text, options, classes):
-        self.calls["upsampler"] = seeds, embed, text, options, classes
+    def upsample(self, picture: str, wish: Wish) -> torch.Tensor:
+        self.calls["upsampler"] = wish
         assert picture == "small"
-        return torch.zeros(len(seeds), 3, 4, 4)
+        return torch.zeros(len(wish), 3, 4, 4)

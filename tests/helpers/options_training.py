@@ -46,14 +46,17 @@ def recipes(main, recipe: type, begins: str) -> Program:
     return Program(
         main, {"config": ["some.yaml"]},
         {"training.programs.load_config": RECIPE, "training.programs.to_yaml": "",
-         "training.programs._check_programs": None, begins: stopped},
+         "training.programs._check_programs": None, "training.programs.check_downloads": None,
+         begins: stopped},
         {"config": (["x.yaml"], {"load_config.path": "x.yaml"}),
          "allow_programs": (["--allow-programs"], {"_check_programs.allowed": True}),
+         "allow_downloads": (["--allow-downloads"], {"check_downloads.recipe": None}),
          "overrides": (["train.seed=1", "data.size=8"],
                        {"load_config.overrides": ["train.seed=1", "data.size=8"],
-                        "_check_programs.overrides": ["train.seed=1", "data.size=8"]}),
+                        "_check_programs.overrides": ["train.seed=1", "data.size=8"],
+                        "check_downloads.overrides": ["train.seed=1", "data.size=8"]}),
          "dry_run": (["--dry-run"], {"to_yaml.config": RECIPE, "said": None, f"{first}.{parameter}": None})},
-        {"load_config.cls": recipe, "_check_programs.recipe": RECIPE})
+        {"load_config.cls": recipe, "_check_programs.recipe": RECIPE, "check_downloads.recipe": RECIPE})
 
 
 BEGUN = {"make_accelerator": "settings", "check": "out"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ from tiny import randn
 from inference import evaluate
 from inference.measure import drawn, metrics
 from unclip.diffusion.noise import fold
+from unclip.pipeline.request import Wish
 
 
 def unit(n: int, seed: int) -> torch.Tensor:
@@ -84,28 +86,20 @@ def test_chance_is_no_more_than_certain():
     assert (chance["r1"], chance["r5"]) == (0.5, 1.0)
 
 
-@pytest.mark.parametrize(
-    "prior, pictures, embed",
-    [
-        ("a prior", None, "embedded"),
-        (None, None, None),
-        ("a prior", "real", ("seen", "real")),
-        (None, "real", ("seen", "real")),
-    ],
-)
-def test_all_stages_are_asked_for_the_same_pictures(prior, pictures, embed):
-    pipeline, text = Asked(prior), ("text", ["a cat"])
+@pytest.mark.parametrize("pictures, embed", [(None, None), ("real", ("seen", "real"))])
+def test_all_stages_are_asked_for_the_same_pictures(pictures, embed):
+    pipeline = Asked()
     drawn.draw(pipeline, ["a cat"], [7], OPTIONS, pictures, classes="of its own")
-    expected = [7], embed, text, OPTIONS, "of its own"
-    asked = {"prior": (text, [7], OPTIONS)} if embed == "embedded" else {}
-    assert pipeline.calls == {**asked, "decoder": expected, "upsampler": expected}
+    asked = Wish([7], ["a cat"], OPTIONS, "of its own", embed)
+    whole = replace(asked, text=("text", ["a cat"]))
+    assert pipeline.calls == {"understood": asked, "decoder": whole, "upsampler": whole}
 
 
 def test_a_model_of_nothing_is_given_no_text():
-    pipeline = Asked(None)
+    pipeline = Asked()
     pipeline.takes_prompt = False
     drawn.draw(pipeline, ["a cat"], [7], OPTIONS)
-    assert pipeline.calls["decoder"] == pipeline.calls["upsampler"] == ([7], None, None, OPTIONS, None)
+    assert pipeline.calls["understood"] == Wish([7], None, OPTIONS)
 
 
 @pytest.mark.parametrize("decoder_only", [False, True])

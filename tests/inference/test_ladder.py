@@ -60,7 +60,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_row_for_each_class_with_the_same_noise(runs, tmp_path):
     sheet = tmp_path / "sheet.png"
-    command = [str(runs / "classes"), str(sheet), "-n", "4", "--side", "16", "--classes"]
+    command = [str(runs / "classes"), str(sheet), "-n", "4", "--side", "16", "--overwrite", "--classes"]
     assert gallery.main([*command, "all"]) == 0
     every = pixels(sheet)
     assert every.shape == (3 * 20, 24 + 4 * 20, 3)
@@ -74,7 +74,7 @@ def test_a_row_for_each_class_with_the_same_noise(runs, tmp_path):
 
 def test_a_model_of_nothing_fills_rows(runs, tmp_path, capsys):
     sheet = tmp_path / "sheet.png"
-    command = [str(runs / "plain"), str(sheet), "-n", "5", "--columns", "3", "--side", "8"]
+    command = [str(runs / "plain"), str(sheet), "-n", "5", "--overwrite", "--columns", "3", "--side", "8"]
     assert gallery.main(command) == 0
     assert pixels(sheet).shape == (2 * 12, 3 * 12, 3)
     assert gallery.main([*command, "--classes", "1"]) == 2
@@ -121,6 +121,7 @@ def test_the_figure_of_a_denoiser(runs, tmp_path, capsys):
     figure = pixels(out)
     assert figure.shape == (4 * 66 - 2, 5 * 66 - 2, 3)
     assert (figure[:64, :64] == figure[66:130, :64]).all()  # clean
+    command.append("--overwrite")
     for options, said in (["-n", "0"], "-n must be"), (["--columns", "1"], "--columns at least 2"):
         assert denoising.main([*command, *options]) == 2 and said in capsys.readouterr().err
 
@@ -184,7 +185,7 @@ def test_the_distance_is_of_the_judges_features(runs):
 
 def test_the_command_draws_a_class(runs, tmp_path, capsys):
     out = tmp_path / "a.png"
-    command = ["--model", str(runs / "classes"), "-o", str(out)]
+    command = ["--model", str(runs / "classes"), "-o", str(out), "--overwrite"]
     assert unclip.app.command.main([*command, "--class", "1"]) == 0
     drawn = unclip.load(runs / "classes", "cpu").generate(class_=1)
     assert (pixels(out) == np.asarray(drawn)).all()

@@ -58,8 +58,10 @@ class Composed(Pictures):
             yield [record["name"] for record in records], Batch(self.scenes.pictures(rows), captions, keys)
 
     def held(self, batch: Batch, samples: Sequence[dict]) -> Batch:
-        """With plain captions, which name the style."""
-        return replace(batch, caption=[styled(sample["record"]) for sample in samples])
+        """With plain captions, which name the style; composed icons have no classes."""
+        pairs = zip(samples, batch.caption, strict=True)
+        named = [styled(one["record"]) if "name" in one["record"] else caption for one, caption in pairs]
+        return replace(batch, caption=named, classes=None)
 
 
 class Pooled(Pictures):

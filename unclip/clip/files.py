@@ -164,7 +164,7 @@ def save_clip(clip: Clip, folder: str | Path) -> None:
                            "interpolation": "bicubic", "resize_mode": "squash"},
     }  # fmt: skip
     with written_aside(folder / WEIGHTS) as aside:
-        save_file(weights, aside, metadata={"format": "pt", DIGEST: digest_of(weights, weights.__getitem__)})
+        save_file(weights, aside, metadata={DIGEST: digest_of(weights, weights.__getitem__)})
     with written_aside(folder / CONFIG) as aside:
         aside.write_text(json.dumps(described, indent=2), encoding="utf-8")
 

@@ -20,7 +20,7 @@ class PriorConfig(Config):
     dropout: Chance = 0.0  # chance, on every residual branch
     null_text: bool = True  # a learned embedding of no text; False: encode "" instead
     memory: int = Field(0, ge=0, le=1 << 24)  # slots that recall embeddings of known texts; 0 = none
-    memory_scale: float = Field(25.0, gt=0, le=1e4)  # how sharply: what a cosine of texts is multiplied by
+    memory_scale: float = Field(25.0, gt=0, le=1e7)  # how sharply: what a cosine of texts is multiplied by
     attention: Backend = "sdpa"
 
 

@@ -15,6 +15,7 @@ from training.clip.pool import build_pool, groups
 from training.clip.recipe import ClipRecipe
 from training.data.pool import FACTS, PICTURES, SAMPLES
 from training.data.source import Source
+from training.run.folder import write_recipe
 from unclip.config import ConfigError, load_config
 
 
@@ -79,6 +80,7 @@ def test_a_pool_that_was_cut_short_is_refused_before_a_step(name, kept, recipe, 
     build_pool(kept, Path(kept.out))
     path = folder_of(kept) / name
     path.write_bytes(path.read_bytes()[:-40])
+    write_recipe(Path(kept.out), kept)  # as a run does before it makes its pool
     with pytest.raises(ConfigError, match=f"the pool .*{folder_of(kept).name} is (cut short|damaged)"):
         train(recipe("run", f"model: {MODEL}\ndistinct: 20"))
     assert not (tmp_path / "run/images").exists()

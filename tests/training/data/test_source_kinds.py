@@ -12,12 +12,12 @@ import torch
 from runs import forget, same
 from shards import uneven
 
+from training import decoder
 from training.data import source as data
 from training.data.config import DataConfig
 from training.data.kinds import Pictures
 from training.data.source import Source
 from training.streams import Purpose, numbers, seed_of
-from training.tasks import pictures
 from unclip.config import ConfigError
 from unclip.data.batches import Batch
 from unclip.data.images import to_tensor
@@ -114,7 +114,7 @@ def test_a_program_trains_on_it_and_goes_on_to_the_bit(tmp_path):
             json.dumps({"stage": stage, "train": train, "data": config().model_dump(mode="json")})
         )
         forget()
-        pictures.main("", False, [str(path), *overrides])
+        decoder.main([str(path), *overrides])
         return tmp_path / name
 
     whole = run("whole")

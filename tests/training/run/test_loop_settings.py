@@ -31,8 +31,8 @@ def test_each_interval_has_its_own_setting(tmp_path, monkeypatch):
         ("validate", 32),
         ("save", 40),
         ("save", 48),
-        ("draw", 48),
         ("validate", 48),
+        ("draw", 48),
     ]
 
 
