@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from ..checkpoint import Saved
-from ..config import Config
+from ..checkpoint import Saved, SavedConfig
 from ..diffusion.guidance import GradFn
 from ..nets.noised_clip import NoisedClipConfig, NoisedClipNet
 from ..stages import ScheduleName
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from ..clip.towers import BytePairs
 
 
-class NoisedClipStageConfig(Config):
+class NoisedClipStageConfig(SavedConfig):
     """A CLIP of the noised pictures of one process, of ``net.timesteps`` steps."""
 
     kind: Literal["noised_clip"] = "noised_clip"

@@ -27,14 +27,14 @@ class Canvas:
     repaint: Tensor
 
     def at(self, size: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-        """The picture [1,3,S,S] in [-1,1] and the mask [1,1,S,S] of a stage of ``size``, 1 = kept.
+        """The picture [1,3,S,S] in [-1,1] and the mask [1,1,S,S] of a stage of ``size``, 1 = known.
 
         The picture is resized as in GLIDE's notebook. Of the mask a pixel is kept only if all that it
         covers is kept, so that nothing of what is to go shows through at a coarse size.
         """
         image = to_tensor(self.picture.resize((size, size), Image.Resampling.BICUBIC))[None]
-        kept = 1 - F.adaptive_max_pool2d(self.repaint.float(), size)
-        return image.to(device), kept.to(device)
+        known = 1 - F.adaptive_max_pool2d(self.repaint.float(), size)
+        return image.to(device), known.to(device)
 
 
 def opened(picture: Image.Image | str | Path) -> Image.Image:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Unpack, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,8 @@ from ..diffusion.noise import Noise
 from ..diffusion.samplers import invert
 from .canvas import opened
 from .drawing import Drawing
-from .request import Wish, classes_of, integer, sampling_of, wish_of
+from .prompts import needed
+from .request import Followed, Wish, classes_of, integer, sampling_of, wish_of
 
 Picture = Image.Image | str | Path
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}  # files, not texts
@@ -29,11 +31,17 @@ STEPS, FORGETFUL = 50, ("ddpm",)  # of the decoder, unless told otherwise; sampl
 
 
 def vary(
-    pipeline: Drawing, picture: Picture, n: int, spread: float, seed: int, batch_size: int, **options: object
+    pipeline: Drawing,
+    picture: Picture,
+    n: int,
+    spread: float,
+    seed: int,
+    batch_size: int,
+    **options: Unpack[Followed],
 ) -> list[Image.Image]:
     """See ``Pipeline.vary``."""
     share = _share("spread", spread)
-    wish = _wish(pipeline, "vary", options, n=n, seed=seed)
+    wish = _wish(pipeline, "vary", options, n, seed)
     image = _fitted(pipeline, picture)
     wish = replace(wish, embed=_seen(pipeline, image).expand(len(wish), -1))
     if share < 1:
@@ -49,11 +57,11 @@ def interpolate(
     n: int,
     seed: int,
     batch_size: int,
-    **options: object,
+    **options: Unpack[Followed],
 ) -> list[Image.Image]:
     """See ``Pipeline.interpolate``."""
     n = integer("n", n, 2)
-    wish = _wish(pipeline, "interpolate", options, n=n, seed=seed)
+    wish = _wish(pipeline, "interpolate", options, n, seed)
     ends = [_end(pipeline, one, wish.rows([0]), seed) for one in (a, b)]
     shares = torch.linspace(0, 1, n, dtype=torch.float64).tolist()
     embed, start = (torch.cat([slerp(x, y, share) for share in shares]) for x, y in zip(*ends, strict=True))
@@ -86,7 +94,7 @@ def inverted(pipeline: Drawing, wish: Wish, picture: Tensor) -> Tensor:
     stage = pipeline.decoder
     sampling = sampling_of(pipeline, stage, wish.options)
     with pipeline._at_work(stage), pipeline._autocast():
-        conditions = pipeline._told(stage, wish, classes_of(pipeline, wish))
+        conditions = pipeline._conditions(stage, wish, classes_of(pipeline, wish))
         denoise = stage.denoise(
             conditions,
             stage.null(conditions),
@@ -125,7 +133,7 @@ def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
     return of_a * a + of_b * b
 
 
-def _wish(pipeline: Drawing, verb: str, options: dict[str, object], **what: object) -> Wish:
+def _wish(pipeline: Drawing, verb: str, options: Followed, n: int, seed: int) -> Wish:
     """What a verb that starts from a picture's own noise asks for: DDIM and no guidance by default.
 
     Raises ``ValueError`` if the model cannot do the verb.
@@ -139,7 +147,7 @@ def _wish(pipeline: Drawing, verb: str, options: dict[str, object], **what: obje
     for name in ("negative_prompt", "clip_guidance_scale"):
         if options.get(name):
             raise ValueError(f"{name} is of words, and to {verb} takes none")
-    asked = {key: value for key, value in options.items() if value is not None}
+    asked = cast(Followed, {key: value for key, value in options.items() if value is not None})
     if asked.get("sampler") in FORGETFUL:
         raise ValueError(
             f"to {verb} starts from a picture's own noise, which {asked['sampler']} forgets, since it draws "
@@ -147,7 +155,7 @@ def _wish(pipeline: Drawing, verb: str, options: dict[str, object], **what: obje
         )
     asked = {"sampler": "ddim", "steps": STEPS, "guidance_scale": 1.0, **asked}
     unknown = torch.zeros(1, len(pipeline.decoder.embed_mean))  # until CLIP has seen the picture
-    return wish_of(pipeline, image_embed=unknown, **what, **asked)
+    return wish_of(pipeline, n=n, seed=seed, image_embed=unknown, **asked)
 
 
 def _share(name: str, value: float) -> float:
@@ -165,7 +173,8 @@ def _fitted(pipeline: Drawing, picture: Picture) -> Tensor:
 @torch.no_grad()
 def _seen(pipeline: Drawing, picture: Tensor) -> Tensor:
     """CLIP's embeddings [N,D] of pictures, as the decoder takes them."""
-    with pipeline._at_work(pipeline.clip):
-        embed = pipeline.clip.towers.image(pipeline.clip.preprocess(picture)).float()
+    clip = needed(pipeline.clip, "its CLIP")
+    with pipeline._at_work(clip):
+        embed = clip.towers.image(clip.preprocess(picture)).float()
     as_it_comes = pipeline.prior is not None and not pipeline.prior.config.unit_norm
     return embed if as_it_comes else F.normalize(embed, dim=-1)

@@ -6,7 +6,7 @@ import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, SupportsIndex, Unpack
 
 import torch
 from PIL import Image
@@ -15,7 +15,7 @@ from torch import Tensor
 from ..config import parse_config
 from ..diffusion.noise import fold
 from ..diffusion.samplers import Step
-from ..options import DEFAULTS, Options, checked_text
+from ..options import DEFAULTS, Asked, Options, checked_text
 from ..stages import Decoder, Sampling
 from .canvas import Canvas, canvas_of
 from .prompts import Prompts
@@ -27,6 +27,15 @@ Progress = Callable[[str, int, int], None]
 """(stage, steps done, steps in all), called after every step."""
 Watch = Callable[[Step], None]
 """Called with every step of the decoder, of one batch of pictures after another."""
+
+
+class Followed(Asked, total=False):
+    """... and what is told of the steps."""
+
+    progress: Progress | None
+    watch: Watch | None
+
+
 MOST = 1_000_000  # pictures that one call may ask for
 
 
@@ -58,12 +67,17 @@ class Wish:
     def rows(self, chosen: Sequence[int]) -> Wish:
         """Some of the pictures, of a wish whose texts are not encoded yet."""
         chosen = list(chosen)
-        own = {name: getattr(self, name) for name in ("classes", "embed", "start")}
+
+        def own(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value[chosen]
+
         return replace(
             self,
             seeds=[self.seeds[k] for k in chosen],
             texts=None if self.texts is None else [self.texts[k] for k in chosen],
-            **{name: None if value is None else value[chosen] for name, value in own.items()},
+            classes=own(self.classes),
+            embed=own(self.embed),
+            start=own(self.start),
         )
 
     def batches(self, size: int) -> Iterator[Wish]:
@@ -84,7 +98,7 @@ def wish_of(
     image_embed: Tensor | None = None,
     progress: Progress | None = None,
     watch: Watch | None = None,
-    **options: object,
+    **options: Unpack[Asked],
 ) -> Wish:
     """All pictures that a call asks for, prompt by prompt; the arguments are those of ``generate``.
 
@@ -93,7 +107,11 @@ def wish_of(
     if image_embed is not None:
         _check_embed(model, image_embed)
     alone = image_embed is not None and prompt is None
-    prompts = [None] * len(image_embed) if alone else prompts_of(model, prompt)
+    prompts: list[str | None]
+    if image_embed is not None and prompt is None:
+        prompts = [None] * len(image_embed)
+    else:
+        prompts = prompts_of(model, prompt)
     settings = parse_config(Options, options, source="the call")
     if (image is None) != (mask is None):
         raise ValueError("inpainting takes both an image and a mask, of which white is painted anew")
@@ -109,12 +127,13 @@ def wish_of(
             raise ValueError(
                 f"{n * len(prompts)} pictures need as many rows of image_embed, not {len(image_embed)}"
             )
+    texts = [text for text in prompts if text is not None for _ in range(n)]
     return Wish(
         seeds=[fold(seed, k) for k in range(n)] * len(prompts),
-        texts=[text for text in prompts for _ in range(n)] if model.takes_prompt and not alone else None,
+        texts=texts if model.takes_prompt and not alone else None,
         embed=image_embed,
         options=settings,
-        canvas=None if image is None else canvas_of(image, mask),
+        canvas=None if image is None or mask is None else canvas_of(image, mask),
         progress=progress,
         watch=watch,
     )
@@ -138,14 +157,14 @@ def prompts_of(model: Model, prompt: str | Sequence[str] | None) -> list[str | N
         if prompt is not None:
             raise ValueError(f"the model {model.name} takes no prompt")
         return [None]
-    several = isinstance(prompt, Iterable) and not isinstance(prompt, str)
-    prompts = list(prompt) if several else [prompt]
-    for text in prompts:
+    texts: list[str | None] = []
+    for text in prompt if isinstance(prompt, Iterable) and not isinstance(prompt, str) else [prompt]:
         if not isinstance(text, str):
             raise ValueError(f"a prompt must be text, not {text!r:.80}")
         if not checked_text(text, "the prompt").strip():
             raise ValueError("the prompt is empty; say what to draw, for example: a goldfish")
-    return prompts
+        texts.append(text)
+    return texts
 
 
 def check_request(model: Model, options: Options, inpaints: bool) -> None:
@@ -155,10 +174,11 @@ def check_request(model: Model, options: Options, inpaints: bool) -> None:
     _steps(model, options)
     if options.class_ is None:
         for stage in model.picture_stages:
-            if stage.takes_class and not stage.config.drop_class:
+            classes = stage.config.net.classes
+            if classes is not None and not stage.config.drop_class:
                 raise ValueError(
                     f"the model {model.name} knows no picture without a class: ask for one "
-                    f"of 0 to {stage.config.net.classes - 1} (class_, or --class)"
+                    f"of 0 to {classes - 1} (class_, or --class)"
                 )
     sees = model.guide is not None or model.clip is not None and model.clip.image_size is not None
     if options.clip_guidance_scale and not (model.takes_prompt and sees):
@@ -242,7 +262,7 @@ def integer(name: str, value: object, least: int | None = None) -> int:
     True and False are none, though Python counts them as 1 and 0.
     """
     try:
-        if isinstance(value, bool):
+        if isinstance(value, bool) or not isinstance(value, SupportsIndex):
             raise TypeError
         number = operator.index(value)
     except TypeError:

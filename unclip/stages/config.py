@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from ..checkpoint import SavedConfig
 from ..config import Chance, Config, Factor, Side, Timesteps
 from ..diffusion.denoiser import check_prediction
 from ..diffusion.losses import check_loss
@@ -84,7 +85,7 @@ class Sampling(Config):
         return self
 
 
-class PriorStageConfig(Config):
+class PriorStageConfig(SavedConfig):
     """Text to image embedding (unCLIP, Ramesh et al. 2022, section 2.2)."""
 
     kind: Literal["prior"] = "prior"
@@ -110,7 +111,7 @@ class LowRes(Config):
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # bicubic is antialiased, as Karlo's
 
 
-class DecoderStageConfig(Config):
+class DecoderStageConfig(SavedConfig):
     """Pictures from whatever the network takes; with ``low_res``, an upsampler."""
 
     kind: Literal["decoder"] = "decoder"
