@@ -57,7 +57,7 @@ def save_checkpoint(
 
 def sum_of(value: Tensor) -> int:
     """CRC-32 of a tensor's bytes as they are stored."""
-    return zlib.crc32(value.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return zlib.crc32(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def no_weights(path: str | Path) -> str | None:
@@ -155,15 +155,15 @@ def _named(path: str | Path, header: Mapping) -> str:
 
 
 def check_fit(
-    wanted: Mapping[str, torch.Size], found: Mapping[str, torch.Size], source: str, unused: Iterable[str] = ()
+    wanted: Mapping[str, torch.Size], held: Mapping[str, torch.Size], source: str, unused: Iterable[str] = ()
 ) -> None:
     """Refuse tensors that are missing, unexpected or misshapen, by their shapes; all are listed at once."""
-    missing = sorted(wanted.keys() - found.keys())
-    unexpected = sorted({*unused, *(found.keys() - wanted.keys())})
+    missing = sorted(wanted.keys() - held.keys())
+    unexpected = sorted({*unused, *(held.keys() - wanted.keys())})
     misshapen = [
-        f"{key} {tuple(found[key])} for {tuple(wanted[key])}"
-        for key in sorted(wanted.keys() & found.keys())
-        if found[key] != wanted[key]
+        f"{key} {tuple(held[key])} for {tuple(wanted[key])}"
+        for key in sorted(wanted.keys() & held.keys())
+        if held[key] != wanted[key]
     ]
     if missing or unexpected or misshapen:
         raise CheckpointError(
@@ -209,15 +209,22 @@ def _is_finite(value: Tensor) -> bool:
     return bool(torch.stack(torch.aminmax(value)).isfinite().all())
 
 
+class SavedConfig(Config):
+    """The configuration of what a checkpoint holds whole, and what that is: "prior", "decoder", ..."""
+
+    kind: str
+
+
 class Saved(nn.Module):
     """What a checkpoint holds whole: a module that its configuration alone builds.
 
     facts: what the checkpoint says besides: pictures seen, the CLIP model, ...
     """
 
-    config_class: ClassVar[type[Config]]  # with a ``kind``, which a file's header names
+    config_class: ClassVar[type[SavedConfig]]
+    config: SavedConfig
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: SavedConfig) -> None:
         super().__init__()
         self.config = config
         self.facts: dict[str, Any] = {}
@@ -239,7 +246,7 @@ class Saved(nn.Module):
         )
 
     @classmethod
-    def blank(cls, config: Config) -> Self:
+    def blank(cls, config: SavedConfig) -> Self:
         """At full size without memory, on the meta device; eval mode, no gradients."""
         with weightless():
             return cls(config).eval().requires_grad_(False)

@@ -15,13 +15,15 @@ class Parser(argparse.ArgumentParser):
     """A command line whose help stands as it is written, and whose flags are never abbreviated: what an
     abbreviation means would change with the next flag."""
 
-    def __init__(self, prog: str | None = None, description: str | None = None, **more: object) -> None:
+    def __init__(
+        self, prog: str | None = None, description: str | None = None, epilog: str | None = None
+    ) -> None:
         super().__init__(
             prog=prog,
             description=description,
+            epilog=epilog,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
-            **more,
         )
 
 

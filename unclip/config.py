@@ -123,11 +123,11 @@ def to_yaml(config: Config) -> str:
 
 def differences(old: dict, new: dict, prefix: str = "") -> dict[str, str]:
     """Where two dumped configurations differ, by key: {"net.channels": "64 -> 32", ...}."""
-    found = {}
+    changes: dict[str, str] = {}
     for key in sorted({*old, *new}):
         a, b = old.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
-            found |= differences(a, b, f"{prefix}{key}.")
+            changes |= differences(a, b, f"{prefix}{key}.")
         elif a != b:
-            found[f"{prefix}{key}"] = f"{a} -> {b}"
-    return found
+            changes[f"{prefix}{key}"] = f"{a} -> {b}"
+    return changes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, TypedDict
 from unicodedata import category
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
@@ -75,6 +75,23 @@ class Options(Config):
     @classmethod
     def _blank_is_none(cls, text: str | None) -> str | None:
         return checked_text(text, "the negative prompt") if text and text.strip() else None
+
+
+class Asked(TypedDict, total=False):
+    """The fields of ``Options``, as arguments by name."""
+
+    steps: int | str | None
+    prior_steps: int | str | None
+    upsampler_steps: int | str | None
+    guidance_scale: float | None
+    guidance_interval: str | tuple[float, float] | None
+    prior_guidance_scale: float | None
+    clip_guidance_scale: float
+    sampler: str | None
+    negative_prompt: str | None
+    class_: int | None
+    classifier_scale: float | None
+    resamplings: int | None
 
 
 DEFAULTS = Options()

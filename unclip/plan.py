@@ -8,26 +8,29 @@ guidance's doubled batch, and the gradient of what guides by one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .checkpoint import CheckpointError, Saved, read_header
-from .config import Config, parse_config
+from .checkpoint import CheckpointError, SavedConfig, read_header
+from .config import parse_config
 from .guides.classifier import Classifier
 from .guides.noised_clip import NoisedClip
 from .pipeline.request import MOST, integer
 from .resources.devices import parse_dtype, place
 from .resources.peak import peak_activations
 from .resources.weightless import held_bytes, parameters
-from .stages import Decoder, Prior
+from .stages import Decoder, DecoderStageConfig, Prior
 
 GIB, MIB = 2**30, 2**20
 GUIDES = ("classifier", "guide")
-KINDS: dict[str, type[Saved]] = {one.kind(): one for one in (Prior, Decoder, Classifier, NoisedClip)}
+Part = Prior | Decoder | Classifier | NoisedClip
+PARTS: tuple[type[Part], ...] = (Prior, Decoder, Classifier, NoisedClip)
+KINDS = {part.kind(): part for part in PARTS}
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ def plan(name_or_path: str | Path, dtype: str | torch.dtype = "float32", picture
         place(module, torch.device("meta"), dtype)
         count, size = parameters(module), held_bytes(module)
         activations = peak_activations(
-            lambda module=module: _call(module, pictures), None if dtype == torch.float32 else dtype
+            partial(_call, module, pictures), None if dtype == torch.float32 else dtype
         )
         rows.append(Row(stage, count, size, activations))
     return Plan(
@@ -107,12 +110,12 @@ def plan(name_or_path: str | Path, dtype: str | torch.dtype = "float32", picture
     )
 
 
-def on_meta(config: Config) -> nn.Module:
+def on_meta(config: SavedConfig) -> Part:
     """The stage of a configuration, at full size and without any memory."""
     return KINDS[config.kind].blank(config)
 
 
-def _parts(name_or_path: str | Path) -> tuple[str, list[tuple[str, Config]], int]:
+def _parts(name_or_path: str | Path) -> tuple[str, list[tuple[str, SavedConfig]], int]:
     """Title, configurations by stage, and the parameters of CLIP; of ours from headers alone."""
     from .models import find
 
@@ -123,50 +126,58 @@ def _parts(name_or_path: str | Path) -> tuple[str, list[tuple[str, Config]], int
 
     model = convert.MODELS.get(str(name_or_path))
     if model is not None:
-        configs = convert.configs(model)
-        return f"{model.name} ({model.about})", list(_labelled(configs)), configs.get("clip", 0)
+        every = convert.configs(model)
+        configs = {stage: one for stage, one in every.items() if isinstance(one, SavedConfig)}
+        labelled = list(_labelled(configs, every.get("upsamplers", [])))
+        return f"{model.name} ({model.about})", labelled, every.get("clip", 0)
     pipeline = convert.load(name_or_path, "cpu")  # mapped from the disk, not read
-    stages = {
+    stages: dict[str, Part | None] = {
         "prior": pipeline.prior,
         "decoder": pipeline.decoder,
         "classifier": pipeline.classifier,
         "guide": pipeline.guide,
     }
     configs = {name: stage.config for name, stage in stages.items() if stage is not None}
-    configs["upsamplers"] = [stage.config for stage in pipeline.upsamplers]
+    upsamplers = [stage.config for stage in pipeline.upsamplers]
     clip = 0 if pipeline.clip is None else parameters(pipeline.clip)
-    return str(name_or_path), list(_labelled(configs)), clip
+    return str(name_or_path), list(_labelled(configs, upsamplers)), clip
 
 
-def _labelled(configs: dict) -> Iterator[tuple[str, Config]]:
+def _labelled(
+    configs: Mapping[str, SavedConfig], upsamplers: Sequence[DecoderStageConfig]
+) -> Iterator[tuple[str, SavedConfig]]:
     for stage in ("prior", "decoder", "classifier", "guide"):
         if stage in configs:
             yield stage, configs[stage]
-    for config in configs.get("upsamplers", ()):
+    for config in upsamplers:
         yield f"upsampler {config.net.image_size}", config
 
 
-def _ours(path: Path) -> tuple[list[tuple[str, Config]], int]:
+def _ours(path: Path) -> tuple[list[tuple[str, SavedConfig]], int]:
     from .pipeline.directory import DECODER_FILE, MODEL_FILE, read_manifest
 
     if path.is_file() or not (path / MODEL_FILE).is_file() and (path / DECODER_FILE).is_file():
         return [("decoder", _config(path if path.is_file() else path / DECODER_FILE))], 0
     manifest = read_manifest(path).model_dump(exclude_none=True)
-    configs = {
+    configs: dict[str, SavedConfig] = {
         stage: _config(path / manifest[stage])
         for stage in ("prior", "decoder", "classifier", "guide")
         if stage in manifest
     }
-    configs["upsamplers"] = [_config(path / file) for file in manifest["upsamplers"]]
+    upsamplers = [_upsampler(path / file) for file in manifest["upsamplers"]]
     clip = _stored(path / manifest["clip"]) if "clip" in manifest else 0
-    return list(_labelled(configs)), clip
+    return list(_labelled(configs, upsamplers)), clip
 
 
-def _config(path: Path) -> Config:
+def _config(path: Path) -> SavedConfig:
     header = read_header(path)
     if header["kind"] not in KINDS:
         raise CheckpointError(f"{path} holds a {header['kind']}, not a {' or a '.join(KINDS)}")
     return parse_config(KINDS[header["kind"]].config_class, header["config"], source=str(path))
+
+
+def _upsampler(path: Path) -> DecoderStageConfig:
+    return parse_config(DecoderStageConfig, read_header(path, Decoder.kind())["config"], source=str(path))
 
 
 def _stored(folder: Path) -> int:
@@ -180,7 +191,7 @@ def _stored(folder: Path) -> int:
     return count
 
 
-def _call(module: nn.Module, n: int) -> object:
+def _call(module: Part, n: int) -> object:
     """One step of sampling ``n`` pictures, on the meta device."""
     if isinstance(module, Classifier):
         x = _pictures(n, module.config.net.image_size)
@@ -189,7 +200,7 @@ def _call(module: nn.Module, n: int) -> object:
         x = _pictures(n, module.config.net.image_size)
         return module.climb(["a goldfish"] * n)(x, _whole(n), x)
     with torch.no_grad():
-        return (_call_prior if isinstance(module, Prior) else _call_decoder)(module, n)
+        return _call_prior(module, n) if isinstance(module, Prior) else _call_decoder(module, n)
 
 
 def _call_prior(prior: Prior, n: int) -> object:

@@ -79,7 +79,7 @@ def test_files_that_are_no_recipe(tmp_path):
     (tmp_path / "binary.yaml").write_bytes(b"\x00\xff\xfe\x80")
     for path, said in (
         (tmp_path / "none.yaml", "there is no recipe"),
-        (tmp_path, "there is no recipe"),
+        (tmp_path, "is a folder, not a file"),
         (tmp_path / "binary.yaml", "cannot be read"),
     ):
         with pytest.raises(ConfigError, match=said):

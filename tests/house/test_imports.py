@@ -92,6 +92,7 @@ DOORS = {
     "xformers": {"unclip.nets.attention"},
     "pillow_heif": {"unclip.data.formats"},
 }
+TYPES = {"_typeshed"}  # where type checkers keep the standard library's own
 DYNAMIC = ("import_module", "__import__")
 # Only inside of functions: slow, or absent.
 LATE = {"pillow_heif", "xformers", "open_clip", "transformers", "tokenizers", "sklearn", "pyarrow"}
@@ -151,9 +152,8 @@ def offences(source: str, module: str, is_package: bool = False) -> list[str]:
             or name == module
         ):
             wrong.append(f"{module} imports {name}, which {room} must not")
-        if room in LIBRARIES and not (
-            top in FOLDERS or top in sys.stdlib_module_names or top in DOORS or top in LIBRARIES[room]
-        ):
+        others = {*FOLDERS, *sys.stdlib_module_names, *TYPES, *DOORS}
+        if room in LIBRARIES and top not in {*others, *LIBRARIES[room]}:
             wrong.append(f"{module} imports {name}, which {room} must not")
         for package, forbidden in FORBIDDEN.items():
             if within(module, {package}) and within(name, forbidden):

@@ -8,6 +8,7 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..command_line import Parser
@@ -15,6 +16,9 @@ from ..files import words
 from ..models import DEFAULT_MODEL, shipped_models
 from . import cli, verbs
 from .options import add_model, add_options, options_from
+
+if TYPE_CHECKING:
+    from ..diffusion.samplers import Step
 
 STRIPS = 64  # pictures of which --strip shows how they came about
 
@@ -64,9 +68,10 @@ def draw(args: argparse.Namespace) -> Path:
     default = Path(f"{words(args.prompt or args.model)}.png")
     output = args.output or (default if args.overwrite else cli.unused(default))
     _check_files(args, output)
-    files = {"image": args.image, "mask": args.mask}
-    shown = {name: opened(file) for name, file in files.items() if file is not None}
-    pipeline, frames, watching = cli.loaded(args), [], {}
+    image, mask = (None if file is None else opened(file) for file in (args.image, args.mask))
+    pipeline = cli.loaded(args)
+    frames: list[Step] = []
+    watching: dict[str, Any] = {}
     if args.strip:
         watching = {"watch": frames.append, "batch_size": args.n}  # one batch: a strip of every picture
     drawn = pipeline.generate(
@@ -74,8 +79,9 @@ def draw(args: argparse.Namespace) -> Path:
         n=args.n,
         seed=args.seed,
         **options_from(args),
+        image=image,
+        mask=mask,
         **watching,
-        **shown,
         progress=cli.progress(),
     )
     save_png(cli.sheet(drawn) if isinstance(drawn, list) else drawn, output)

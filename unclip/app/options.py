@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import types
 from pathlib import Path
-from typing import Union, get_args, get_origin
+from typing import Union, cast, get_args, get_origin
 
 from ..models import DEFAULT_MODEL, shipped_models
-from ..options import Options
+from ..options import Asked, Options
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -45,9 +45,9 @@ def _type_of(annotation: object) -> type:
     return kind if kind in (int, float) else str
 
 
-def options_from(args: argparse.Namespace) -> dict[str, object]:
+def options_from(args: argparse.Namespace) -> Asked:
     """The fields of ``Options`` as the command line gives them; None = the model's own."""
-    return {name: getattr(args, name) for name in Options.model_fields}
+    return cast(Asked, {name: getattr(args, name) for name in Options.model_fields})
 
 
 def add_memory(parser: argparse.ArgumentParser) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from PIL import Image
 
@@ -86,7 +87,7 @@ class Album:
     def __contains__(self, file: str) -> bool:
         return file in self.rows
 
-    def add(self, row: dict[str, object], picture: Image.Image) -> None:
+    def add(self, row: dict[str, Any], picture: Image.Image) -> None:
         """Save ``picture`` as ``row["file"]``, whole or not at all, and then list it."""
         save_png(picture, self.folder / row["file"])
         self._stream.write(_line(row))
@@ -99,14 +100,15 @@ class Album:
 
     def _read(self) -> dict[str, dict]:
         """The rows whose pictures are there, and whole; the line that a killed run left half is none."""
-        path, rows = self.folder / INDEX, {}
+        path = self.folder / INDEX
+        rows: dict[str, dict] = {}
         if not path.exists():
             return rows
         with open(regular(path), "rb") as file:
             for number in itertools.count(1):
                 line = file.readline(LONGEST_LINE)
                 if not line.endswith(b"\n") and len(line) < LONGEST_LINE:
-                    return rows
+                    break
                 try:
                     row = parse_json(line, f"line {number} of {path}", line=int, prompt=str, k=int)
                 except ValueError as error:
@@ -118,6 +120,7 @@ class Album:
                     )
                 if _is_whole(self.folder / row["file"]):
                     rows[row["file"]] = row
+        return rows
 
     def _check_strangers(self) -> None:
         """Refuse a folder with pictures that a new album could replace without a word."""
@@ -186,6 +189,6 @@ def _differences(changed: Mapping[str, tuple[object, object]]) -> str:
     return "; ".join(f"{key} {said(old)}, not {said(new)}" for key, (old, new) in changed.items())
 
 
-def _moved(row: Mapping[str, object], lines: Mapping[int, str]) -> str:
+def _moved(row: Mapping[str, Any], lines: Mapping[int, str]) -> str:
     now = lines.get(row["line"])
     return f"line {row['line']} was '{row['prompt']}' and is {'gone' if now is None else repr(now)}"

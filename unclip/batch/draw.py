@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import warnings
 from pathlib import Path
+from typing import Any, Unpack
 
 import torch
 from tqdm import tqdm
 
 from ..files import words
+from ..options import Asked
 from ..pipeline.drawing import drawn
 from ..pipeline.pipeline import Pipeline
 from ..pipeline.prompts import cuts
@@ -42,7 +44,7 @@ def draw(
     seed: int = 0,
     batch_size: int = 16,
     overwrite: bool = False,
-    **options: object,
+    **options: Unpack[Asked],
 ) -> int:
     """Draw what ``folder`` lacks of ``n`` pictures of each of ``prompts``; returns how many those were.
 
@@ -54,7 +56,7 @@ def draw(
     wish = wish_of(pipeline, list(prompts.values()), n=n, seed=seed, **options)
     batch_size, settings = integer("batch_size", batch_size, 1), wish.options.model_dump()
     model = identity(pipeline)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"file": file_name(line, prompt, k), "line": line, "prompt": prompt, "k": k}
         for line, prompt in prompts.items()
         for k in range(n)

@@ -47,8 +47,8 @@ def _numbers(values: object, key: str = "") -> Iterator[tuple[str, float]]:
             yield from _numbers(value, f"{key}.{name}".lstrip("."))
 
 
-def plain_config(model_cfg: object, source: str) -> ClipConfig | None:
-    """An OpenCLIP `model_cfg` as that of our towers; None for one of towers that only OpenCLIP has.
+def plain_config(model_cfg: object, source: str) -> ClipConfig | dict:
+    """An OpenCLIP `model_cfg` as that of our towers; as it is, if only OpenCLIP has such towers.
 
     Raises ``ConfigError`` for numbers that no towers can have.
     """
@@ -57,9 +57,9 @@ def plain_config(model_cfg: object, source: str) -> ClipConfig | None:
     except ValidationError as error:
         kinds = [item["type"] for item in error.errors()]
     beyond = "extra_forbidden" in kinds or _is_theirs(model_cfg)
-    if any(map(OUT_OF_RANGE.search, kinds)) or not beyond:
-        parse_config(ClipConfig, model_cfg, source)
-    return None
+    if isinstance(model_cfg, dict) and beyond and not any(map(OUT_OF_RANGE.search, kinds)):
+        return model_cfg
+    return parse_config(ClipConfig, model_cfg, source)  # which says what is wrong
 
 
 def _is_theirs(model_cfg: object) -> bool:

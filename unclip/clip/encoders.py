@@ -63,6 +63,9 @@ class Clip(nn.Module):
     Raises ConfigError for statistics that pictures cannot have.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         towers: PlainTowers | OpenClipTowers | TransformersTowers,
@@ -86,7 +89,7 @@ class Clip(nn.Module):
     @property
     def logit_scale(self) -> Tensor:
         """The factor on cosine similarities, learned in CLIP's training; ValueError without pictures."""
-        self._check_pictures("compare texts with pictures")
+        self._picture_side("compare texts with pictures")
         return self.towers.model.logit_scale.exp()
 
     @cached_property
@@ -129,17 +132,18 @@ class Clip(nn.Module):
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Resized to the model's size (bicubic, antialiased) and normalised by its statistics."""
-        self._check_pictures("encode pictures")
-        size = (self.image_size, self.image_size)
+        side = self._picture_side("encode pictures")
+        size = (side, side)
         if images.shape[-2:] != size:
             images = F.interpolate(images, size, mode="bicubic", antialias=True)
         return ((images + 1) / 2 - self.mean) / self.std
 
-    def _check_pictures(self, purpose: str) -> None:
+    def _picture_side(self, purpose: str) -> int:
         if self.image_size is None:
             raise ValueError(
                 f"the CLIP {self.source} knows texts alone and cannot {purpose}; a CLIP with both towers can"
             )
+        return self.image_size
 
 
 def _channels(name: str, values: Sequence[float], source: str) -> Tensor:

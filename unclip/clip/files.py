@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,6 +18,7 @@ from torch import Tensor
 from ..checkpoint import CheckpointError, load_strictly, no_weights
 from ..config import ConfigError, looked_up
 from ..files import written_aside
+from ..nets.clip import ClipConfig
 from ..resources.devices import as_device
 from ..resources.weightless import weightless
 from .description import MEAN, STD, plain_config, read_description, statistics_of, to_fetch
@@ -33,6 +35,9 @@ from .public import (
 )
 from .towers import OpenClipTowers, PlainTowers, TransformersTowers
 
+if TYPE_CHECKING:
+    from transformers import CLIPImageProcessor
+
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 DIGEST = "digest"  # what WEIGHTS says of itself, as ``Clip.identity`` does
 
@@ -48,16 +53,16 @@ def build_clip(
     return Clip(_towers(config, name, downloads), mean, std, name)
 
 
-def _towers(model_cfg: dict, source: str, downloads: bool) -> PlainTowers | OpenClipTowers:
+def _towers(model_cfg: object, source: str, downloads: bool) -> PlainTowers | OpenClipTowers:
     config = plain_config(model_cfg, source)
-    if config is not None:
+    if isinstance(config, ClipConfig):
         return PlainTowers(config, byte_pairs())
-    if not downloads and (part := to_fetch(model_cfg)):
+    if not downloads and (part := to_fetch(config)):
         raise ConfigError(
             f"{source} would fetch a part of its CLIP from the network ({part}); if you trust it, allow "
             "that: --allow-downloads, or downloads=True"
         )
-    return fresh_open_clip(model_cfg, source)
+    return fresh_open_clip(config, source)
 
 
 def load_clip(source: str | Path, device: str | torch.device = "cpu", downloads: bool = False) -> Clip:
@@ -144,13 +149,13 @@ def save_clip(clip: Clip, folder: str | Path) -> None:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = _stored(clip)
-    if isinstance(clip.towers, TransformersTowers):
-        _save_transformers(clip, weights, folder)
+    weights, towers = _stored(clip), clip.towers
+    if isinstance(towers, TransformersTowers):
+        _save_transformers(clip, towers, weights, folder)
         return
     mean, std = clip.mean.flatten().tolist(), clip.std.flatten().tolist()
     described = {
-        "model_cfg": clip.towers.config,
+        "model_cfg": towers.config,
         "preprocess_cfg": {"size": clip.image_size, "mode": "RGB", "mean": mean, "std": std,
                            "interpolation": "bicubic", "resize_mode": "squash"},
     }  # fmt: skip
@@ -170,19 +175,21 @@ def _stored(clip: Clip) -> dict[str, Tensor]:
     return {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
 
 
-def _save_transformers(clip: Clip, weights: dict[str, Tensor], folder: Path) -> None:
+def _save_transformers(
+    clip: Clip, towers: TransformersTowers, weights: dict[str, Tensor], folder: Path
+) -> None:
     """Written beside the folder's files, which then take their places, what describes them last."""
     aside = Path(mkdtemp(prefix=".clip.", dir=folder))
     try:
-        tokenizer = clip.towers.tokenizer
+        tokenizer = towers.tokenizer
         if hasattr(tokenizer, "backend_tokenizer"):  # forget the last texts' padding, which it would write
             tokenizer.backend_tokenizer.no_padding()
             tokenizer.backend_tokenizer.no_truncation()
         tokenizer.save_pretrained(aside)
         with quiet():
-            clip.towers.model.save_pretrained(aside, state_dict=weights)
+            towers.model.save_pretrained(aside, state_dict=weights)
         if clip.image_size is not None:
-            _image_processor(clip).save_pretrained(aside)
+            _image_processor(clip, clip.image_size).save_pretrained(aside)
         (folder / CONFIG).unlink(missing_ok=True)  # it would say that the folder holds another CLIP
         for file in sorted(aside.iterdir(), key=lambda file: (file.name == OTHER_CONFIG, file.name)):
             with written_aside(folder / file.name) as place:
@@ -191,11 +198,10 @@ def _save_transformers(clip: Clip, weights: dict[str, Tensor], folder: Path) -> 
         shutil.rmtree(aside)
 
 
-def _image_processor(clip: Clip):
+def _image_processor(clip: Clip, side: int) -> CLIPImageProcessor:
     from transformers import CLIPImageProcessor
 
     mean, std = clip.mean.flatten().tolist(), clip.std.flatten().tolist()
-    side = clip.image_size
     return CLIPImageProcessor(
         size={"shortest_edge": side},
         crop_size={"height": side, "width": side},

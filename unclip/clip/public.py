@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.machinery import SourceFileLoader
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,7 +21,7 @@ from ..nets.clip import ClipConfig
 from ..resources.weightless import parameters, weightless
 from .description import MEAN, STD, brief, local_only, read_description, transformers_config
 from .encoders import Clip
-from .towers import OpenClipTowers, PlainTowers, TransformersTowers, spelling_marks
+from .towers import BytePairs, OpenClipTowers, PlainTowers, TransformersTowers, spelling_marks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -29,12 +31,15 @@ FILES = r".*\.(json|safetensors|bin)"  # of a folder of transformers, that must 
 CLASSES = {"clip": "CLIPModel", "clip_text_model": "CLIPTextModelWithProjection"}  # of transformers, by kind
 
 
-def byte_pairs():
+def byte_pairs() -> BytePairs:
     """OpenCLIP's tokenizer, from its file alone: its package takes seconds to import."""
-    package = Path(importlib.util.find_spec("open_clip").origin).parent
-    spec = importlib.util.spec_from_file_location("_open_clip_tokenizer", package / "tokenizer.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    package = find_spec("open_clip")
+    if package is None or package.origin is None:
+        raise ImportError("OpenCLIP is not installed: pip install open_clip_torch")
+    loader = SourceFileLoader("_open_clip_tokenizer", str(Path(package.origin).with_name("tokenizer.py")))
+    module = ModuleType(loader.name)
+    module.__file__ = loader.path  # beside which it looks for its vocabulary
+    loader.exec_module(module)
     return spelling_marks(module._tokenizer)
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -43,10 +44,23 @@ def spelling(marks: Iterable[str]) -> Callable[[str], str]:
     pattern = "|".join(re.escape(mark) for mark, words in apart.items() if mark != words.lower())
     if not pattern:
         return lambda text: text
-    return lambda text: re.sub(pattern, lambda found: apart[found[0].lower()], text, flags=re.IGNORECASE)
+    return lambda text: re.sub(pattern, lambda match: apart[match[0].lower()], text, flags=re.IGNORECASE)
 
 
-def spelling_marks(tokenizer):
+class BytePairs(Protocol):
+    """OpenCLIP's own tokenizer, as far as it is used here."""
+
+    sot_token_id: int
+    eot_token_id: int
+
+    def __call__(self, texts: list[str], context_length: int) -> Tensor: ...
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, tokens: list[int]) -> str: ...
+
+
+def spelling_marks(tokenizer: Any) -> Any:
     """A tokenizer of OpenCLIP that no longer takes control marks in a text for such."""
     inner = getattr(tokenizer, "tokenizer", None)  # one of transformers
     marks = inner.all_special_tokens if inner else [tokenizer.decoder[i] for i in tokenizer.all_special_ids]
@@ -58,7 +72,10 @@ def spelling_marks(tokenizer):
 class PlainTowers(nn.Module):
     """OpenCLIP's plain towers in our own code."""
 
-    def __init__(self, config: ClipConfig, tokenizer) -> None:
+    image_size: int | None
+    context_length: int
+
+    def __init__(self, config: ClipConfig, tokenizer: BytePairs) -> None:
         super().__init__()
         self.config = config.model_dump(mode="json")
         self.model, self.tokenizer = PlainClip(config), tokenizer
@@ -88,7 +105,10 @@ class PlainTowers(nn.Module):
 class OpenClipTowers(nn.Module):
     """Any OpenCLIP model."""
 
-    def __init__(self, model: nn.Module, tokenizer, config: dict) -> None:
+    image_size: int | None
+    context_length: int
+
+    def __init__(self, model: Any, tokenizer: Any, config: dict) -> None:  # OpenCLIP tells no types
         super().__init__()
         self.model, self.tokenizer, self.config = model, spelling_marks(tokenizer), config
         size = model.visual.image_size
@@ -132,7 +152,10 @@ class OpenClipTowers(nn.Module):
 class TransformersTowers(nn.Module):
     """Any CLIPModel of transformers, or a CLIPTextModelWithProjection, which takes no pictures."""
 
-    def __init__(self, model: nn.Module, tokenizer) -> None:
+    image_size: int | None
+    context_length: int
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:  # of transformers, which tells no narrow types
         super().__init__()
         self.model, self.tokenizer, self.spell = model, tokenizer, spelling(tokenizer.all_special_tokens)
         config = model.config

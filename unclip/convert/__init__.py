@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .catalogue import MODELS, PublicModel
-from .family import Family
+from .family import Family, StageConfigs
 from .karlo.family import Karlo
 from .openai.families import Adm, Glide
 
@@ -65,7 +65,7 @@ def recognised(path: str | Path) -> bool:
     return family_of(Path(path)) is not None
 
 
-def configs(model: PublicModel) -> dict[str, object]:
+def configs(model: PublicModel) -> StageConfigs:
     """The stage configurations of a model, as ``Family.configs`` has them."""
     return FAMILIES[model.family].configs(model)
 

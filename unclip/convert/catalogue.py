@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 _OPENAI = "https://openaipublic.blob.core.windows.net/diffusion"
 _GLIDE_CODE = (
@@ -57,8 +59,8 @@ class PublicModel:
     about: str
     licence: Licence
     files: Mapping[str, PublicFile] = field(default_factory=dict)
-    args: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
-    sampling: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    args: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    sampling: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     classifier_scale: float = 1.0
     serves: str | None = None
     hub: str | None = None
@@ -167,9 +169,9 @@ _ANCESTRAL = {"sampler": "ddpm", "steps": 250, "gradient": "mean"}
 
 
 def _adm(name: str, about: str, file: str, args: dict, licence: Licence = ADM, steps: int = 250,
-         **known: object) -> PublicModel:
+         sha256: str | None = None, size: int | None = None) -> PublicModel:
     return PublicModel(name, "adm", about, licence, args={"decoder": args},
-                       files={"decoder": PublicFile(f"{_OPENAI}/{file}", **known)},
+                       files={"decoder": PublicFile(f"{_OPENAI}/{file}", sha256, size)},
                        sampling={"decoder": {**_ANCESTRAL, "steps": steps}})
 
 
@@ -223,7 +225,7 @@ def _guided_diffusion() -> list[PublicModel]:
 
 def _improved_diffusion() -> list[PublicModel]:
     """Nichol & Dhariwal 2021, as openai/improved-diffusion publishes it."""
-    tiny = {"image_size": 32, "channels": 128, "blocks": 3, "channel_mult": "1,2,2,2", "dropout": 0.3}
+    tiny = partial(_improved, 32, 128, 3, channel_mult="1,2,2,2", dropout=0.3)
     by_class = _adm(
         "iddpm-imagenet64-class", "ImageNet by class, 64 px", "march-2021/imagenet64_cond_270M_250K.pt",
         _improved(64, 192, 3, class_cond=True, rescale_timesteps=False), IDDPM)
@@ -233,9 +235,9 @@ def _improved_diffusion() -> list[PublicModel]:
                      diffusion_steps=1000, noise_schedule="linear", rescale_timesteps=False)
     return [
         _adm("iddpm-cifar10-uncond", "CIFAR-10, any class, 32 px", "march-2021/cifar10_uncond_50M_500K.pt",
-             _improved(**tiny), IDDPM),
+             tiny(), IDDPM),
         _adm("iddpm-cifar10-uncond-vlb", "CIFAR-10, trained for likelihood, 32 px",
-             "march-2021/cifar10_uncond_vlb_50M_500K.pt", _improved(**tiny, use_kl=True), IDDPM),
+             "march-2021/cifar10_uncond_vlb_50M_500K.pt", tiny(use_kl=True), IDDPM),
         _adm("iddpm-imagenet64-uncond", "ImageNet, any class, 64 px",
              "march-2021/imagenet64_uncond_100M_1500K.pt", _improved(64, 128, 3), IDDPM),
         _adm("iddpm-imagenet64-uncond-vlb", "ImageNet, trained for likelihood, 64 px",

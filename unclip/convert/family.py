@@ -4,15 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Required, TypedDict
 
 from .catalogue import PublicModel
 
 if TYPE_CHECKING:
+    from ..guides.classifier import ClassifierStageConfig
+    from ..guides.noised_clip import NoisedClipStageConfig
     from ..pipeline.pipeline import Pipeline
+    from ..stages import DecoderStageConfig, PriorStageConfig
 
 Files = Mapping[str, Path]  # a model's files, or its folder, by their roles
 TENSOR_FILES = {".pt", ".pth", ".th", ".ckpt", ".bin", ".safetensors"}
+
+
+class StageConfigs(TypedDict, total=False):
+    """The stage configurations of a model, and the number of its CLIP's parameters."""
+
+    decoder: Required[DecoderStageConfig]
+    upsamplers: list[DecoderStageConfig]
+    prior: PriorStageConfig
+    classifier: ClassifierStageConfig
+    guide: NoisedClipStageConfig
+    clip: int
 
 
 class Family:
@@ -38,9 +52,8 @@ class Family:
 
         return fetch.fetch_model(model)
 
-    def configs(self, model: PublicModel) -> dict[str, object]:
-        """The stage configurations of a model by name ("prior", "decoder", "classifier", "guide", and a list
-        of "upsamplers"), and the number of "clip"'s parameters, from the catalogue alone."""
+    def configs(self, model: PublicModel) -> StageConfigs:
+        """The stage configurations of a model, from the catalogue alone."""
         raise NotImplementedError
 
     def pipeline(self, model: PublicModel | None, files: Files) -> Pipeline:

@@ -28,8 +28,8 @@ class _CutError(Exception):
 
 def cache_folder() -> Path:
     """Where public files are kept: $UNCLIP_CACHE, or .cache/unclip in the user's home."""
-    given = os.environ.get("UNCLIP_CACHE")
-    return Path(given).expanduser() if given else Path.home() / ".cache" / "unclip"
+    folder = os.environ.get("UNCLIP_CACHE")
+    return Path(folder).expanduser() if folder else Path.home() / ".cache" / "unclip"
 
 
 def place_of(model: PublicModel, file: PublicFile) -> Path:
@@ -45,30 +45,30 @@ def fetch_model(model: PublicModel, beside: Path | None = None) -> dict[str, Pat
     Raises ``CheckpointError``, which lists every missing file, its address and its place, for what
     cannot be had.
     """
-    found, missing = local_files(model, beside)
+    here, missing = local_files(model, beside)
     if missing:
         notice(model)
     for role, file in missing.items():
         try:
-            found[role] = fetch(file, place_of(model, file))
+            here[role] = fetch(file, place_of(model, file))
         except CheckpointError as error:
-            rest = {role: missing[role] for role in missing if role not in found}
+            rest = {role: missing[role] for role in missing if role not in here}
             raise CheckpointError(f"{error}\n{_by_hand(model, rest)}") from None
-    return found
+    return here
 
 
 def local_files(
     model: PublicModel, beside: Path | None = None
 ) -> tuple[dict[str, Path], dict[str, PublicFile]]:
     """The files of a model that are here, and those that are not, by role."""
-    found = {}
+    here = {}
     for role, file in model.files.items():
         places = [place_of(model, file)] + ([] if beside is None else [beside / file.name])
         path = next((path for path in reversed(places) if path.is_file()), None)
         if path is not None:
             _check_length(path, file.size)
-            found[role] = path
-    return found, {role: file for role, file in model.files.items() if role not in found}
+            here[role] = path
+    return here, {role: file for role, file in model.files.items() if role not in here}
 
 
 def _by_hand(model: PublicModel, missing: Mapping[str, PublicFile]) -> str:
@@ -230,6 +230,8 @@ def fetch_snapshot(model: PublicModel) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
+    if model.hub is None:
+        raise CheckpointError(f"{model.name} is in no repository of the Hugging Face hub")
     notice(model)
     by_hand = cache_folder() / model.name
     if (by_hand / "model_index.json").is_file():

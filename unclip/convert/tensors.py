@@ -35,15 +35,15 @@ def read(path: str | Path) -> dict[str, Tensor]:
     if reason:
         raise CheckpointError(f"{path} cannot be read: {reason}")
     try:
-        found = load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
+        content = load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read: it is damaged or cut short ({error})") from None
     for key in WRAPPERS:
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
-    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise CheckpointError(f"{path} holds something else than named tensors")
-    return dict(found)
+    return dict(content)
 
 
 def _unpickled(path: Path) -> object:
@@ -76,7 +76,7 @@ def renamed(tensors: Mapping[str, Tensor], rules: Rules, source: str) -> tuple[d
     Raises CheckpointError when two tensors would take one name. source: says where they are from.
     """
     compiled = [(re.compile(pattern), ours) for pattern, ours in rules.items()]
-    found: dict[str, Tensor] = {}
+    named: dict[str, Tensor] = {}
     unused = []
     for name, value in tensors.items():
         match = next(((m, ours) for pattern, ours in compiled if (m := pattern.fullmatch(name))), None)
@@ -84,10 +84,10 @@ def renamed(tensors: Mapping[str, Tensor], rules: Rules, source: str) -> tuple[d
             unused.append(name)
             continue
         ours = match[0].expand(match[1])
-        if ours in found:
+        if ours in named:
             raise CheckpointError(f"{source} holds {ours} twice, once as {name}")
-        found[ours] = value
-    return found, unused
+        named[ours] = value
+    return named, unused
 
 
 def linear(weight: Tensor) -> Tensor:

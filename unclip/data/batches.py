@@ -117,23 +117,21 @@ class Embedded:
     mask: Tensor | None = None
 
     def __getitem__(self, part: slice) -> Embedded:
-        return Embedded(
-            *(None if x is None else x[part] for x in (self.image, self.text, self.tokens, self.mask))
-        )
+        text, tokens, mask = (None if x is None else x[part] for x in (self.text, self.tokens, self.mask))
+        return Embedded(self.image[part], text, tokens, mask)
 
 
 def gathered(embedded: Sequence[Looked]) -> Embedded:
     """What was embedded of single samples, as one batch."""
-    image, text = (torch.stack([one[part] for one in embedded]) for part in (0, 1))
-    if embedded[0][2] is None:
-        return Embedded(image, text)
-    return Embedded(image, text, *padded([states for _, _, states in embedded]))
+    image, text = torch.stack([one for one, _, _ in embedded]), torch.stack([one for _, one, _ in embedded])
+    states = [one for _, _, one in embedded if one is not None]
+    return Embedded(image, text, *padded(states)) if len(states) == len(embedded) else Embedded(image, text)
 
 
 def window(image: Tensor, side: int | None, rng: Random) -> Tensor:
     """A random window [C,side,side] of [C,S,S]; None: all of it."""
-    room = image.shape[-1] - (side or image.shape[-1])
-    if room <= 0:
+    if not side or side >= image.shape[-1]:
         return image
+    room = image.shape[-1] - side
     y, x = rng.randint(0, room), rng.randint(0, room)
     return image[:, y : y + side, x : x + side]

@@ -155,6 +155,6 @@ def _drawn(data: bytes, side: int, pixels: int) -> bytes:
         raise PictureError(done.stderr.decode(errors="replace").strip().rpartition("\n")[2])
     if done.returncode:
         raise PictureError("an SVG that takes too much memory, time or depth")
-    if not Image.open(io.BytesIO(done.stdout)).convert("RGBA").getextrema()[3][1]:
+    if not Image.open(io.BytesIO(done.stdout)).convert("RGBA").getchannel("A").getextrema()[1]:
         raise PictureError("an SVG that draws nothing")
     return done.stdout

@@ -14,7 +14,7 @@ from .addresses import is_address
 from .tars import BLOCK, Index, index, read
 
 MANIFEST = "manifest.json"  # what ``training.shards`` writes beside its shards
-KEPT = 16  # shards whose index is kept in memory
+INDICES = 16  # of shards, that stay in memory
 
 
 def on_disk(path: str) -> bool:
@@ -37,7 +37,7 @@ class Indexed:
         """What lies where in a shard."""
         if path not in self._indices:
             self._indices[path] = index(path)
-            if len(self._indices) > KEPT:
+            if len(self._indices) > INDICES:
                 self._indices.popitem(last=False)
         self._indices.move_to_end(path)
         return self._indices[path]

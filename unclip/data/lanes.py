@@ -54,13 +54,13 @@ class Lane:
             if known is not None and 0 < known <= start:
                 start -= known
                 continue
-            given = 0
+            seen = 0
             for sample in self._epoch(epoch):
-                given += 1
-                if given > start:
+                seen += 1
+                if seen > start:
                     yield sample
-            start = max(0, start - given)
-            empty = 0 if given else empty + 1
+            start = max(0, start - seen)
+            empty = 0 if seen else empty + 1
             if empty > 100:
                 raise ShardError(f"no sample can be read from {', '.join(self.urls[:3])}")
 

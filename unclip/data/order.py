@@ -24,7 +24,9 @@ class Order:
         self.counts, self.window, self.seed, self.total = list(counts), window, seed, sum(counts)
         if self.total < 1:
             raise ValueError("there is no sample to put in order")
-        self._last_epoch = self._last_window = (None, None)  # what was asked for last, and the answer
+        # What was asked for last, and the answer.
+        self._last_epoch: tuple[int, tuple[list[int], list[int], int]] | None = None
+        self._last_window: tuple[tuple[int, int], list[int]] | None = None
 
     def __len__(self) -> int:
         """Samples in an epoch."""
@@ -33,12 +35,12 @@ class Order:
     def __getitem__(self, number: int) -> tuple[int, int]:
         """(shard, sample in it) of the sample that comes as ``number``, counted from 0 through all epochs."""
         epoch, place = divmod(number, self.total)
-        if self._last_epoch[0] != epoch:
+        if self._last_epoch is None or self._last_epoch[0] != epoch:
             self._last_epoch = (epoch, self._shards(epoch))
         shards, ends, offset = self._last_epoch[1]
         if self.window:
             part, within = divmod(place + offset, self.window)
-            if self._last_window[0] != (epoch, part):
+            if self._last_window is None or self._last_window[0] != (epoch, part):
                 self._last_window = ((epoch, part), self._shuffled(epoch, part, offset))
             place = self._last_window[1][within if part else place]
         row = bisect_right(ends, place)

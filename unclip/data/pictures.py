@@ -37,7 +37,7 @@ def open_picture(
             warnings.simplefilter("ignore")  # of PIL, about what is decided below
             warnings.simplefilter("error", Image.DecompressionBombWarning)  # of a picture inside another
             data = opened(data, least, pixels)
-            image = Image.open(io.BytesIO(data), formats=formats())
+            image: Image.Image = Image.open(io.BytesIO(data), formats=formats())
             if image.width * image.height > pixels:
                 raise PictureError(f"{image.width} x {image.height} pixels are more than {pixels:,}")
             if strict:  # which leaves the picture unusable
@@ -66,10 +66,10 @@ def size_of(image: Image.Image) -> tuple[int, int]:
 def orientation(image: Image.Image) -> int:
     """EXIF's tag of which side is up: 1 to 8; 1 where there is none, or the EXIF is broken."""
     try:
-        found = image.getexif().get(0x0112, 1)
+        tag = image.getexif().get(0x0112, 1)
     except Exception:  # a picture is no worse for broken facts about it
         return 1
-    return found if found in range(1, 9) else 1
+    return tag if tag in range(1, 9) else 1
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -84,7 +84,7 @@ def plain(image: Image.Image) -> Image.Image:
         image = _unmultiplied(image)
     elif image.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        image = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+        image = ImageCms.buildTransform(lab, srgb, "LAB", "RGB").apply(image)
     wanted = "RGBA" if image.has_transparency_data else "RGB"
     return image if image.mode == wanted else image.convert(wanted)
 
@@ -138,7 +138,7 @@ def square(
     # rounded up at the right and below.
     length = max(1, round(side * min(full)))
     left, top = (int((whole - length) * at) for whole, at in zip(full, place, strict=True))
-    box = tuple(edge / fraction for edge in (left, top, left + length, top + length))
+    box = (left / fraction, top / fraction, (left + length) / fraction, (top + length) / fraction)
     image = image.resize((size, size), Image.Resampling.LANCZOS, box=box, reducing_gap=GAP)
     image.info.pop(FULL, None)
     return image

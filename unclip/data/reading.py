@@ -21,10 +21,10 @@ import sys
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -36,7 +36,10 @@ from ..files import regular
 from .addresses import PROGRAM, as_file, checked, is_address, variants
 from .pictures import open_picture
 from .samples import picture_of, texts_of
-from .tars import TarError, samples
+from .tars import Readable, TarError, samples
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 MOST = 100_000  # shards that one name with braces may stand for
 PATIENCE = 120.0  # seconds in which a program or a server must send something
@@ -173,28 +176,29 @@ def stream(
     on where it was. What stays damaged ends with ``{"__key__": url, "__error__": reason}``. problems: files
     of the tar that are left out, by name, with the reason.
     """
-    given = 0
+    count = 0  # of those that were yielded
     for wait in [*(waits if is_address(url) and not url.startswith(PROGRAM) else ()), None]:
+        cut: list[dict[str, Any]] = []
         try:
             with _opened(url) as file:
-                for number, sample in enumerate(samples(file, url, problems)):
-                    if number == given:
-                        given += 1
+                for number, sample in enumerate(samples(file, url, cut, problems)):
+                    if number == count:
+                        count += 1
                         yield sample
                 _drain(file)
             return
         except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
             if wait is None:
-                if getattr(error, "rest", None) is not None:
-                    yield error.rest
+                yield from cut
                 yield {"__key__": url, "__url__": url, "__error__": f"{type(error).__name__}: {error}"}
                 return
         time.sleep(wait)
 
 
 @contextmanager
-def _opened(url: str) -> Iterator[BinaryIO]:
+def _opened(url: str) -> Iterator[Readable]:
     """A file, or what webdataset opens (URLs by curl, pipes), unpacked if it is compressed."""
+    unpack: dict[bytes, Callable[[BinaryIO], Readable]]
     unpack = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
     path = url2pathname(urlsplit(url).path) if url.startswith("file:") else url
     raw = _Raw(wds.gopen(path) if is_address(path) else open(regular(path), "rb"), url)
@@ -211,18 +215,19 @@ class _Raw(io.RawIOBase):
 
     def __init__(self, stream: Any, url: str) -> None:
         self.stream, self.url, self.count = stream, url, 0
-        self.program = getattr(stream, "proc", None)
+        self.program: subprocess.Popen[bytes] | None = getattr(stream, "proc", None)
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:
-        data = self.stream.read(len(buffer)) if self.program is None else self._received(len(buffer))
-        buffer[: len(data)] = data
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view, program = memoryview(buffer), self.program
+        data = self.stream.read(len(view)) if program is None else self._received(program, len(view))
+        view[: len(data)] = data
         self.count += len(data)
         return len(data)
 
-    def _received(self, most: int) -> bytes:
+    def _received(self, program: subprocess.Popen[bytes], most: int) -> bytes:
         """What a program has written, at its end nothing; ``OSError`` if it failed, or does not go on."""
         output = self.stream.stream
         if os.name == "posix" and not select.select([output], [], [], PATIENCE)[0]:
@@ -230,7 +235,7 @@ class _Raw(io.RawIOBase):
         data = os.read(output.fileno(), most)
         if not data:
             try:
-                status = self.program.wait(PATIENCE)
+                status = program.wait(PATIENCE)
             except subprocess.TimeoutExpired:
                 raise TimeoutError(f"{self.url[:200]} does not end") from None
             if status not in self.stream.ignore_status:
@@ -253,7 +258,7 @@ class _Raw(io.RawIOBase):
 class _Unpacked:
     """What is compressed, read until it proves a bomb: no pictures shrink to a part in ``RATIO``."""
 
-    def __init__(self, file: BinaryIO, raw: _Raw) -> None:
+    def __init__(self, file: Readable, raw: _Raw) -> None:
         self.file, self.raw, self.count = file, raw, 0
 
     def read(self, length: int) -> bytes:
@@ -264,7 +269,7 @@ class _Unpacked:
         return data
 
 
-def _drain(file: BinaryIO) -> None:
+def _drain(file: Readable) -> None:
     """Read what follows the end mark, so that what writes it ends well."""
     for _ in range(AFTER):
         if not file.read(1 << 20):

@@ -78,7 +78,7 @@ def joined(txt: bytes | None, record: dict, cells: Iterable[object] = ()) -> Tex
         for number, value in enumerate(values, 1):
             if reason := why_not(value):
                 unusable.append(f"{place}, number {number}: {reason}")
-            elif value.strip() not in before:
+            elif isinstance(value, str) and value.strip() not in before:
                 captions.append(value.strip())
     if not captions and txt is not None and not unusable:
         captions = [""]  # an empty .txt

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 from ..files import impostor, regular
 from .samples import LONGEST, RECORD, USED
@@ -27,7 +27,11 @@ KEY = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # webdataset's: a file's key, 
 class TarError(ValueError):
     """A tar that is damaged from some byte on; the message says where."""
 
-    rest: dict | None = None
+
+class Readable(Protocol):
+    """What can be read from front to back."""
+
+    def read(self, length: int, /) -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,9 @@ def index(path: str | Path) -> Index:
 
 def members(file: BinaryIO | Forward, end: int) -> Iterator[Member]:
     """Every member of an open tar of ``end`` bytes, in order; ``TarError`` at the damage, if there is any."""
-    at, name, size = 0, None, None  # name, size: of the next file, from an extended header before it
+    at = 0
+    name: str | None = None  # name, size: of the next file, from an extended header before it
+    size: str | None = None
     while True:
         header = _read(file, at, BLOCK)
         if len(header) < BLOCK:
@@ -149,14 +155,14 @@ def _text(name: bytes) -> str:
 
 def _facts(data: bytes) -> dict[str, str]:
     """The records "LENGTH KEY=VALUE\\n" of an extended header."""
-    found, at = {}, 0
+    facts, at = {}, 0
     while match := re.compile(rb"(\d{1,7}) ([^=]+)=").match(data, at):
         length = int(match[1])
         if length <= match.end() - at:
             break
-        found[_text(match[2])] = _text(data[match.end() : at + length - 1])
+        facts[_text(match[2])] = _text(data[match.end() : at + length - 1])
         at += length
-    return found
+    return facts
 
 
 def leads_out(name: str) -> bool:
@@ -213,7 +219,7 @@ def read(path: str | Path, entry: Entry) -> dict:
 class Forward:
     """A file that can only be read from front to back (a pipe, a socket), as ``members`` reads one."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: Readable) -> None:
         self.file, self.at = file, 0
 
     def seek(self, at: int) -> None:
@@ -229,13 +235,16 @@ class Forward:
         return b"".join(parts)
 
 
-def samples(file: BinaryIO, url: str, problems: dict[str, str] | None = None) -> Iterator[dict]:
+def samples(
+    file: Readable, url: str, cut: list[dict[str, Any]], problems: dict[str, str] | None = None
+) -> Iterator[dict[str, Any]]:
     """The samples of an open tar, from front to back, as ``read`` gives them.
 
     problems: what is left out is entered here, by its name, with the reason. A tar that is damaged or cut
-    short raises ``TarError``, and ``file`` what it raises; ``rest`` of it is the sample that this fell into.
+    short raises ``TarError``, and ``file`` what it raises; ``cut`` then gets the sample that this fell into.
     """
-    forward, current = Forward(file), None
+    forward = Forward(file)
+    current: dict[str, Any] | None = None
     problems = {} if problems is None else problems
     try:
         for member in members(forward, 1 << 62):
@@ -255,8 +264,8 @@ def samples(file: BinaryIO, url: str, problems: dict[str, str] | None = None) ->
             if kind in current:
                 problems[member.name] = TWICE
             current.setdefault(kind, data)
-    except Exception as error:
-        error.rest = current
+    except Exception:
+        cut += [] if current is None else [current]
         raise
     if current is not None:
         yield current

@@ -88,11 +88,11 @@ class Denoiser:
     def __post_init__(self) -> None:
         check_prediction(self.predicts, self.variance, self.schedule)
 
-    def __call__(self, x: Tensor, t: Tensor, **cond) -> Prediction:
+    def __call__(self, x: Tensor, t: Tensor, **cond: object) -> Prediction:
         """x [N, C, ...] at levels t int64 [N] in 1..T; computes in float32 at least."""
         dtype = torch.promote_types(x.dtype, torch.float32)
         out = self.network(x, (t - 1).float() * self.time_scale, **cond).to(dtype)
-        frac = FIXED_FRAC.get(self.variance)
+        frac: Tensor | float | None = FIXED_FRAC.get(self.variance)
         channels = x.shape[1] * (2 if frac is None else 1)
         if out.shape != (x.shape[0], channels, *x.shape[2:]):
             raise ValueError(

@@ -15,7 +15,7 @@ GradFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(x, t, x0) -> the gradient of a log-probability with respect to x, in x's shape."""
 
 
-def bind(denoiser: Callable[..., Prediction], **cond) -> Denoise:
+def bind(denoiser: Callable[..., Prediction], **cond: object) -> Denoise:
     """The denoise that a denoiser is for one conditioning."""
     return partial(denoiser, **cond)
 
@@ -56,7 +56,7 @@ def classifier_free(
         (x0, null_x0), (eps, null_eps) = out.x0.chunk(2), out.eps.chunk(2)
         frac = out.frac.chunk(2)[0] if isinstance(out.frac, Tensor) else out.frac
         guided = Prediction(null_x0 + scale * (x0 - null_x0), null_eps + scale * (eps - null_eps), frac)
-        if rescale:
+        if rescale and schedule is not None:
             return rescaled(guided, Prediction(x0, eps), x, schedule.at(t), rescale)
         return guided
 
@@ -119,7 +119,8 @@ def rescaled(guided: Prediction, cond: Prediction, x: Tensor, level: Level, shar
 def static_threshold(x0: Tensor, limit: float | Tensor = 1.0) -> Tensor:
     """x0 [N, ...] within [-limit, limit]. Where it is infinite it is NaN then: what has overflowed (guidance
     that is too strong) is not to pass for white or black."""
-    return x0.clamp(-limit, limit).where(x0.isfinite(), torch.nan)
+    within = x0.clamp(-limit, limit) if isinstance(limit, Tensor) else x0.clamp(-limit, limit)
+    return within.where(x0.isfinite(), torch.nan)
 
 
 def dynamic_threshold(x0: Tensor, limit: float = 1.0, percentile: float = 0.995) -> Tensor:
@@ -135,7 +136,7 @@ def dynamic_threshold(x0: Tensor, limit: float = 1.0, percentile: float = 0.995)
     return static_threshold(x0, most) * (limit / most)
 
 
-THRESHOLDS = {"static": static_threshold, "dynamic": dynamic_threshold}
+THRESHOLDS: dict[str, Callable[..., Tensor]] = {"static": static_threshold, "dynamic": dynamic_threshold}
 
 
 def clamp_x0(
@@ -181,10 +182,10 @@ def gradient_of(grad_fn: GradFn, x: Tensor, t: Tensor, x0: Tensor) -> Tensor:
 
 def together(*grad_fns: GradFn | None) -> GradFn | None:
     """The sum of gradients, which is that of independent conditions; None if there are none."""
-    given = [grad_fn for grad_fn in grad_fns if grad_fn is not None]
-    if not given:
+    terms = [grad_fn for grad_fn in grad_fns if grad_fn is not None]
+    if not terms:
         return None
-    return lambda x, t, x0: sum(grad_fn(x, t, x0) for grad_fn in given)
+    return lambda x, t, x0: sum((grad_fn(x, t, x0) for grad_fn in terms), start=x.new_zeros(()))
 
 
 def gradient_on_x0(

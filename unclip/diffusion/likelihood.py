@@ -48,11 +48,11 @@ def bits_per_dim(
     check_steps(steps, schedule)
     if steps[-1] != 0:
         raise ValueError(f"the bound's last step is to 0, the data; these end at {steps[-1]}")
-    terms = []
+    steps_bits = []
     for before, (t, s) in zip([steps[0], *steps[:-2]], pairwise(steps), strict=True):
         levels = schedule.at(t), schedule.at(s), schedule.at(before)
         x = diffuse(x0, noise(x0.shape[1:]).to(x0), levels[0])
         out = denoise(x, torch.full((len(x),), t, device=x.device))
-        terms.append(vlb_terms(out, x0, x, *levels))
-    prior, made = prior_term(x0, schedule.at(steps[0])), torch.stack(terms, dim=1)
-    return {"total": prior + made.sum(1), "prior": prior, "terms": made}
+        steps_bits.append(vlb_terms(out, x0, x, *levels))
+    prior, terms = prior_term(x0, schedule.at(steps[0])), torch.stack(steps_bits, dim=1)
+    return {"total": prior + terms.sum(1), "prior": prior, "terms": terms}

@@ -145,7 +145,7 @@ def loss_terms(
         terms["vlb"] = scale * vlb_terms(judged, x0, x, level, below, before)
     if kind == "auxiliary":
         terms["auxiliary"] = auxiliary_weight / (2 * math.log(2)) * mean_flat((out.x0 - x0) ** 2)
-    return {"loss": sum(terms.values()), **terms}
+    return {"loss": sum(terms.values(), start=x.new_zeros(())), **terms}
 
 
 def _error(out: Prediction, true: Prediction, level: Level, predicts: str) -> Tensor:

@@ -114,8 +114,8 @@ def ddim(
         level_t, level_s = schedule.at(t), schedule.at(s)
         out = _predict(denoise, x, t)
         fresh = eta**2 * posterior_variance(level_t, level_s)
-        kept = (level_s.sigma**2 - fresh).sqrt()
-        x = like(level_s.alpha, x) * out.x0 + like(kept, x) * out.eps
+        of_eps = (level_s.sigma**2 - fresh).sqrt()
+        x = like(level_s.alpha, x) * out.x0 + like(of_eps, x) * out.eps
         if s > 0 and eta > 0:
             x = x + like(fresh.sqrt(), x) * _draw(noise, x)
         yield Step(s, x, out.x0)
@@ -174,17 +174,18 @@ def dpm_solver_2m(
     so is the second of a list that begins at alpha = 0, where lambda is infinite too.
     """
     check_steps(steps, schedule)
-    last_x0, last_h = None, None
+    last: tuple[Tensor, Tensor] | None = None  # x0 and h of the step before
     for t, s in pairwise(steps):
         level_t, level_s = schedule.at(t), schedule.at(s)
         h = (level_s.log_snr - level_t.log_snr) / 2  # lambda_s - lambda_t
         out = _predict(denoise, x, t)
         d = out.x0
-        if last_x0 is not None and s > 0:
+        if last is not None and s > 0:
+            last_x0, last_h = last
             d = d + like(h / (2 * last_h), x) * (out.x0 - last_x0)
         ratio = level_s.sigma / level_t.sigma
         x = like(ratio, x) * x + like(level_s.alpha - level_t.alpha * ratio, x) * d
-        last_x0, last_h = out.x0, h
+        last = out.x0, h
         yield Step(s, x, out.x0)
 
 

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..checkpoint import Saved
-from ..config import Config, Factor, Timesteps
+from ..checkpoint import Saved, SavedConfig
+from ..config import Factor, Timesteps
 from ..diffusion.gaussian import diffuse
 from ..diffusion.guidance import GradFn
 from ..diffusion.schedule import make_schedule
@@ -20,7 +20,7 @@ from ..nets.classifier import ClassifierConfig, NoisedClassifier
 from ..stages import Conditions, ScheduleName
 
 
-class ClassifierStageConfig(Config):
+class ClassifierStageConfig(SavedConfig):
     """The class of a picture at any noise level of a process."""
 
     kind: Literal["classifier"] = "classifier"

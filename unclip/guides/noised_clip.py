@@ -8,19 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
-from ..checkpoint import Saved
-from ..config import Config
+from ..checkpoint import Saved, SavedConfig
 from ..diffusion.guidance import GradFn
 from ..nets.noised_clip import NoisedClipConfig, NoisedClipNet
 from ..stages import ScheduleName
 
+if TYPE_CHECKING:
+    from ..clip.towers import BytePairs
 
-class NoisedClipStageConfig(Config):
+
+class NoisedClipStageConfig(SavedConfig):
     """A CLIP of the noised pictures of one process, of ``net.timesteps`` steps."""
 
     kind: Literal["noised_clip"] = "noised_clip"
@@ -39,7 +41,7 @@ class NoisedClip(Saved):
         self.network = NoisedClipNet(config.net)
 
     @cached_property
-    def _byte_pairs(self):
+    def _byte_pairs(self) -> BytePairs:
         from ..clip.public import byte_pairs
 
         return byte_pairs()

@@ -24,7 +24,9 @@ def zero(layer: Layer) -> Layer:
 
 def normal(*shape: int, std: float = 0.02) -> nn.Parameter:
     """A learned embedding, N(0, std^2) at the start."""
-    return nn.init.normal_(nn.Parameter(torch.empty(*shape)), std=std)
+    embedding = nn.Parameter(torch.empty(*shape))
+    nn.init.normal_(embedding, std=std)
+    return embedding
 
 
 def group_norm(channels: int, groups: int = 32) -> nn.GroupNorm:
@@ -125,7 +127,9 @@ class ResBlock(nn.Module):
     ):
         super().__init__()
         self.scale_shift = scale_shift
-        self.resample = {"up": upsample, "down": downsample, None: nn.Identity()}[resample]
+        resamplers: dict[str | None, Callable[[Tensor], Tensor]]
+        resamplers = {"up": upsample, "down": downsample, None: nn.Identity()}
+        self.resample = resamplers[resample]
         self.norm1 = group_norm(channels, groups)
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
         self.emb = nn.Linear(emb_channels, out_channels * (2 if scale_shift else 1))
@@ -179,7 +183,7 @@ class SpatialAttention(nn.Module):
             self.context_kv = nn.Linear(context_channels, 2 * channels)
         self.out = zero(nn.Linear(channels, channels))
 
-    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None):
+    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """x: [N, C, H, W]; context: [N, L, K]; mask: bool [N, L], True = attend."""
         pixels = rearrange(self.norm(x), "n c h w -> n (h w) c")  # [N, HW, C]
         q, k, v = self._split(self.qkv(pixels), 3)  # [N, HW, heads, D]

@@ -5,6 +5,7 @@ OpenCLIP's, so either code reads what the other wrote.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Self
 
 import torch
@@ -90,17 +91,24 @@ class QuickGELU(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
+class Mlp(nn.Sequential):
+    c_fc: nn.Linear
+    c_proj: nn.Linear
+
+    def __init__(self, width: int, hidden: int, quick_gelu: bool) -> None:
+        super().__init__()
+        self.add_module("c_fc", nn.Linear(width, hidden))
+        self.add_module("gelu", QuickGELU() if quick_gelu else nn.GELU())
+        self.add_module("c_proj", nn.Linear(hidden, width))
+
+
 class Block(Unit):
     def __init__(self, width: int, heads: int, mlp_ratio: float, quick_gelu: bool) -> None:
         super().__init__()
-        hidden = int(width * mlp_ratio)
         self.ln_1 = nn.LayerNorm(width)
         self.attn = Attention(width, heads)
         self.ln_2 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential()
-        self.mlp.add_module("c_fc", nn.Linear(width, hidden))
-        self.mlp.add_module("gelu", QuickGELU() if quick_gelu else nn.GELU())
-        self.mlp.add_module("c_proj", nn.Linear(hidden, width))
+        self.mlp = Mlp(width, int(width * mlp_ratio), quick_gelu)
 
     def compute(self, x: Tensor, mask: Tensor | None) -> Tensor:
         x = x + self.attn(self.ln_1(x), mask)
@@ -110,8 +118,9 @@ class Block(Unit):
 class Transformer(nn.Module):
     def __init__(self, width: int, layers: int, heads: int, mlp_ratio: float, quick_gelu: bool) -> None:
         super().__init__()
-        self.resblocks = nn.ModuleList(Block(width, heads, mlp_ratio, quick_gelu) for _ in range(layers))
-        for block in self.resblocks:
+        blocks = [Block(width, heads, mlp_ratio, quick_gelu) for _ in range(layers)]
+        self.resblocks = nn.ModuleList(blocks)
+        for block in blocks:
             for out in (block.attn.out_proj, block.mlp.c_proj):
                 nn.init.normal_(out.weight, std=(2 * layers * width) ** -0.5)
                 nn.init.zeros_(out.bias)
@@ -127,7 +136,7 @@ class Transformer(nn.Module):
 class VisionTransformer(nn.Module):
     """Pictures [N, 3, S, S], already normalised, to features [N, embed_dim]."""
 
-    def __init__(self, config: VisionConfig, embed_dim: int, quick_gelu: bool) -> None:
+    def __init__(self, config: VisionConfig, layers: int, embed_dim: int, quick_gelu: bool) -> None:
         super().__init__()
         width, patch = config.width, config.patch_size
         self.patch_dropout = config.patch_dropout
@@ -137,7 +146,7 @@ class VisionTransformer(nn.Module):
         self.positional_embedding = normal(patches + 1, width, std=width**-0.5)
         self.ln_pre = nn.LayerNorm(width)
         self.transformer = Transformer(
-            width, config.layers, width // config.head_width, config.mlp_ratio, quick_gelu
+            width, layers, width // config.head_width, config.mlp_ratio, quick_gelu
         )
         self.ln_post = nn.LayerNorm(width)
         self.proj = normal(width, embed_dim, std=width**-0.5)
@@ -146,8 +155,8 @@ class VisionTransformer(nn.Module):
         x = self.conv1(x).flatten(2).transpose(1, 2)  # [N, P, W]
         x = x + self.positional_embedding[1:]  # [N, P, W]
         if self.training and self.patch_dropout > 0:  # Li et al. 2022, arXiv:2212.00794
-            kept = max(1, round(x.shape[1] * (1 - self.patch_dropout)))
-            order = torch.rand(x.shape[:2], device=x.device).argsort(1)[:, :kept, None]
+            left = max(1, round(x.shape[1] * (1 - self.patch_dropout)))
+            order = torch.rand(x.shape[:2], device=x.device).argsort(1)[:, :left, None]
             x = x.gather(1, order.expand(-1, -1, x.shape[2]))  # [N, P', W]
         start = self.class_embedding + self.positional_embedding[0]  # [W]
         x = torch.cat([start.to(x.dtype).expand(len(x), 1, -1), x], dim=1)  # [N, 1+P', W]
@@ -206,7 +215,12 @@ class AttentionPool(nn.Module):
 class ModifiedResNet(nn.Module):
     """CLIP's ResNet: three convolutions first, means for strides, attention last. [N,3,S,S] -> [N,D]."""
 
-    def __init__(self, config: VisionConfig, embed_dim: int) -> None:
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+
+    def __init__(self, config: VisionConfig, depths: Sequence[int], embed_dim: int) -> None:
         super().__init__()
         width = config.width
         self.conv1 = nn.Conv2d(3, width // 2, 3, stride=2, padding=1, bias=False)
@@ -216,7 +230,7 @@ class ModifiedResNet(nn.Module):
         self.conv3 = nn.Conv2d(width // 2, width, 3, padding=1, bias=False)
         self.bn3 = nn.BatchNorm2d(width)
         inside = width
-        for i, depth in enumerate(config.layers):
+        for i, depth in enumerate(depths):
             blocks, planes = [], width * 2**i
             for j in range(depth):
                 blocks.append(Bottleneck(inside, planes, 2 if i > 0 and j == 0 else 1))
@@ -241,10 +255,11 @@ class PlainClip(nn.Module):
         text = config.text_cfg
         self.config = config
         vision = config.vision_cfg
+        self.visual: VisionTransformer | ModifiedResNet
         if isinstance(vision.layers, int):
-            self.visual = VisionTransformer(vision, config.embed_dim, config.quick_gelu)
+            self.visual = VisionTransformer(vision, vision.layers, config.embed_dim, config.quick_gelu)
         else:
-            self.visual = ModifiedResNet(vision, config.embed_dim)
+            self.visual = ModifiedResNet(vision, vision.layers, config.embed_dim)
         self.transformer = Transformer(text.width, text.layers, text.heads, text.mlp_ratio, config.quick_gelu)
         self.token_embedding = nn.Embedding(text.vocab_size, text.width)
         self.positional_embedding = normal(text.context_length, text.width, std=0.01)

@@ -1,6 +1,6 @@
 """The way down of a U-Net, which a classifier has too: its configuration, its blocks, its middle."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -78,7 +78,9 @@ class Block(Unit, nn.ModuleList):
         return x
 
 
-def res_block(config: EncoderConfig, channels: int, out_channels: int, resample=None) -> ResBlock:
+def res_block(
+    config: EncoderConfig, channels: int, out_channels: int, resample: Literal["up", "down"] | None = None
+) -> ResBlock:
     return ResBlock(
         channels,
         out_channels,
@@ -116,10 +118,9 @@ def encoder(config: EncoderConfig, context: int | None) -> tuple[nn.ModuleList, 
             skips.append(channels)
         if level < len(config.widths) - 1:
             if config.updown_in_blocks:
-                down = res_block(config, channels, channels, "down")
+                blocks.append(Block([res_block(config, channels, channels, "down")]))
             else:
-                down = Downsample(channels, config.conv_resample)
-            blocks.append(Block([down]))
+                blocks.append(Block([Downsample(channels, config.conv_resample)]))
             skips.append(channels)
     return nn.ModuleList(blocks), skips
 

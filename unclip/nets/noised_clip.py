@@ -77,10 +77,11 @@ class Tower(nn.Module):
     def __init__(self, config: TowerConfig, length: int, embed_dim: int, backend: Backend):
         super().__init__()
         self.position = normal(length, config.width, std=0.01)
-        self.blocks = nn.ModuleList(Block(config.width, config.heads, backend) for _ in range(config.layers))
-        for block in self.blocks:
-            for layer in (block.out, block.mlp[2]):
-                nn.init.normal_(layer.weight, std=config.width**-0.5 / (2 * config.layers))
+        blocks = [Block(config.width, config.heads, backend) for _ in range(config.layers)]
+        for block in blocks:
+            for name in ("out.weight", "mlp.2.weight"):
+                nn.init.normal_(block.get_parameter(name), std=config.width**-0.5 / (2 * config.layers))
+        self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(config.width)
         self.out = nn.Linear(config.width, embed_dim, bias=False)
 

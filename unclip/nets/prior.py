@@ -31,6 +31,9 @@ class Memory(nn.Module):
     is retrieved is that of Blattmann et al. 2022. A word that no caption holds recalls its neighbours.
     """
 
+    keys: Tensor
+    values: Tensor
+
     def __init__(self, slots: int, embed_dim: int, scale: float):
         super().__init__()
         self.scale = scale

@@ -73,7 +73,7 @@ class UNet(nn.Module):
             self.classes = nn.Embedding(config.classes, emb)
         if config.text_embed_dim is not None:
             self.text_embed = nn.Linear(config.text_embed_dim, emb)
-        if config.text_dim is not None and config.text_project:
+        if config.text_dim is not None and context is not None and config.text_project:
             self.text = nn.Sequential(nn.Linear(config.text_dim, context), nn.LayerNorm(context))
         if config.image_embed_dim is not None:
             self.null_image = normal(config.image_embed_dim)

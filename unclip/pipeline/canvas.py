@@ -28,7 +28,7 @@ class Canvas:
     repaint: Tensor
 
     def at(self, size: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-        """The picture [1,3,S,S] in [-1,1] and the mask [1,1,S,S] of a stage of ``size``, 1 = kept.
+        """The picture [1,3,S,S] in [-1,1] and the mask [1,1,S,S] of a stage of ``size``, 1 = known.
 
         The picture is resized as in GLIDE's notebook. Of the mask a pixel is kept only if all that it
         covers is kept, so that nothing of what is to go shows through at a coarse size.

@@ -12,6 +12,7 @@ from ..clip import Clip
 from ..data.batches import Batch, classes_of
 from ..stages import Conditions, Decoder
 from ..stages.tokenizer import GlideTokenizer
+from .prompts import needed
 
 
 @torch.no_grad()
@@ -58,14 +59,16 @@ class BatchSamples:
     @property
     def image_embed(self) -> Tensor:
         embedded = self.batch.embedded
-        return self.clip.encode_image(self.pictures) if embedded is None else embedded.image.to(self._device)
+        if embedded is None:
+            return needed(self.clip, "its CLIP").encode_image(self.pictures)
+        return embedded.image.to(self._device)
 
     @cached_property
     def _words(self) -> tuple[Tensor | None, ...]:
         """Of the captions: states, their mask, and vectors."""
         embedded = self.batch.embedded
         if embedded is None or self.clip is not None:
-            text = self.clip.encode_text(self.batch.caption).trimmed()
+            text = needed(self.clip, "its CLIP").encode_text(self.batch.caption).trimmed()
             return text.tokens, text.mask, text.embed
         words = (embedded.tokens, embedded.mask, embedded.text)
         return tuple(None if value is None else value.to(self._device) for value in words)
@@ -84,7 +87,7 @@ class BatchSamples:
 
     @cached_property
     def _ids(self) -> tuple[Tensor, Tensor]:
-        ids, mask = self.tokenizer.tokenize(self.batch.caption)
+        ids, mask = needed(self.tokenizer, "its tokenizer").tokenize(self.batch.caption)
         return ids.to(self._device), mask.to(self._device)
 
     @property
@@ -97,4 +100,4 @@ class BatchSamples:
 
     @property
     def classes(self) -> Tensor:
-        return classes_of(self.batch, self.stage.config.net.classes).to(self._device)
+        return classes_of(self.batch, self.stage.config.net.classes or 0).to(self._device)

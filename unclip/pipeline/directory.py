@@ -13,7 +13,7 @@ from ..clip import load_clip, save_clip
 from ..config import Config, parse_config
 from ..files import read_json, write_json
 from ..guides.classifier import load_classifier
-from ..stages import load_stage
+from ..stages import Decoder, Prior
 
 if TYPE_CHECKING:
     from ..guides.noised_clip import NoisedClip
@@ -73,14 +73,14 @@ def read_manifest(folder: str | Path) -> Manifest:
 
 def write(model: Model, folder: Path, dtype: torch.dtype | None = None) -> None:
     """Write every part of ``pipeline``, and last the manifest; floats are stored as ``dtype``."""
-    files: dict[str, Any] = {}
+    files: dict[str, str] = {}
     for name in ("decoder", "prior", "guide", "classifier"):
         part = getattr(model, name)
         if part is not None:
             files[name] = f"{name}.safetensors"
             part.save(folder / files[name], dtype)
-    files["upsamplers"] = [f"upsampler-{stage.size}.safetensors" for stage in model.upsamplers]
-    for stage, file in zip(model.upsamplers, files["upsamplers"], strict=True):
+    upsamplers = [f"upsampler-{stage.size}.safetensors" for stage in model.upsamplers]
+    for stage, file in zip(model.upsamplers, upsamplers, strict=True):
         stage.save(folder / file, dtype)
     if model.clip is not None:
         files["clip"] = "clip"
@@ -88,7 +88,7 @@ def write(model: Model, folder: Path, dtype: torch.dtype | None = None) -> None:
     if model.tokenizer is not None:
         files["tokenizer"] = "tokenizer"
         model.tokenizer.save(folder / "tokenizer")
-    manifest = Manifest(name=model.name, description=model.description, **files)
+    manifest = Manifest(name=model.name, description=model.description, upsamplers=upsamplers, **files)
     write_json(folder / MODEL_FILE, manifest.model_dump(exclude_none=True))
 
 
@@ -106,9 +106,9 @@ def read(
     prior, classifier, to = manifest.prior, manifest.classifier, (device, dtype)
     return {
         "clip": None if manifest.clip is None else load_clip(folder / manifest.clip, device, downloads),
-        "prior": None if prior is None else load_stage(folder / prior, "prior", *to),
-        "decoder": load_stage(folder / manifest.decoder, "decoder", *to),
-        "upsamplers": [load_stage(folder / file, "decoder", *to) for file in manifest.upsamplers],
+        "prior": None if prior is None else Prior.load(folder / prior, *to),
+        "decoder": Decoder.load(folder / manifest.decoder, *to),
+        "upsamplers": [Decoder.load(folder / file, *to) for file in manifest.upsamplers],
         "tokenizer": None if manifest.tokenizer is None else _tokenizer(folder / manifest.tokenizer),
         "guide": None if manifest.guide is None else _guide(folder / manifest.guide, *to),
         "classifier": None if classifier is None else load_classifier(folder / classifier, *to),
@@ -132,7 +132,7 @@ def _guide(path: Path, device: torch.device, dtype: torch.dtype) -> NoisedClip:
 def _read_decoder(path: Path, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """A decoder of nothing, or of classes, as a whole model: its checkpoint, or the folder with it."""
     file = path if path.is_file() else path / DECODER_FILE
-    decoder = load_stage(file, "decoder", device, dtype)
+    decoder = Decoder.load(file, device, dtype)
     if needs := {kind.need: None for kind in decoder.kinds if kind.need}:
         needed = " and ".join(needs)
         raise CheckpointError(

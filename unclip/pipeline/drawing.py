@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
@@ -12,15 +12,17 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..data.images import to_pil
+from ..diffusion.guidance import GradFn
 from ..diffusion.noise import Begun, Noise, fold
 from ..diffusion.samplers import Step
-from ..options import DEFAULTS, Options
+from ..options import DEFAULTS, Asked, Options
 from ..resources.devices import autocast
 from ..stages import Conditions, Decoder, Sampling
 from ..stages.inpaint import put_back
+from ..stages.stage import Objective
 from .guiding import guides, guiding
 from .model import Model
-from .prompts import Prompts
+from .prompts import Prompts, needed
 from .request import Progress, Watch, Wish, classes_of, origin_of, override, sampling_of, wish_of
 
 
@@ -39,19 +41,20 @@ class Drawing(Model):
 
         Raises ``ValueError`` if it makes numbers that are none, as all steps of drawing do.
         """
+        prior = needed(self.prior, "a prior")
         sampling = override(
-            self.prior.config.sampling, steps=options.prior_steps, guidance_scale=options.prior_guidance_scale
+            prior.config.sampling, steps=options.prior_steps, guidance_scale=options.prior_guidance_scale
         )
-        if negative is None and not self.prior.config.net.null_text and sampling.guidance_scale != 1:
+        if negative is None and not prior.config.net.null_text and sampling.guidance_scale != 1:
             negative = self._no_text(text)
         conditions = self.prior_conditions(text.repeat(sampling.candidates))
         null = None if negative is None else self.prior_conditions(negative.repeat(sampling.candidates))
         noise = Noise([fold(seed, k) for seed in seeds for k in range(sampling.candidates)], self.device)
-        with self._at_work(self.prior), self._autocast():
-            embed = self.prior.sample(conditions, noise, sampling, null)
-        embed = _sound(embed, "prior", self.prior).unflatten(0, (len(seeds), sampling.candidates))
+        with self._at_work(prior), self._autocast():
+            embed = prior.sample(conditions, noise, sampling, null)
+        embed = _sound(embed, "prior", prior).unflatten(0, (len(seeds), sampling.candidates))
         likeness = F.normalize(embed, dim=-1)
-        best = torch.einsum("nkd,nd->nk", likeness, text.clip.embed.to(embed)).argmax(1)
+        best = torch.einsum("nkd,nd->nk", likeness, needed(text.clip, "its CLIP").embed.to(embed)).argmax(1)
         return embed[torch.arange(len(seeds)), best]
 
     def understood(self, wish: Wish) -> Wish:
@@ -60,7 +63,7 @@ class Drawing(Model):
             return wish
         n, words = len(wish), wish.options.negative_prompt
         both = self.encode_text([*wish.texts, *([words] * n if words else [])])  # so that their lengths agree
-        if both.clip is not None:
+        if both.clip is not None and self.clip is not None:
             _sound(both.clip.embed, "CLIP", self.clip)
         text, away, embed, unwanted = both[:n], both[n:] if words else None, wish.embed, None
         if self.prior is not None and embed is None:
@@ -82,11 +85,11 @@ class Drawing(Model):
         if wish.start is not None:
             noise = Begun(wish.start / sampling.noise_scale, wish.seeds, self.device)
         with self._at_work(stage, *guiding(self, classes, options)):
-            conditions = self._told(stage, wish, classes)
+            conditions = self._conditions(stage, wish, classes)
             if unwanted is not None and sampling.guidance_scale != 1:
                 text, embed = unwanted
                 away = replace(wish, text=text, embed=embed)
-                null = self._told(stage, away, None if stage.config.drop_class else classes)
+                null = self._conditions(stage, away, None if stage.config.drop_class else classes)
             with self._autocast(text=True):
                 objective, climb = guides(self, wish.text, classes, options)
             return self._paint(stage, "decoder", wish, conditions, noise, sampling, null, objective, climb)
@@ -99,7 +102,7 @@ class Drawing(Model):
             name, sampling = f"upsampler {stage.size}", sampling_of(self, stage, wish.options)
             noise = Noise([fold(seed, 1, number) for seed in wish.seeds], self.device)
             with self._at_work(stage):
-                conditions = self._told(stage, wish, classes, picture)
+                conditions = self._conditions(stage, wish, classes, picture)
                 picture = self._paint(stage, name, wish, conditions, noise, sampling)
         return picture
 
@@ -111,19 +114,20 @@ class Drawing(Model):
         conditions: Conditions,
         noise: Noise,
         sampling: Sampling,
-        *guides: Any,
+        null: Conditions | None = None,
+        objective: Objective | None = None,
+        climb: GradFn | None = None,
     ) -> Tensor:
         """A stage's pictures [N,3,S,S] in [-1,1], with what is known of them in its place."""
         origin = origin_of(self, stage, wish, conditions)
-        more = {} if origin is None else {"origin": origin}
         watch = wish.watch if stage is self.decoder else None
         with self._autocast():
-            steps = stage.sample(conditions, noise, sampling, *guides, **more)
+            steps = stage.sample(conditions, noise, sampling, null, objective, climb, origin)
             x = _walk(steps, name, stage.count(sampling, origin), wish.progress, watch)
         picture = stage.to_picture(_sound(x, name, stage), conditions)
         return picture if wish.canvas is None else put_back(picture, wish.canvas.known(picture))
 
-    def _told(
+    def _conditions(
         self, stage: Decoder, wish: Wish, classes: Tensor | None, low_res: Tensor | None = None
     ) -> Conditions:
         return self.conditions(stage, len(wish), wish.embed, wish.text, low_res, classes, wish.canvas)
@@ -135,7 +139,7 @@ class Drawing(Model):
         n: int = 1,
         seed: int = 0,
         batch_size: int = 16,
-        **options: object,
+        **options: Unpack[Asked],
     ) -> Tensor:
         """The prior alone: image embeddings [N,D] of ``n`` pictures of each prompt, as in ``generate``.
 
@@ -145,7 +149,8 @@ class Drawing(Model):
         if self.prior is None:
             raise ValueError(f"the model {self.name} has no prior, which makes embeddings of prompts")
         wish = wish_of(self, prompt, n=n, seed=seed, **options)
-        return torch.cat([self.understood(part).embed for part in wish.batches(batch_size)])
+        parts = (self.understood(part).embed for part in wish.batches(batch_size))
+        return torch.cat([needed(embed, "a prior") for embed in parts])
 
     def drawn(self, wish: Wish, batch_size: int = 16) -> list[Image.Image]:
         """All pictures of a wish, ``batch_size`` at a time."""

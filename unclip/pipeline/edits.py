@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Unpack, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,8 @@ from ..diffusion.noise import Noise
 from ..diffusion.samplers import invert
 from .canvas import opened
 from .drawing import Drawing
-from .request import Wish, classes_of, integer, prompts_of, sampling_of, wish_of
+from .prompts import needed
+from .request import Followed, Wish, classes_of, integer, prompts_of, sampling_of, wish_of
 
 Picture = Image.Image | str | Path
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}  # files, not texts
@@ -30,11 +32,17 @@ STEPS, FORGETFUL = 50, ("ddpm",)  # of the decoder, unless told otherwise; sampl
 
 
 def vary(
-    pipeline: Drawing, picture: Picture, n: int, spread: float, seed: int, batch_size: int, **options: object
+    pipeline: Drawing,
+    picture: Picture,
+    n: int,
+    spread: float,
+    seed: int,
+    batch_size: int,
+    **options: Unpack[Followed],
 ) -> list[Image.Image]:
     """See ``Pipeline.vary``."""
     share = _share("spread", spread)
-    wish = _wish(pipeline, "vary", options, n=n, seed=seed)
+    wish = _wish(pipeline, "vary", options, n, seed)
     image = _fitted(pipeline, picture)
     wish = replace(wish, embed=_seen(pipeline, image).expand(len(wish), -1))
     if share < 1:
@@ -50,11 +58,11 @@ def interpolate(
     n: int,
     seed: int,
     batch_size: int,
-    **options: object,
+    **options: Unpack[Followed],
 ) -> list[Image.Image]:
     """See ``Pipeline.interpolate``."""
     n = integer("n", n, 2)
-    wish = _wish(pipeline, "interpolate", options, n=n, seed=seed)
+    wish = _wish(pipeline, "interpolate", options, n, seed)
     ends = [_end(pipeline, one, wish.rows([0]), seed) for one in (a, b)]
     shares = torch.linspace(0, 1, n, dtype=torch.float64).tolist()
     embed, start = (torch.cat([slerp(x, y, share) for share in shares]) for x, y in zip(*ends, strict=True))
@@ -71,11 +79,11 @@ def edit(
     n: int,
     seed: int,
     batch_size: int,
-    **options: object,
+    **options: Unpack[Followed],
 ) -> list[Image.Image]:
     """See ``Pipeline.edit``."""
     strength, n = _share("strength", strength), integer("n", n, 1)
-    wish = _wish(pipeline, "edit", options, n=n, seed=seed)
+    wish = _wish(pipeline, "edit", options, n, seed)
     difference = text_difference(pipeline, source, target)
     image = _fitted(pipeline, picture)
     embed = _seen(pipeline, image)
@@ -95,7 +103,7 @@ def redraw(
     n: int,
     seed: int,
     batch_size: int,
-    **options: object,
+    **options: Unpack[Followed],
 ) -> list[Image.Image]:
     """See ``Pipeline.redraw``."""
     strength = _share("strength", strength)
@@ -111,8 +119,9 @@ def redraw(
 def text_difference(pipeline: Drawing, source: str, target: str) -> Tensor:
     """The unit vector [1,D] from what CLIP makes of one text to what it makes of another (Ramesh et al. 2022,
     section 3.3); ``ValueError`` if that is the same."""
-    texts = prompts_of(pipeline, [source, target])
-    of_source, of_target = pipeline.encode_text(texts).clip.embed
+    prompts_of(pipeline, [source, target])
+    texts = pipeline.encode_text([source, target])
+    of_source, of_target = needed(texts.clip, "its CLIP").embed
     difference = (of_target - of_source)[None]
     if difference.norm() < 1e-6:
         raise ValueError(
@@ -146,7 +155,7 @@ def inverted(pipeline: Drawing, wish: Wish, picture: Tensor) -> Tensor:
     stage = pipeline.decoder
     sampling = sampling_of(pipeline, stage, wish.options)
     with pipeline._at_work(stage), pipeline._autocast():
-        conditions = pipeline._told(stage, wish, classes_of(pipeline, wish))
+        conditions = pipeline._conditions(stage, wish, classes_of(pipeline, wish))
         denoise = stage.denoise(
             conditions, stage.null(conditions), sampling.guidance_scale, **sampling.of_guidance
         )
@@ -181,7 +190,7 @@ def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
     return of_a * a + of_b * b
 
 
-def _wish(pipeline: Drawing, verb: str, options: dict[str, object], **what: object) -> Wish:
+def _wish(pipeline: Drawing, verb: str, options: Followed, n: int, seed: int) -> Wish:
     """What a verb that starts from a picture's own noise asks for: DDIM and no guidance by default.
 
     Raises ``ValueError`` if the model cannot do the verb.
@@ -195,7 +204,7 @@ def _wish(pipeline: Drawing, verb: str, options: dict[str, object], **what: obje
     for name in ("negative_prompt", "clip_guidance_scale"):
         if options.get(name):
             raise ValueError(f"{name} is of words, and to {verb} takes none")
-    asked = {key: value for key, value in options.items() if value is not None}
+    asked = cast(Followed, {key: value for key, value in options.items() if value is not None})
     if asked.get("sampler") in FORGETFUL:
         raise ValueError(
             f"to {verb} starts from a picture's own noise, which {asked['sampler']} forgets, since it draws "
@@ -203,7 +212,7 @@ def _wish(pipeline: Drawing, verb: str, options: dict[str, object], **what: obje
         )
     asked = {"sampler": "ddim", "steps": STEPS, "guidance_scale": 1.0, **asked}
     unknown = torch.zeros(1, len(pipeline.decoder.embed_mean))  # until CLIP has seen the picture
-    return wish_of(pipeline, image_embed=unknown, **what, **asked)
+    return wish_of(pipeline, n=n, seed=seed, image_embed=unknown, **asked)
 
 
 def _share(name: str, value: float) -> float:
@@ -221,7 +230,8 @@ def _fitted(pipeline: Drawing, picture: Picture) -> Tensor:
 @torch.no_grad()
 def _seen(pipeline: Drawing, picture: Tensor) -> Tensor:
     """CLIP's embeddings [N,D] of pictures, as the decoder takes them."""
-    with pipeline._at_work(pipeline.clip):
-        embed = pipeline.clip.towers.image(pipeline.clip.preprocess(picture)).float()
+    clip = needed(pipeline.clip, "its CLIP")
+    with pipeline._at_work(clip):
+        embed = clip.towers.image(clip.preprocess(picture)).float()
     as_it_comes = pipeline.prior is not None and not pipeline.prior.config.unit_norm
     return embed if as_it_comes else F.normalize(embed, dim=-1)

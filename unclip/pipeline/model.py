@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from ..guides.classifier import Classifier
 from ..resources.devices import as_device, lent, parse_dtype, place
 from ..stages import Conditions, Decoder, Prior
 from .canvas import Canvas
-from .prompts import Prompts, encode
+from .prompts import Prompts, encode, needed
 
 if TYPE_CHECKING:
     from ..guides.noised_clip import NoisedClip
@@ -33,14 +33,14 @@ def stages_fit(model: Model) -> None:
         size = stage.size
     _clip_fits(model)
     for stage in model.picture_stages:
-        if stage.takes_tokens and model.tokenizer is None:
+        text, tokenizer = stage.config.text, model.tokenizer
+        if text is not None and tokenizer is None:
             raise CheckpointError(
                 "this model has a text transformer of its own but comes without its tokenizer"
             )
-        if stage.takes_tokens and model.tokenizer.length != stage.config.text.length:
+        if text is not None and tokenizer is not None and tokenizer.length != text.length:
             raise CheckpointError(
-                f"the tokenizer makes {model.tokenizer.length} tokens of a text, but a "
-                f"stage takes {stage.config.text.length}"
+                f"the tokenizer makes {tokenizer.length} tokens of a text, but a stage takes {text.length}"
             )
     if model.decoder.takes_image and model.prior is None:
         raise CheckpointError("a decoder of image embeddings needs a prior")
@@ -53,10 +53,9 @@ def stages_fit(model: Model) -> None:
 
 def _clip_fits(model: Model) -> None:
     stages = [stage for stage in (model.prior, *model.picture_stages) if stage is not None]
-    wants_clip = [stage for stage in stages if stage.takes_clip]
-    if wants_clip and model.clip is None:
-        raise CheckpointError("this model takes text but comes without its CLIP")
-    for stage in wants_clip:
+    for stage in (stage for stage in stages if stage.takes_clip):
+        if model.clip is None:
+            raise CheckpointError("this model takes text but comes without its CLIP")
         trained_with = stage.facts.get("clip", model.clip.identity)
         if not same_weights(trained_with, model.clip.identity):
             raise CheckpointError(
@@ -120,7 +119,8 @@ class Model(nn.Module):
         self.name, self.description, self.tokenizer = name, description, tokenizer
         self.clip, self.prior, self.decoder, self.guide = clip, prior, decoder, guide
         self.classifier: Classifier | None = None
-        self.upsamplers = nn.ModuleList(upsamplers)
+        # torch's list knows no type of its elements.
+        self.upsamplers = cast(Sequence[Decoder], nn.ModuleList(upsamplers))
         stages_fit(self)
         if classifier is not None:
             self.guide_with(classifier)
@@ -197,11 +197,13 @@ class Model(nn.Module):
     def _text_embed(self, text: Prompts) -> Tensor:
         """CLIP's vectors of texts [N,D], of length 1 unless the model takes embeddings as CLIP has them."""
         as_it_comes = self.prior is not None and not self.prior.config.unit_norm
-        return text.clip.raw if as_it_comes else text.clip.embed
+        clip = needed(text.clip, "its CLIP")
+        return clip.raw if as_it_comes else clip.embed
 
     def prior_conditions(self, text: Prompts) -> Conditions:
         """What the prior is told of texts."""
-        return self.prior.conditions(self._text_embed(text), text.clip.tokens, text.clip.mask)
+        clip = needed(text.clip, "its CLIP")
+        return needed(self.prior, "a prior").conditions(self._text_embed(text), clip.tokens, clip.mask)
 
     def conditions(
         self,

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from ..options import Asked
 from ..resources.devices import as_device, parse_dtype
 from . import directory, edits
 from .drawing import Drawing
-from .request import Progress, Watch, wish_of
+from .request import Followed, Progress, Watch, wish_of
 
 
 class Pipeline(Drawing):
@@ -31,7 +32,7 @@ class Pipeline(Drawing):
         image_embed: Tensor | None = None,
         progress: Progress | None = None,
         watch: Watch | None = None,
-        **options: object,
+        **options: Unpack[Asked],
     ) -> Image.Image | list[Image.Image]:
         """Draw pictures.
 
@@ -74,7 +75,7 @@ class Pipeline(Drawing):
         spread: float = 1.0,
         seed: int = 0,
         batch_size: int = 16,
-        **options: object,
+        **options: Unpack[Followed],
     ) -> list[Image.Image]:
         """``n`` pictures of what CLIP sees in one (Ramesh et al. 2022, section 3.1).
 
@@ -96,7 +97,7 @@ class Pipeline(Drawing):
         *,
         seed: int = 0,
         batch_size: int = 16,
-        **options: object,
+        **options: Unpack[Followed],
     ) -> list[Image.Image]:
         """``n`` pictures on the way from a to b, the ends among them (Ramesh et al. 2022, section 3.2).
 
@@ -116,7 +117,7 @@ class Pipeline(Drawing):
         n: int = 1,
         seed: int = 0,
         batch_size: int = 16,
-        **options: object,
+        **options: Unpack[Followed],
     ) -> Image.Image | list[Image.Image]:
         """The picture, moved as one text differs from another (Ramesh et al. 2022, section 3.3, text diffs).
 
@@ -141,7 +142,7 @@ class Pipeline(Drawing):
         n: int = 1,
         seed: int = 0,
         batch_size: int = 16,
-        **options: object,
+        **options: Unpack[Followed],
     ) -> Image.Image | list[Image.Image]:
         """The picture, drawn over as a prompt says (SDEdit: Meng et al. 2022, algorithm 1).
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,15 @@ from ..clip import Clip, Text
 
 if TYPE_CHECKING:
     from ..stages.tokenizer import GlideTokenizer
+
+T = TypeVar("T")
+
+
+def needed(part: T | None, what: str) -> T:
+    """A part of a model, itself; ``ValueError`` where there is none."""
+    if part is None:
+        raise ValueError(f"this model comes without {what}, which that needs")
+    return part
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,7 @@ class Prompts:
 
     def padded_like(self, other: Prompts) -> Prompts:
         """With as many of CLIP's tokens as ``other`` has, at least as many; the new ones are masked."""
-        if self.clip is None:
+        if self.clip is None or other.clip is None:
             return self
         more = other.clip.tokens.shape[1] - self.clip.tokens.shape[1]
         return replace(
@@ -63,6 +72,7 @@ class Prompts:
 
 def cuts(text: str, clip: Clip | None, tokenizer: GlideTokenizer | None) -> list[str]:
     """What does not fit into the contexts of a model, a sentence each to be said of the text."""
+    readers: list[tuple[Clip | GlideTokenizer, int]]
     readers = [] if clip is None else [(clip, clip.context_length)]
     readers += [] if tokenizer is None else [(tokenizer, tokenizer.length)]
     ends = [(length, reader.truncated(text)) for reader, length in readers]

@@ -6,7 +6,7 @@ import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, SupportsIndex, Unpack
 
 import torch
 from PIL import Image
@@ -16,7 +16,7 @@ from ..config import parse_config
 from ..data.batches import shrink
 from ..diffusion.noise import fold
 from ..diffusion.samplers import Step
-from ..options import DEFAULTS, Options, checked_text
+from ..options import DEFAULTS, Asked, Options, checked_text
 from ..stages import Conditions, Decoder, Origin, Sampling
 from .canvas import Canvas, canvas_of
 from .prompts import Prompts
@@ -28,6 +28,15 @@ Progress = Callable[[str, int, int], None]
 """(stage, steps done, steps in all), called after every step."""
 Watch = Callable[[Step], None]
 """Called with every step of the decoder, of one batch of pictures after another."""
+
+
+class Followed(Asked, total=False):
+    """... and what is told of the steps."""
+
+    progress: Progress | None
+    watch: Watch | None
+
+
 MOST = 1_000_000  # pictures that one call may ask for
 RESAMPLINGS = 10  # of a decoder's steps, to fill a hole
 
@@ -61,12 +70,17 @@ class Wish:
     def rows(self, chosen: Sequence[int]) -> Wish:
         """Some of the pictures, of a wish whose texts are not encoded yet."""
         chosen = list(chosen)
-        own = {name: getattr(self, name) for name in ("classes", "embed", "start")}
+
+        def own(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value[chosen]
+
         return replace(
             self,
             seeds=[self.seeds[k] for k in chosen],
             texts=None if self.texts is None else [self.texts[k] for k in chosen],
-            **{name: None if value is None else value[chosen] for name, value in own.items()},
+            classes=own(self.classes),
+            embed=own(self.embed),
+            start=own(self.start),
         )
 
     def batches(self, size: int) -> Iterator[Wish]:
@@ -87,7 +101,7 @@ def wish_of(
     image_embed: Tensor | None = None,
     progress: Progress | None = None,
     watch: Watch | None = None,
-    **options: object,
+    **options: Unpack[Asked],
 ) -> Wish:
     """All pictures that a call asks for, prompt by prompt; the arguments are those of ``generate``.
 
@@ -96,7 +110,9 @@ def wish_of(
     if image_embed is not None:
         _check_embed(model, image_embed)
     alone = image_embed is not None and prompt is None
-    prompts = [None] * len(image_embed) if alone else prompts_of(model, prompt)
+    prompts: list[str | None] = [None] * len(image_embed) if image_embed is not None else []
+    if not alone:
+        prompts = prompts_of(model, prompt)
     settings = parse_config(Options, options, source="the call")
     for name, function in (("progress", progress), ("watch", watch)):
         if function is not None and not callable(function):
@@ -119,12 +135,13 @@ def wish_of(
             raise ValueError(
                 f"{n * len(prompts)} pictures need as many rows of image_embed, not {len(image_embed)}"
             )
+    texts = [text for text in prompts if text is not None for _ in range(n)]
     return Wish(
         seeds=[fold(seed, k) for k in range(n)] * len(prompts),
-        texts=[text for text in prompts for _ in range(n)] if model.takes_prompt and not alone else None,
+        texts=texts if model.takes_prompt and not alone else None,
         embed=image_embed,
         options=settings,
-        canvas=None if image is None else canvas_of(image, mask),
+        canvas=None if image is None or mask is None else canvas_of(image, mask),
         progress=progress,
         watch=watch,
     )
@@ -148,14 +165,15 @@ def prompts_of(model: Model, prompt: str | Sequence[str] | None) -> list[str | N
         if prompt is not None:
             raise ValueError(f"the model {model.name} takes no prompt")
         return [None]
-    several = isinstance(prompt, Iterable) and not isinstance(prompt, str | bytes | Mapping)
-    prompts = list(prompt) if several else [prompt]
-    for text in prompts:
+    texts: list[str | None] = []
+    one = isinstance(prompt, str | bytes | Mapping)
+    for text in prompt if isinstance(prompt, Iterable) and not one else [prompt]:
         if not isinstance(text, str):
             raise ValueError(f"a prompt must be text, not {text!r:.80}")
         if not checked_text(text, "the prompt").strip():
             raise ValueError("the prompt is empty; say what to draw, for example: a goldfish")
-    return prompts
+        texts.append(text)
+    return texts
 
 
 def check_request(model: Model, options: Options) -> None:
@@ -165,10 +183,11 @@ def check_request(model: Model, options: Options) -> None:
     _steps(model, options)
     if options.class_ is None:
         for stage in model.picture_stages:
-            if stage.takes_class and not stage.config.drop_class:
+            classes = stage.config.net.classes
+            if classes is not None and not stage.config.drop_class:
                 raise ValueError(
                     f"the model {model.name} knows no picture without a class: ask for one "
-                    f"of 0 to {stage.config.net.classes - 1} (class_, or --class)"
+                    f"of 0 to {classes - 1} (class_, or --class)"
                 )
     sees = model.guide is not None or model.clip is not None and model.clip.image_size is not None
     if options.clip_guidance_scale and not (model.takes_prompt and sees):
@@ -268,7 +287,7 @@ def integer(name: str, value: object, least: int | None = None, most: int | None
     True and False are none, though Python counts them as 1 and 0.
     """
     try:
-        if isinstance(value, bool):
+        if isinstance(value, bool) or not isinstance(value, SupportsIndex):
             raise TypeError
         number = operator.index(value)
     except TypeError:

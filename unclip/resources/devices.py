@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,8 @@ def has_fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older torch cannot tell
+        capabilities: dict[str, bool]  # which older torch cannot tell
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
         return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     return False
 
@@ -65,8 +66,8 @@ def in_precision(value: Tensor, dtype: torch.dtype) -> Tensor:
 def parse_dtype(name: str | torch.dtype) -> torch.dtype:
     """float32 or bfloat16, of weights; ``ValueError`` for another."""
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    dtype = known.get(name, name) if isinstance(name, str) else name
-    if dtype not in known.values():
+    dtype = known.get(name) if isinstance(name, str) else name
+    if dtype is None or dtype not in known.values():
         raise ValueError(f"weights are kept as {' or '.join(known)}, not as {name}")
     return dtype
 
@@ -124,13 +125,14 @@ def lent(modules: Iterable[nn.Module | None], device: torch.device) -> Iterator[
 
     For models that do not fit on a GPU as a whole. Nothing is copied back: the block must not train.
     """
-    stores = [
+    stores: list[dict[str, Any]] = [
         store
         for module in modules
         if module is not None
         for part in module.modules()
         for store in (part._parameters, part._buffers)
     ]
+    own: list[tuple[dict[str, Any], str, Tensor]]
     own = [(store, name, value) for store in stores for name, value in store.items() if value is not None]
     try:
         copies: dict[int, Tensor] = {}  # a tensor with two names is moved once

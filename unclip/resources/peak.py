@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction, FunctionCtx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -29,11 +31,17 @@ class LiveBytes(TorchDispatchMode):
         self.now = self.peak = 0
         self._alive: dict[int, weakref.ref] = {}
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        given = {storage._cdata for storage in self._storages((args, kwargs))}
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., object],
+        types: Collection[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        before = {storage._cdata for storage in self._storages((args, kwargs))}
         out = func(*args, **(kwargs or {}))
         for storage in self._storages(out):
-            if storage._cdata not in given:
+            if storage._cdata not in before:
                 self._note(storage)
         return out
 
@@ -69,8 +77,8 @@ def peak_activations(call: Callable[[], object], autocast: torch.dtype | None = 
     autocast: the precision of a GPU's autocast, which meta tensors do not have themselves; None = none.
     """
     with LiveBytes() as live, as_on_gpu(autocast):
-        kept = call()
-        del kept
+        result = call()
+        del result
     return live.peak
 
 
@@ -88,20 +96,28 @@ class _Attention(torch.autograd.Function):
     """Attention's memory, not its result: the output, and for the backward pass what fused kernels keep."""
 
     @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         out = q.new_empty(*q.shape[:-1], v.shape[-1])
         ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
         return out
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return tuple(torch.empty_like(value) for value in ctx.saved_tensors[:3])
+    def backward(ctx: BackwardCFunction, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        saved: tuple[Tensor, ...] = ctx.saved_tensors
+        q, k, v, *_ = saved
+        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
 class _Fused(TorchFunctionMode):
     """Puts ``_Attention`` in the place of attention on meta tensors."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: Collection[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         if func is F.scaled_dot_product_attention and args[0].is_meta:
             return _Attention.apply(*args[:3])
         return func(*args, **(kwargs or {}))
@@ -119,7 +135,13 @@ class _Autocast(TorchFunctionMode):
         super().__init__()
         self.dtype = dtype
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: Collection[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         dtype = self.dtype if func in self.LOW else torch.float32 if func in self.FULL else None
         if dtype is not None:
             args, kwargs = tree_map_only(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 
@@ -27,7 +27,13 @@ def weightless() -> Iterator[None]:
 
 
 class _Undrawn(TorchFunctionMode):
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: Collection[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         if getattr(func, "__module__", None) == "torch.nn.init":
             return {"tensor": args[0] if args else None, **(kwargs or {})}["tensor"]
         return func(*args, **(kwargs or {}))

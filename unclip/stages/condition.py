@@ -22,7 +22,8 @@ class Samples(Protocol):
     the names of the arguments there.
     """
 
-    pictures: Tensor
+    @property
+    def pictures(self) -> Tensor: ...
 
 
 class Draws:

@@ -204,14 +204,16 @@ class KnownPart(Condition):
     @classmethod
     def of(cls, config: DecoderStageConfig) -> Self | None:
         size, low_res = config.net.image_size, config.low_res
-        return cls(size, low_res and size // low_res.size) if config.inpaint else None
+        factor = None if low_res is None else size // low_res.size
+        return cls(size, factor) if config.inpaint else None
 
     def inputs(self, values: Values, n: int, stage: Stage) -> Conditions:
-        low_res = None if self.factor is None else values.get("low_res")
-        if low_res is None:
+        factor = self.factor
+        low_res = None if factor is None else values.get("low_res")
+        if factor is None or low_res is None:
             like = torch.empty(n, 3, self.size, self.size, device=stage.embed_mean.device)
         else:  # a crop passes too
-            like = low_res.new_empty(n, 3, *(self.factor * side for side in low_res.shape[2:]))
+            like = low_res.new_empty(n, 3, *(factor * side for side in low_res.shape[2:]))
         return {"known": known_part(values.get("image"), values.get("mask"), like)}
 
     def drop(self, conditions: Conditions, draws: Draws) -> Conditions:

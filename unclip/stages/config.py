@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from ..checkpoint import SavedConfig
 from ..config import Chance, Config, Factor, Side, Timesteps
 from ..diffusion.denoiser import check_prediction
 from ..diffusion.guidance import parse_interval
@@ -17,7 +19,7 @@ from ..nets.text import TextConfig
 from ..nets.unet import UNetConfig
 
 
-def _entry_of(table: dict[str, object], what: str) -> AfterValidator:
+def _entry_of(table: Mapping[str, object], what: str) -> AfterValidator:
     """That a name is an entry of a table, as the table then is."""
 
     def check(name: str) -> str:
@@ -95,7 +97,7 @@ class Sampling(Config):
         return {name: getattr(self, name) for name in names}
 
 
-class PriorStageConfig(Config):
+class PriorStageConfig(SavedConfig):
     """Text to image embedding (unCLIP, Ramesh et al. 2022, section 2.2)."""
 
     kind: Literal["prior"] = "prior"
@@ -121,7 +123,7 @@ class LowRes(Config):
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # bicubic is antialiased, as Karlo's
 
 
-class DecoderStageConfig(Config):
+class DecoderStageConfig(SavedConfig):
     """Pictures from whatever the network takes; with ``low_res``, an upsampler."""
 
     kind: Literal["decoder"] = "decoder"
@@ -137,3 +139,6 @@ class DecoderStageConfig(Config):
     null_text: Literal["masked", "empty"] = "masked"  # guidance starts from no token, or from "" (Karlo)
     inpaint: bool = False  # four more channels say what of the picture is known
     last_network: bool = False  # a second U-Net takes the step to data (Karlo)
+
+
+StageConfig = PriorStageConfig | DecoderStageConfig

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from ..nets.text import TextTransformer
 from ..nets.unet import UNet
 from .condition import Condition, Draws, Samples
 from .conditions import KINDS, Class, ImageEmbedding, Text, TextVector, Tokens, kinds_of
-from .config import DecoderStageConfig, Sampling
+from .config import DecoderStageConfig, LowRes, Sampling
 from .inpaint import put_back
 from .low_res import corrupt, enlarge
 from .origin import Origin
@@ -30,6 +31,7 @@ class Decoder(Stage):
 
     config_class = DecoderStageConfig
     config: DecoderStageConfig
+    network: UNet
 
     def __init__(self, config: DecoderStageConfig) -> None:
         kinds = kinds_of(config)
@@ -84,14 +86,14 @@ class Decoder(Stage):
         inputs = self.encode(conditions)
         joined = [inputs.pop(kind.joined) for kind in self._kinds_in(inputs) if kind.joined]
         x = torch.cat([x, *joined], dim=1) if joined else x
-        return self.network(x, t, **inputs) if self.last is None else self._either(x, t, inputs)
+        return self.network(x, t, **inputs) if self.last is None else self._either(self.last, x, t, inputs)
 
-    def _either(self, x: Tensor, t: Tensor, inputs: Conditions) -> Tensor:
+    def _either(self, last: UNet, x: Tensor, t: Tensor, inputs: Conditions) -> Tensor:
         """By the second network what takes the step to data (t = 0), by the first the rest."""
         final = t == 0
         if final.all() or not final.any():
-            return (self.last if final.all() else self.network)(x, t, **inputs)
-        parts = [(self.last, final), (self.network, ~final)]  # both, in training
+            return (last if final.all() else self.network)(x, t, **inputs)
+        parts = [(last, final), (self.network, ~final)]  # both, in training
         out = [
             network(x[rows], t[rows], **{k: v[rows] for k, v in inputs.items()}) for network, rows in parts
         ]
@@ -103,7 +105,7 @@ class Decoder(Stage):
         Padding is attended to (it is learned, and so the empty text), hence there is no mask of the text.
         """
         inputs = dict(conditions)
-        if "tokens" in inputs:
+        if self.text is not None and "tokens" in inputs:
             vector, states = self.text(inputs.pop("tokens"), inputs.pop("token_mask"))
             inputs |= {"text_embed": vector, "text": states}
         return inputs
@@ -160,13 +162,19 @@ class Decoder(Stage):
     def _kinds_in(self, conditions: Conditions) -> list[Condition]:
         return [kind for kind in self.kinds if kind.is_in(conditions)]
 
+    @property
+    def _low_res(self) -> LowRes:
+        if self.config.low_res is None:
+            raise ValueError("this decoder is no upsampler: it has no low_res")
+        return self.config.low_res
+
     def corrupt(self, low_res: Tensor, generator: Random = None) -> Tensor:
         """Training only: blur the small picture and add noise, so that the upsampler mends both."""
-        return corrupt(low_res, self.config.low_res, generator)
+        return corrupt(low_res, self._low_res, generator)
 
     def enlarge(self, low_res: Tensor) -> Tensor:
         """[N,3,s,s] -> [N,3,f*s,f*s]; f is the stage's factor (crops pass too)."""
-        return enlarge(low_res, self.config.low_res, self.size // self.config.low_res.size)
+        return enlarge(low_res, self._low_res, self.size // self._low_res.size)
 
     def to_data(self, picture: Tensor, conditions: Conditions) -> Tensor:
         """Picture in [-1,1] -> what the process diffuses (itself, or the scaled residual)."""
@@ -216,13 +224,13 @@ class Decoder(Stage):
             self.schedule,
             guidance_interval,
         )
-        denoise = self._kept(denoise, conditions, threshold)
+        denoise = self._limited(denoise, conditions, threshold)
         if objective is not None:
             denoise = guidance.gradient(denoise, self.schedule, self._climb(denoise, objective, conditions))
-            denoise = self._kept(denoise, conditions, threshold)
+            denoise = self._limited(denoise, conditions, threshold)
         if climb is not None:
             denoise = guidance.gradient(denoise, self.schedule, climb)
-            denoise = self._kept(denoise, conditions, threshold)
+            denoise = self._limited(denoise, conditions, threshold)
         return denoise
 
     def _climb(
@@ -232,7 +240,7 @@ class Decoder(Stage):
             denoise, self.schedule, lambda x0: objective(self.to_picture(x0, conditions))
         )
 
-    def _kept(self, denoise: guidance.Denoise, conditions: Conditions, threshold: str) -> guidance.Denoise:
+    def _limited(self, denoise: guidance.Denoise, conditions: Conditions, threshold: str) -> guidance.Denoise:
         if threshold == "none" and "known" not in conditions:
             return denoise
         limit = guidance.THRESHOLDS.get(threshold, lambda picture: picture)
@@ -257,15 +265,15 @@ class Decoder(Stage):
         """
         sampling = sampling or self.config.sampling
         null, scale = null or self.null(conditions), sampling.guidance_scale
-        options = sampling.of_guidance
+        denoiser = partial(self.denoise, conditions, null, scale, **sampling.of_guidance)
         shift = None
         # DDIM publicly changes the score even where ancestral sampling changes the mean.
         if sampling.gradient == "mean" and sampling.sampler == "ddpm":
-            denoise = self.denoise(conditions, null, scale, **options)
+            denoise = denoiser()
             of_x0 = None if objective is None else self._climb(denoise, objective, conditions)
             shift = guidance.together(of_x0, climb)
         else:
-            denoise = self.denoise(conditions, null, scale, objective, climb=climb, **options)
+            denoise = denoiser(objective=objective, climb=climb)
         base = conditions.get("base")
         shape = (3, self.size, self.size) if base is None else tuple(base.shape[1:])
         if origin is None:

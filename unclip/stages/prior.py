@@ -20,6 +20,7 @@ class Prior(Stage):
 
     config_class = PriorStageConfig
     config: PriorStageConfig
+    network: PriorTransformer
 
     def __init__(self, config: PriorStageConfig) -> None:
         super().__init__(config, PriorTransformer(config.net), config.net.embed_dim)
@@ -29,7 +30,12 @@ class Prior(Stage):
         return True
 
     def set_memory(self, text_embed: Tensor, image_embed: Tensor) -> None:
-        """Take known texts and their image embeddings, both [K,D], K <= ``net.memory``; statistics first."""
+        """Take known texts and their image embeddings, both [K,D], K <= ``net.memory``; statistics first.
+
+        Raises ``ValueError`` for a prior without a memory.
+        """
+        if self.network.memory is None:
+            raise ValueError("this prior has no memory (its net.memory is 0)")
         self.network.memory.fill(text_embed, self.whiten(image_embed))
 
     def conditions(self, text_embed: Tensor, text: Tensor, text_mask: Tensor) -> Conditions:

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checkpoint import CheckpointError, Saved
-from ..config import Config
 from ..diffusion import guidance
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.gaussian import diffuse
@@ -18,7 +17,7 @@ from ..diffusion.noise import Noise, Random, rand
 from ..diffusion.repaint import repaint
 from ..diffusion.samplers import SAMPLERS, Step
 from ..diffusion.schedule import make_schedule, step_list
-from .config import Sampling
+from .config import Sampling, StageConfig
 from .origin import Origin
 
 Conditions = dict[str, Tensor]  # what a network is told, one row a picture
@@ -28,7 +27,11 @@ Objective = Callable[[Tensor], Tensor]  # pictures [N,3,S,S] in [-1,1] -> log-pr
 class Stage(Saved):
     """A network with its process; ``embed_mean`` and ``embed_std`` [D] whiten CLIP image embeddings."""
 
-    def __init__(self, config: Config, network: nn.Module, embed_dim: int) -> None:
+    config: StageConfig
+    embed_mean: Tensor
+    embed_std: Tensor
+
+    def __init__(self, config: StageConfig, network: nn.Module, embed_dim: int) -> None:
         super().__init__(config)
         process = config.process
         self.network = network
@@ -93,7 +96,7 @@ class Stage(Saved):
         shift:  of ddpm's mean, see ``samplers.ddpm``.
         origin: what there is already, as the process diffuses it.
         """
-        options = {
+        options: dict[str, dict[str, object]] = {
             "ddim": {"eta": sampling.eta},
             "ddpm": {"x0_variance": sampling.x0_variance, "shift": shift},
         }

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,6 +21,9 @@ from torch import Tensor
 from ..checkpoint import CheckpointError
 from ..config import Config, Width, looked_up, parse_config
 from ..files import parse_json, read_whole, write_json, written_aside
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 ENCODER, VOCAB, SIZES = "encoder.json.gz", "vocab.bpe.gz", "tokenizer.json"
 
@@ -54,7 +58,7 @@ class GlideTokenizer:
         return self.vocab_size - 1
 
     @cached_property
-    def _pairs(self):
+    def _pairs(self) -> Tokenizer:
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
         pairs = Tokenizer(models.BPE(self.encoder, self.merges))
@@ -112,12 +116,12 @@ class GlideTokenizer:
         """
         numbers = _json(Path(encoder))
         lines = _text(Path(vocab)).split("\n")[1:-1]  # the first names a version
-        merges = [tuple(line.split()) for line in lines]
+        pairs = [line.split() for line in lines]
         if sorted(map(repr, numbers.values())) != sorted(map(repr, range(len(numbers)))):
             raise CheckpointError(f"{encoder} is no table of byte pairs and their numbers")
-        if not merges or any(len(pair) != 2 or "".join(pair) not in numbers for pair in merges):
+        if not pairs or any(len(pair) != 2 or "".join(pair) not in numbers for pair in pairs):
             raise CheckpointError(f"{vocab} is no list of the pairs that {encoder} numbers")
-        return cls(numbers, merges, length)
+        return cls(numbers, [(first, second) for first, second in pairs], length)
 
 
 def _json(path: Path) -> dict:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, TypedDict
 
 from torch import Tensor
 
@@ -18,9 +19,15 @@ from ...nets import PriorConfig, UNetConfig
 from ...stages import DecoderStageConfig, LowRes, PriorStageConfig, Process, Sampling
 from ..openai import adm
 
-Values = Mapping[str, object]
-Configs = dict[str, PriorStageConfig | DecoderStageConfig]
-"""By "prior", "decoder" and "upsampler"."""
+Values = Mapping[str, Any]  # of a config.json, or of the shapes in a file; our configurations check them
+
+
+class Configs(TypedDict):
+    prior: PriorStageConfig
+    decoder: DecoderStageConfig
+    upsampler: DecoderStageConfig
+
+
 # What is written in the released model's config.json files; where they are silent, diffusers' defaults.
 RELEASED: dict[str, Values] = {
     "prior": {},
@@ -178,7 +185,7 @@ def upsampler_net(values: Values, source: str = "the upsampler") -> UNetConfig:
     return parse_config(UNetConfig, {**_unet(values, source), "middle_attention": attends}, source)
 
 
-def _unet(values: Values, source: str) -> dict[str, object]:
+def _unet(values: Values, source: str) -> dict[str, Any]:
     """What both kinds of U-Net have in common."""
     down, up = list(values.get("down_block_types", ())), list(values.get("up_block_types", ()))
     channels, size = list(values.get("block_out_channels", ())), values.get("sample_size")

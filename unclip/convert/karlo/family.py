@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..catalogue import PublicModel
-from ..family import Family, Files
+from ..family import Family, Files, StageConfigs
 
 if TYPE_CHECKING:
     from ...pipeline.pipeline import Pipeline
@@ -33,7 +33,7 @@ class Karlo(Family):
 
         return {"diffusers": fetch.fetch_snapshot(model)}
 
-    def configs(self, model: PublicModel) -> dict[str, object]:
+    def configs(self, model: PublicModel) -> StageConfigs:
         from . import pipeline
 
         return pipeline.configs(model)

@@ -6,7 +6,7 @@ All come out under the names of a whole stage: ``network.``, ``last.``, ``embed_
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -154,7 +154,7 @@ def _places(config: UNetConfig) -> tuple[dict[str, str], dict[str, str]]:
     return resnets, attentions
 
 
-def _joined(tensors: dict[str, Tensor], heads_of) -> dict[str, Tensor]:
+def _joined(tensors: dict[str, Tensor], heads_of: Callable[[int], int]) -> dict[str, Tensor]:
     """Queries, keys and values as one layer, ordered by head first.
 
     heads_of: channels -> heads. What is not there in full is left alone, for ``fill`` to complain of.

@@ -10,6 +10,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,11 +20,14 @@ from ...clip import Clip, load_openai, load_transformers
 from ...files import read_json
 from ...pipeline.pipeline import Pipeline
 from ...stages import Decoder, Prior
+from ...stages.config import StageConfig
 from ..catalogue import PublicModel
+from ..family import StageConfigs
 from ..tensors import read
 from . import names
-from .configs import RELEASED, UNTOLD, Configs, Untold, original_configs, stage_configs
+from .configs import RELEASED, UNTOLD, Configs, Untold, Values, original_configs, stage_configs
 
+S = TypeVar("S", Prior, Decoder)
 PARTS = ("prior", "decoder", "text_proj", "super_res_first", "super_res_last")
 SCHEDULERS = ("prior_scheduler", "decoder_scheduler", "super_res_scheduler")
 WEIGHTS = (
@@ -40,16 +44,16 @@ TEXT_ENCODER = 123_650_304  # parameters of the text half of CLIP ViT-L/14
 DESCRIPTION = "Karlo v1.0.alpha (Lee et al. 2022, Kakao Brain): unCLIP, text to image, 256 pixels"
 
 
-def configs(model: PublicModel | None = None) -> dict[str, object]:
+def configs(model: PublicModel | None = None) -> StageConfigs:
     """The stages of a public model of this family, for a plan; None = the released one's.
 
     "clip" is the number of the text encoder's parameters.
     """
-    found = stage_configs(model.args if model and model.args else RELEASED)
+    stages = stage_configs(model.args if model and model.args else RELEASED)
     return {
-        "prior": found["prior"],
-        "decoder": found["decoder"],
-        "upsamplers": [found["upsampler"]],
+        "prior": stages["prior"],
+        "decoder": stages["decoder"],
+        "upsamplers": [stages["upsampler"]],
         "clip": TEXT_ENCODER,
     }
 
@@ -64,11 +68,11 @@ def from_diffusers(folder: str | Path) -> Pipeline:
     settings = {part: _json(folder / part / "config.json") for part in PARTS}
     settings |= {part: _json(folder / part / "scheduler_config.json") for part in SCHEDULERS}
     config = stage_configs(settings, str(folder))
-    net = config["prior"].net
+    shape = config["prior"].net
     prior = _stage(
         Prior,
         config["prior"],
-        [names.prior(_weights(folder / "prior"), net.layers, net.heads, str(folder / "prior"))],
+        [names.prior(_weights(folder / "prior"), shape.layers, shape.heads, str(folder / "prior"))],
         folder / "prior",
     )
     net, source = config["decoder"].net, str(folder / "decoder")
@@ -78,7 +82,7 @@ def from_diffusers(folder: str | Path) -> Pipeline:
         [
             names.unet(_weights(folder / "decoder"), net, source),
             names.text_proj(_weights(folder / "text_proj"), str(folder / "text_proj")),
-            _unwhitened(net.image_embed_dim),
+            _unwhitened(net.image_embed_dim or 0),
         ],
         f"{source} with text_proj",
     )
@@ -106,7 +110,8 @@ def from_original(folder: str | Path, untold: Untold = UNTOLD) -> Pipeline:
     """
     files = _original_files(Path(folder))
     published = {part: read(files[part]) for part in PREFIXES}
-    config, source = _told(published, untold, str(folder)), {part: str(file) for part, file in files.items()}
+    config = _configs_of(published, untold, str(folder))
+    source = {part: str(file) for part, file in files.items()}
     mean, std = _statistics(files["statistics"])
     prior = _stage(
         Prior,
@@ -121,7 +126,10 @@ def from_original(folder: str | Path, untold: Untold = UNTOLD) -> Pipeline:
     decoder = _stage(
         Decoder,
         config["decoder"],
-        [names.original_unet(published["decoder"], net, source["decoder"]), _unwhitened(net.image_embed_dim)],
+        [
+            names.original_unet(published["decoder"], net, source["decoder"]),
+            _unwhitened(net.image_embed_dim or 0),
+        ],
         source["decoder"],
     )
     net = config["upsampler"].net
@@ -153,7 +161,7 @@ def _pipeline(prior: Prior, decoder: Decoder, upsampler: Decoder, clip: Clip) ->
     return Pipeline(decoder, prior, [upsampler], clip, name="karlo", description=DESCRIPTION).eval()
 
 
-def _stage(kind: type, config, parts: list[names.Renamed], source: str | Path):
+def _stage(kind: type[S], config: StageConfig, parts: list[names.Renamed], source: str | Path) -> S:
     """A stage without a second copy of any of its weights."""
     stage = kind.blank(config)
     tensors = {name: value for ours, _ in parts for name, value in ours.items()}
@@ -176,7 +184,7 @@ def _check_parts(folder: Path) -> None:
         raise CheckpointError(f"{folder} lacks the folders {', '.join(missing)}")
 
 
-def _json(path: Path) -> Mapping[str, object]:
+def _json(path: Path) -> Values:
     try:
         return read_json(path, "a part's settings")
     except ValueError as error:
@@ -199,15 +207,15 @@ def _weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _original_files(folder: Path) -> dict[str, Path]:
-    found = {part: sorted(folder.glob(pattern)) for part, pattern in ORIGINAL.items()}
-    if missing := [ORIGINAL[part] for part, files in found.items() if not files]:
+    matches = {part: sorted(folder.glob(pattern)) for part, pattern in ORIGINAL.items()}
+    if missing := [ORIGINAL[part] for part, files in matches.items() if not files]:
         raise CheckpointError(f"{folder} lacks {', '.join(missing)}")
-    if several := [str(file) for files in found.values() if len(files) > 1 for file in files]:
+    if several := [str(file) for files in matches.values() if len(files) > 1 for file in files]:
         raise CheckpointError(f"{folder} holds several files of one kind; leave one of {', '.join(several)}")
-    return {part: files[0] for part, files in found.items()}
+    return {part: files[0] for part, files in matches.items()}
 
 
-def _told(published: Mapping[str, Mapping[str, Tensor]], untold: Untold, source: str) -> Configs:
+def _configs_of(published: Mapping[str, Mapping[str, Tensor]], untold: Untold, source: str) -> Configs:
     inside = {part: names.without(prefix, published[part])[0] for part, prefix in PREFIXES.items()}
     try:
         return original_configs(inside, untold)

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ...config import Config
 from ...pipeline.pipeline import Pipeline
+from ...stages import Decoder, DecoderStageConfig
 from ..catalogue import PublicModel
+from ..family import StageConfigs
 from ..tensors import read
 from .configs import args_from, classifier_config, unet_config
 from .names import classifier, unet
@@ -22,18 +23,16 @@ from .stages import classifier_stage_config, decoder, decoder_config
 __all__ = ["args_from", "classifier", "classifier_config", "configs", "pipeline", "unet", "unet_config"]
 
 
-def configs(
-    model: PublicModel, tensors: Mapping[str, Mapping[str, Tensor]] | None = None
-) -> dict[str, Config | list[Config]]:
+def configs(model: PublicModel, tensors: Mapping[str, Mapping[str, Tensor]] | None = None) -> StageConfigs:
     """Our stage configurations of a model: "decoder", and if it has them "upsamplers" and "classifier".
 
     tensors: of its files, by role, whose shapes count more than the model's arguments.
     """
     tensors, args = tensors or {}, model.args
     base = decoder_config(args["decoder"], model.sampling["decoder"], None, tensors.get("decoder"))
-    found: dict[str, Config | list[Config]] = {"decoder": base, "upsamplers": []}
+    stages: StageConfigs = {"decoder": base, "upsamplers": []}
     if "upsampler" in args:
-        found["upsamplers"] = [
+        stages["upsamplers"] = [
             decoder_config(
                 args["upsampler"],
                 model.sampling["upsampler"],
@@ -43,8 +42,8 @@ def configs(
         ]
     if "classifier" in args:
         scale = model.classifier_scale
-        found["classifier"] = classifier_stage_config(args["classifier"], base.process, scale)
-    return found
+        stages["classifier"] = classifier_stage_config(args["classifier"], base.process, scale)
+    return stages
 
 
 def pipeline(files: Mapping[str, str | Path], model: PublicModel) -> Pipeline:
@@ -55,13 +54,19 @@ def pipeline(files: Mapping[str, str | Path], model: PublicModel) -> Pipeline:
     tensors = {role: read(path) for role, path in files.items()}
     planned, args = configs(model, tensors), model.args
 
-    def built(role: str, config: Config) -> object:
-        make = classifier_stage if role == "classifier" else decoder
-        new_order = bool(args[role].get("use_new_attention_order"))
-        return make(tensors.pop(role), config, new_order, str(files[role]))
+    def weights(role: str) -> tuple[dict[str, Tensor], bool, str]:
+        """What is in a file, in which order its heads are, and what it is called."""
+        return tensors.pop(role), bool(args[role].get("use_new_attention_order")), str(files[role])
+
+    def built(role: str, config: DecoderStageConfig) -> Decoder:
+        own, new_order, source = weights(role)
+        return decoder(own, config, new_order, source)
 
     upsamplers = [built("upsampler", config) for config in planned["upsamplers"]]
-    guide = built("classifier", planned["classifier"]) if "classifier" in planned else None
+    guide = None
+    if "classifier" in planned:
+        own, new_order, source = weights("classifier")
+        guide = classifier_stage(own, planned["classifier"], new_order, source)
     return Pipeline(
         built("decoder", planned["decoder"]),
         upsamplers=upsamplers,

@@ -8,13 +8,14 @@ reduced, and `[1, 2, 3, 4]`); guided-diffusion, improved-diffusion and glide-tex
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
 from ...nets import ClassifierConfig, TextConfig, UNetConfig
 from ...nets.noised_clip import NoisedClipConfig, TowerConfig
 
-Arguments = Mapping[str, object]
+Arguments = Mapping[str, Any]  # of whatever types; our configurations check them
 USUAL_MULT = {
     512: (0.5, 1, 1, 2, 2, 4, 4),
     256: (1, 1, 2, 2, 4, 4),
@@ -40,7 +41,7 @@ def unet_config(args: Arguments, tensors: Mapping[str, Tensor] | None = None) ->
         **_encoder(args),
         in_channels=args.get("input_channels") or _input_channels(args),
         out_channels=args.get("out_channels") or (6 if args.get("learn_sigma", True) else 3),
-        num_heads_up=None if _given(args, "num_head_channels") else _given(args, "num_heads_upsample"),
+        num_heads_up=None if _count(args, "num_head_channels") else _count(args, "num_heads_upsample"),
         classes=args["num_classes"] if "num_classes" in args else CLASSES if args.get("class_cond") else None,
         context_channels=width, text_dim=width, text_embed_dim=width, text_project=False,
     )  # fmt: skip
@@ -157,7 +158,7 @@ def _text_args(tensors: Mapping[str, Tensor]) -> dict[str, object]:
 
 def _encoder(args: Arguments) -> dict[str, object]:
     """What a U-Net and a classifier have in common."""
-    size, head_channels = _size(args), _given(args, "num_head_channels")
+    size, head_channels = _size(args), _count(args, "num_head_channels")
     return dict(
         attention_resolutions=_grids(args, size, len(_mult(args, size))),
         image_size=size, channels=args.get("model_channels") or args["num_channels"],
@@ -172,7 +173,7 @@ def _size(args: Arguments) -> int:
     return args.get("large_size") or args["image_size"]
 
 
-def _given(args: Arguments, name: str) -> int | None:
+def _count(args: Arguments, name: str) -> int | None:
     """A count for which -1 means that there is none."""
     value = args.get(name)
     return value if value and value > 0 else None
@@ -186,11 +187,11 @@ def _input_channels(args: Arguments) -> int:
 
 
 def _mult(args: Arguments, size: int) -> tuple[float, ...]:
-    given = args.get("channel_mult") or ""
-    if not isinstance(given, str):
-        return tuple(given)
-    if given:
-        return tuple(float(mult) for mult in given.split(","))
+    mult = args.get("channel_mult") or ""
+    if not isinstance(mult, str):
+        return tuple(mult)
+    if mult:
+        return tuple(float(factor) for factor in mult.split(","))
     usual = USUAL_MULT_UPSAMPLER if "large_size" in args else USUAL_MULT
     if size not in usual:
         raise ValueError(
@@ -202,8 +203,8 @@ def _mult(args: Arguments, size: int) -> tuple[float, ...]:
 
 def _grids(args: Arguments, size: int, levels: int) -> tuple[int, ...]:
     """Sides of the grids with attention; what does not occur is left out, as the public code does."""
-    given = args.get("attention_resolutions") or ()
-    if isinstance(given, str):
-        given = [size // int(side) for side in given.split(",")]
-    rates = [rate for rate in given if rate in {2**level for level in range(levels)}]
+    rates = args.get("attention_resolutions") or ()
+    if isinstance(rates, str):
+        rates = [size // int(side) for side in rates.split(",")]
+    rates = [rate for rate in rates if rate in {2**level for level in range(levels)}]
     return tuple(sorted({size // rate for rate in rates}, reverse=True))

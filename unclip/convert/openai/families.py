@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..catalogue import MODELS, PublicModel
-from ..family import TENSOR_FILES, Family, Files
+from ..family import TENSOR_FILES, Family, Files, StageConfigs
 
 if TYPE_CHECKING:
     from ...pipeline.pipeline import Pipeline
@@ -34,18 +34,21 @@ class Glide(Family):
 
     def files_of(self, path: Path) -> tuple[PublicModel, Files]:
         """Its two files of vocabulary are fetched if they are not there."""
+        from ...checkpoint import CheckpointError
         from .. import fetch
 
         model, folder = self._model(path), path.parent if path.is_file() else path
+        if model is None:
+            raise CheckpointError(f"{path} holds no file of GLIDE")
         absent = {role for role in _OPTIONAL if not (folder / model.files[role].name).is_file()}
         return model, fetch.fetch_model(_without(model, absent), folder)
 
-    def configs(self, model: PublicModel) -> dict[str, object]:
+    def configs(self, model: PublicModel) -> StageConfigs:
         from . import glide
 
         return glide.configs(model)
 
-    def pipeline(self, model: PublicModel, files: Files) -> Pipeline:
+    def pipeline(self, model: PublicModel | None, files: Files) -> Pipeline:
         from . import glide
 
         return glide.pipeline(files, model=model)
@@ -67,14 +70,17 @@ class Adm(Family):
         model, role = model_of(path)
         return model, {**fetch.fetch_model(_without(model, {role}), path.parent), role: path}
 
-    def configs(self, model: PublicModel) -> dict[str, object]:
+    def configs(self, model: PublicModel) -> StageConfigs:
         from . import adm
 
         return adm.configs(model)
 
-    def pipeline(self, model: PublicModel, files: Files) -> Pipeline:
+    def pipeline(self, model: PublicModel | None, files: Files) -> Pipeline:
+        from ...checkpoint import CheckpointError
         from . import adm
 
+        if model is None:
+            raise CheckpointError("files of ADM do not say which model they are of")
         return adm.pipeline(files, model)
 
 

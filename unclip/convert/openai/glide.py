@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...checkpoint import load_strictly
-from ...config import Config
+from ...checkpoint import CheckpointError, load_strictly
 from ...guides.noised_clip import NoisedClip, NoisedClipStageConfig
 from ...pipeline.pipeline import Pipeline
 from ...stages.tokenizer import GlideTokenizer
 from ..catalogue import MODELS, PublicModel
+from ..family import StageConfigs
 from ..tensors import read
 from . import names
 from .configs import noised_clip_config
@@ -25,9 +25,7 @@ from .stages import decoder, decoder_config
 __all__ = ["configs", "decoder", "decoder_config", "noised_clip", "pipeline"]
 
 
-def configs(
-    model: PublicModel, tensors: Mapping[str, Mapping[str, Tensor]] | None = None
-) -> dict[str, Config | list[Config]]:
+def configs(model: PublicModel, tensors: Mapping[str, Mapping[str, Tensor]] | None = None) -> StageConfigs:
     """Our stage configurations of a model: "decoder", "upsamplers" (one), and "guide".
 
     tensors: of its files, by role, whose shapes count more than the model's arguments.
@@ -57,7 +55,10 @@ def pipeline(
     model = model or MODELS["glide-inpaint" if inpaint else "glide"]
     stages = {role: read(files[role]) for role in ("base", "upsample")}
     planned = configs(model, stages)
-    tokenizer = GlideTokenizer.from_files(files["encoder"], files["vocab"], planned["decoder"].text.length)
+    text = planned["decoder"].text
+    if text is None:
+        raise CheckpointError(f"{files['base']} holds no text transformer, which GLIDE's decoder has")
+    tokenizer = GlideTokenizer.from_files(files["encoder"], files["vocab"], text.length)
     guide = None
     if "clip_image" in files and "clip_text" in files:
         guide = noised_clip(
@@ -85,11 +86,11 @@ def noised_clip(
     """The noised CLIP with the tensors of its two files; eval mode, no gradients."""
     towers = {"network.image": names.tower(image, source), "network.text": names.tower(text, source)}
     clip = NoisedClip.blank(config)
-    found = {
+    tensors = {
         name: value
         for place, (ours, _) in towers.items()
         for name, value in names.prefixed(place, ours).items()
     }
     unused = [name for _, others in towers.values() for name in others]
-    load_strictly(clip, found, source, unused, torch.float32)
+    load_strictly(clip, tensors, source, unused, torch.float32)
     return clip

@@ -12,6 +12,7 @@ from ...checkpoint import CheckpointError
 from ..catalogue import MODELS, PublicModel
 from ..tensors import read
 from . import adm
+from .configs import Arguments
 
 
 def model_of(path: Path) -> tuple[PublicModel, str]:
@@ -40,7 +41,7 @@ def _own_role(model: PublicModel) -> str:
     return "decoder" if model.serves is None else next(role for role in model.files if role != "decoder")
 
 
-def _fits(tensors: Mapping[str, Tensor], args: Mapping[str, object], role: str) -> bool:
+def _fits(tensors: Mapping[str, Tensor], args: Arguments, role: str) -> bool:
     """Whether the shapes tell the same network as the arguments of the public constructor."""
     try:
         if role == "classifier":
@@ -50,7 +51,7 @@ def _fits(tensors: Mapping[str, Tensor], args: Mapping[str, object], role: str) 
         return False  # shapes of some other network
 
 
-def _fits_classifier(tensors: Mapping[str, Tensor], args: Mapping[str, object]) -> bool:
+def _fits_classifier(tensors: Mapping[str, Tensor], args: Arguments) -> bool:
     config = adm.classifier_config(args)
     blocks = {name.split(".")[1] for name in tensors if name.startswith("input_blocks.")}
     pool = config.widths[-1], config.grid_sizes[-1] ** 2 + 1

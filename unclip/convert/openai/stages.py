@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ def process(args: Arguments) -> Process:
 
 def decoder_config(
     args: Arguments,
-    sampling: Mapping[str, object],
+    sampling: Mapping[str, Any],
     starts_from: int | None = None,
     tensors: Mapping[str, Tensor] | None = None,
 ) -> DecoderStageConfig:
@@ -68,13 +69,13 @@ def decoder(
     new_order: see `openai_names.unet`. Raises CheckpointError unless every tensor has its place.
     """
     ours, unused = names.unet(tensors, config.net, new_order, source)
-    found = names.prefixed("network", ours)
+    places = names.prefixed("network", ours)
     if config.text is not None:
         ours, unused = names.text({name: tensors[name] for name in unused}, source)
-        found |= names.prefixed("text", ours)
+        places |= names.prefixed("text", ours)
     stage = Decoder.blank(config)
-    found |= {name: torch.empty(value.shape) for name, value in stage.named_buffers()}  # of no embedding
-    load_strictly(stage, found, source, unused, torch.float32)
+    places |= {name: torch.empty(value.shape) for name, value in stage.named_buffers()}  # of no embedding
+    load_strictly(stage, places, source, unused, torch.float32)
     return stage
 
 
