@@ -17,6 +17,7 @@ from places import ROOT
 from programs import arguments, calls_of, changes
 
 import unclip.app.verbs
+from unclip.options import Asked, Options
 
 PROGRAMS = {**options_inference.PROGRAMS, **options_training.PROGRAMS, **options_verbs.PROGRAMS}
 CASES = [
@@ -53,6 +54,10 @@ def test_every_argument_is_in_the_table(file):
     known = {case.partition(":")[0] for program in PROGRAMS[file] for case in program.options}
     taken = {argument.dest for program in PROGRAMS[file] for argument in arguments(program.main)}
     assert taken == known
+
+
+def test_the_options_that_python_takes_by_name_are_all_that_there_are():
+    assert Asked.__annotations__.keys() == Options.model_fields.keys()
 
 
 def test_every_verb_has_a_table():
