@@ -17,8 +17,8 @@ MOST_FILES, MOST_LINES = 12, 310  # of a room (besides __init__ and __main__), a
 
 # What the files of a room may import of ours, besides the room itself; late imports and annotations count.
 MODELS = (
-    "config files command_line options checkpoint data nets clip stages guides resources diffusion pipeline "
-    "convert"
+    "config files command_line options checkpoint data nets clip stages guides resources diffusion "
+    "degradation pipeline convert"
 )
 LAW = {
     room: {f"unclip.{name}" for name in below.split()}
@@ -28,12 +28,13 @@ LAW = {
         "unclip.command_line": "",
         "unclip.resources": "",
         "unclip.diffusion": "",
+        "unclip.degradation": "diffusion.noise",
         "unclip.data": "files config diffusion.noise",
         "unclip.nets": "config",
         "unclip.checkpoint": "config files resources",
         "unclip.options": "config diffusion stages",
         "unclip.clip": "nets config files checkpoint resources",
-        "unclip.stages": "diffusion nets config files checkpoint resources",
+        "unclip.stages": "diffusion degradation nets config files checkpoint resources",
         "unclip.guides": "stages clip diffusion nets config checkpoint",
         "unclip.pipeline": "options guides stages clip diffusion nets data config files checkpoint resources",
         "unclip.convert": "pipeline guides stages clip nets config files checkpoint resources",
@@ -74,6 +75,7 @@ LAW["inference"] = UNCLIP | {"unclip.app", "unclip.load", "inference.measure", "
 # What a room may import of others' libraries, besides the doors; the rooms that are not named, anything.
 LIBRARIES = {
     "unclip.diffusion": {"torch", "numpy"},
+    "unclip.degradation": {"torch"},
     "unclip.nets": {"torch", "einops", "pydantic"},  # pydantic: to check configurations
     "unclip.config": {"pydantic", "omegaconf", "yaml"},
     "unclip.files": set(),

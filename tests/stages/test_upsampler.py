@@ -7,8 +7,11 @@ import torch
 import torch.nn.functional as F
 from tiny import INPUTS, decoder, last, randn, seeded, unit, upsampler
 
+from unclip.checkpoint import save_checkpoint
+from unclip.config import ConfigError, parse_config
+from unclip.degradation.bsr import bsr
 from unclip.diffusion.noise import Noise
-from unclip.stages import LowRes, Process, blur3
+from unclip.stages import LowRes, Process, blur3, load_stage
 
 
 @pytest.mark.parametrize("scale", [None, 0.3])
@@ -51,12 +54,13 @@ def test_blur_against_a_dense_kernel():
 
 
 def test_corruption_is_seeded_and_bounded():
-    low = randn(4, 3, 16, 16).clamp(-1, 1)
+    whole = randn(4, 3, 64, 64).clamp(-1, 1)
+    low = F.avg_pool2d(whole, 4)
     stage = upsampler(blur=0.6, noise=0.2)
-    first, again, other = (stage.corrupt(low, seeded(seed)) for seed in (0, 0, 1))
+    first, again, other = (stage.corrupt(whole, seeded(seed)) for seed in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other) and not torch.equal(first, low)
     assert first.abs().max() <= 1
-    assert torch.equal(upsampler(blur=0, noise=0).corrupt(low, seeded(0)), low)
+    torch.testing.assert_close(upsampler(blur=0, noise=0).corrupt(whole, seeded(0)), low)
 
 
 def test_wrong_upsamplers_are_refused():
@@ -75,3 +79,44 @@ def test_an_upsampler_runs_on_crops():
     step = last(stage.sample(told, Noise([0, 1])))
     assert step.x.shape == (2, 3, 32, 32)
     assert stage.to_picture(step.x, told).abs().max() <= 1
+
+
+def test_a_stage_spoils_as_its_configuration_says_and_its_file_says_so_too(tmp_path):
+    stage, whole = upsampler(degradation="bsr"), randn(2, 3, 64, 64).clamp(-1, 1)
+    spoilt = stage.corrupt(whole, Noise([3, 4]))
+    assert torch.equal(spoilt, bsr(whole, 4, Noise([3, 4])))
+    stage.save(tmp_path / "a.safetensors")
+    again = load_stage(tmp_path / "a.safetensors")
+    assert again.config.low_res.degradation == "bsr" and torch.equal(
+        again.corrupt(whole, Noise([3, 4])), spoilt
+    )
+
+
+def test_a_file_that_says_nothing_of_its_degradation_has_the_blur(tmp_path):
+    """As those of earlier versions are."""
+    stage = upsampler(blur=0.3)
+    config = stage.config.model_dump(mode="json")
+    del config["low_res"]["degradation"]
+    save_checkpoint(tmp_path / "a.safetensors", stage.state_dict(), kind="decoder", config=config)
+    assert load_stage(tmp_path / "a.safetensors").config == stage.config
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        ({"size": 16, "degradation": "jpeg"}, "'blur' or 'bsr'"),
+        ({"size": 8, "degradation": "bsr"}, "bsr is of pictures of at least 16 pixels, not 8"),
+        (
+            {"size": 16, "degradation": "bsr", "noise": 0.1},
+            "a blur and a noise of its own: leave out blur and noise",
+        ),
+        (
+            {"size": 16, "degradation": "bsr", "blur": 0.3},
+            "a blur and a noise of its own: leave out blur and noise",
+        ),
+    ],
+)
+def test_degradations_that_cannot_be_are_refused(wrong, said):
+    with pytest.raises(ConfigError, match=said):
+        parse_config(LowRes, wrong)

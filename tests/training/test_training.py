@@ -132,11 +132,15 @@ def stop_after(step: int, number: int = signal.SIGTERM, rank: int = 0) -> Callab
     return optimise
 
 
+BSR = ["data.size=32", "data.crop=32", "stage.net.image_size=32", "stage.low_res.size=16",
+       "stage.low_res.noise=0", "stage.low_res.degradation=bsr"]  # fmt: skip
+
+
 @pytest.mark.bitwise
 @pytest.mark.parametrize("name, number, more", [
     ("decoder", signal.SIGTERM, []), ("ddpm", signal.SIGINT, ["data.workers=2"]),
     ("upsampler", signal.SIGTERM, ["train.accumulate=2", "train.log_every=24"]),
-    ("prior", signal.SIGTERM, []),
+    ("upsampler", signal.SIGTERM, BSR), ("prior", signal.SIGTERM, []),
 ])  # fmt: skip
 def test_the_same_command_again_goes_on(name, number, more, write, tmp_path, monkeypatch, capsys):
     """As if nothing had been: weights, averages, optimiser and curves, to the last bit."""
@@ -256,6 +260,7 @@ def test_another_stage_in_the_same_folder_is_refused(write, tmp_path):
     ("decoder", ["train.out=FILE/run"], "FILE"),
     ("upsampler", ["data.size=32"], "data.size is 32, but the upsampler makes 16 pixels"),
     ("upsampler", ["data.crop=7"], "data.crop 7 is no multiple of 2"),
+    ("upsampler", [*BSR, "data.crop=16"], "data.crop 16 is too small for low_res.degradation bsr"),
     ("upsampler", ["stage.low_res=null"], "belongs to upsamplers"),
     ("upsampler", ["stage.low_res.size=6"], "no whole multiple of low_res.size 6"),
     ("prior", ["stage.net.embed_dim=99"], "stage.net.embed_dim is 99, but"),

@@ -14,6 +14,7 @@ from torch import Tensor
 from unclip.config import ConfigError
 from unclip.data.batches import Batch, shrink
 from unclip.data.images import grid
+from unclip.degradation.bsr import LEAST
 from unclip.diffusion.noise import Noise, Random
 from unclip.pipeline.conditions import conditions_of
 from unclip.stages import Conditions, Decoder
@@ -81,13 +82,12 @@ class PictureTask:
     def examples(self, batch: Batch, source: Random = None) -> Examples:
         """One batch; with random numbers the low-resolution picture is corrupted, as in training."""
         picture = batch.image.to(self.device)
-        low_res, config = None, self.stage.config.low_res
-        if config is None:
+        low_res = None
+        if self.stage.config.low_res is None:
             picture = shrink(picture, self.stage.size)
         else:
-            factor = self.stage.size // config.size
-            low_res = shrink(picture, picture.shape[-1] // factor)
-            low_res = low_res if source is None else self.stage.corrupt(low_res, source)
+            side = picture.shape[-1] // self.stage.factor
+            low_res = shrink(picture, side) if source is None else self.stage.corrupt(picture, source)
         conditions = self.conditions(batch, low_res, picture)
         return Examples(self.stage.to_data(picture, conditions), conditions, batch.key)
 
@@ -139,6 +139,11 @@ def _check_size(data: DataConfig, stage: Decoder) -> None:
         raise ConfigError(f"data.size is {data.size}, but the upsampler makes {stage.size} pixels")
     if low_res is not None:
         grid_cell = net.pixel_unshuffle * 2 ** (len(net.channel_mult) - 1)
-        multiple = math.lcm(grid_cell, stage.size // low_res.size)
+        multiple = math.lcm(grid_cell, stage.factor)
         if side % multiple:
             raise ConfigError(f"data.crop {side} is no multiple of {multiple}, as this network needs")
+        if low_res.degradation == "bsr" and side < LEAST * stage.factor:
+            least = LEAST * stage.factor
+            raise ConfigError(
+                f"data.crop {side} is too small for low_res.degradation bsr, which takes {least}"
+            )

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from ..checkpoint import SavedConfig
 from ..config import Chance, Config, Factor, Side, Timesteps
+from ..degradation.bsr import LEAST
 from ..diffusion.denoiser import check_prediction
 from ..diffusion.guidance import parse_interval
 from ..diffusion.losses import check_loss
@@ -115,12 +116,26 @@ class LowRes(Config):
     """The smaller picture that an upsampler starts from, and how it is corrupted in training."""
 
     size: Side  # its height and width in pixels
+    # blur: of two numbers, below; bsr: all that BSRGAN does to the whole picture, in any order (Zhang et al.
+    # 2021), as for unCLIP's second upsampler (Ramesh et al. 2022, section 2.3).
+    degradation: Literal["blur", "bsr"] = "blur"
     blur: Factor = 0.6  # largest sigma of the 3x3 blur, in its pixels
     noise: Factor = 0.0  # largest standard deviation of added noise
     # The process diffuses (picture - enlarged) / this; None = the picture.
     residual_scale: float | None = Field(None, gt=0, le=1e4)
     round_to_8bit: bool = False  # to the 256 values that files hold, before enlarging
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # bicubic is antialiased, as Karlo's
+
+    @model_validator(mode="after")
+    def _of_the_degradation(self) -> LowRes:
+        if self.degradation != "bsr":
+            return self
+        if self.size < LEAST:
+            raise ValueError(f"degradation bsr is of pictures of at least {LEAST} pixels, not {self.size}")
+        default = type(self).model_fields
+        if any(getattr(self, name) not in (0, default[name].default) for name in ("blur", "noise")):
+            raise ValueError("degradation bsr has a blur and a noise of its own: leave out blur and noise")
+        return self
 
 
 class DecoderStageConfig(SavedConfig):

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..degradation.bsr import bsr
 from ..diffusion.noise import Random, rand, randn
 from .config import LowRes
 
@@ -19,8 +20,14 @@ def blur3(picture: Tensor, sigma: Tensor) -> Tensor:
     return both / (1 + 2 * side).square()
 
 
-def corrupt(low_res: Tensor, config: LowRes, generator: Random = None) -> Tensor:
-    """Blur [N,3,s,s] and add noise, each as strongly as chance has it, up to what ``config`` says."""
+def corrupt(picture: Tensor, factor: int, config: LowRes, generator: Random = None) -> Tensor:
+    """Pictures [N,3,f*s,f*s] -> spoilt and smaller ones [N,3,s,s], as ``config`` says.
+
+    Blur and noise come after the mean of each cell, each as strongly as chance has it.
+    """
+    if config.degradation == "bsr":
+        return bsr(picture, factor, generator)
+    low_res = F.interpolate(picture, size=[side // factor for side in picture.shape[2:]], mode="area")
 
     def uniform() -> Tensor:
         return rand((len(low_res), 1, 1, 1), low_res.device, generator)

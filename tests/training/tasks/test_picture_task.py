@@ -94,7 +94,7 @@ def test_an_upsampler_learns_from_spoilt_small_pictures(rank, world, crop, shard
         (batch,) = itertools.islice(source.batches(n, number), 1)
         small = F.avg_pool2d(batch.image, 2)
         assert small.shape[-1] == side
-        spoilt = stage.corrupt(small, streams(3, Purpose.CORRUPT, numbers(number, n, rank, world)))
+        spoilt = stage.corrupt(batch.image, streams(3, Purpose.CORRUPT, numbers(number, n, rank, world)))
         base = stage.enlarge(spoilt)
         assert examples.keys == batch.key and (spoilt - small).abs().mean() > 0.02
         torch.testing.assert_close(examples.conditions["base"], base)

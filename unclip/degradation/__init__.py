@@ -1,0 +1,1 @@
+"""How pictures are spoilt in the world: blur, resizing, noise and JPEG, in torch."""
