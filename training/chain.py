@@ -24,7 +24,7 @@ from unclip.command_line import Parser
 from unclip.config import ConfigError, load_config
 from unclip.files import make_folder
 from unclip.pipeline.pipeline import Pipeline
-from unclip.stages import Decoder, Prior, load_stage
+from unclip.stages import AnyPrior, Decoder, load_stage
 from unclip.stages.tokenizer import GlideTokenizer
 
 from .clip.recipe import ClipRecipe
@@ -36,8 +36,8 @@ from .tasks.recipes import TOKENIZER, PictureRecipe
 
 def checkpoint_of(link: Link) -> Path:
     """The file that a stage's run writes."""
-    kind = "prior" if link.program == "prior" else "decoder"
-    return Path(recipe_of(link).train.out) / f"{kind}.safetensors"
+    recipe = recipe_of(link)
+    return Path(recipe.train.out) / f"{recipe.stage.kind}.safetensors"
 
 
 def finished(link: Link) -> bool:
@@ -51,7 +51,7 @@ def finished(link: Link) -> bool:
         return False
 
 
-def load_link(link: Link) -> Clip | Prior | Decoder:
+def load_link(link: Link) -> Clip | AnyPrior | Decoder:
     """A stage as its run left it, sampled as its recipe says now."""
     recipe = recipe_of(link)
     if isinstance(recipe, ClipRecipe):

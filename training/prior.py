@@ -1,20 +1,22 @@
-"""Train the diffusion prior: CLIP image embeddings from text.
+"""Train a prior: CLIP image embeddings from text.
 
     python -m training.prior configs/icons/prior.yaml
     python -m training.prior configs/icons/prior.yaml train.batch_size=256 --dry-run
+    python -m training.prior configs/icons/prior-ar.yaml
     accelerate launch -m training.prior configs/icons/prior.yaml
 
 Pictures are embedded once, at the start (``embeddings`` of them, shared out among the processes); the
 prior then learns from these without pictures. With ``data.embeddings``, a folder of ``training.embed``, it
 learns from that, and needs neither the pictures nor the CLIP. The same command again continues the run.
-``out/prior.safetensors`` is ready for use at any time.
+``out/prior.safetensors`` is ready for use at any time; or ``out/prior-ar.safetensors``, the autoregressive
+prior, which a recipe trains whose stage has the kind prior-ar.
 """
 
 from __future__ import annotations
 
 from accelerate import Accelerator
 
-from unclip.stages import Prior
+from unclip.stages import STAGES, AnyPrior
 
 from .programs import run
 from .tasks.prior import PriorTask
@@ -23,13 +25,13 @@ from .tasks.recipes import PriorRecipe
 from .tasks.start import train_stage
 
 
-def task_of(recipe: PriorRecipe, stage: Prior, accelerator: Accelerator) -> PriorTask | RowsTask:
+def task_of(recipe: PriorRecipe, stage: AnyPrior, accelerator: Accelerator) -> PriorTask | RowsTask:
     """From pictures, or from embeddings that were made before."""
     return (PriorTask if recipe.data.embeddings is None else RowsTask)(recipe, stage, accelerator)
 
 
 def main(argv: list[str] | None = None) -> int:
-    return train_stage(PriorRecipe, Prior, task_of, __doc__, argv)
+    return train_stage(PriorRecipe, lambda config: STAGES[config.kind](config), task_of, __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -24,12 +24,12 @@ from .pipeline.request import MOST, integer
 from .resources.devices import parse_dtype, place
 from .resources.peak import peak_activations
 from .resources.weightless import held_bytes, parameters
-from .stages import Decoder, DecoderStageConfig, Prior
+from .stages import AnyPrior, ARPrior, Decoder, DecoderStageConfig, Prior, TextPrior
 
 GIB, MIB = 2**30, 2**20
 GUIDES = ("classifier", "guide")
-Part = Prior | Decoder | Classifier | NoisedClip
-PARTS: tuple[type[Part], ...] = (Prior, Decoder, Classifier, NoisedClip)
+Part = AnyPrior | Decoder | Classifier | NoisedClip
+PARTS: tuple[type[Part], ...] = (Prior, ARPrior, Decoder, Classifier, NoisedClip)
 KINDS = {part.kind(): part for part in PARTS}
 
 
@@ -200,15 +200,20 @@ def _call(module: Part, n: int) -> object:
         x = _pictures(n, module.config.net.image_size)
         return module.climb(["a goldfish"] * n)(x, _whole(n), x)
     with torch.no_grad():
-        return _call_prior(module, n) if isinstance(module, Prior) else _call_decoder(module, n)
+        return _call_prior(module, n) if isinstance(module, TextPrior) else _call_decoder(module, n)
 
 
-def _call_prior(prior: Prior, n: int) -> object:
+def _call_prior(prior: AnyPrior, n: int) -> object:
     net, sampling = prior.config.net, prior.config.sampling
     n *= sampling.candidates
     embed = torch.empty(n, net.embed_dim, device="meta")
     text = torch.empty(n, net.text_length, net.text_dim, device="meta")
     inputs = prior.conditions(embed, text, text.new_ones(n, net.text_length, dtype=torch.bool))
+    if isinstance(prior, ARPrior):  # all steps at once, which take no less than one after the other
+        if sampling.guidance_scale != 1:
+            inputs = {key: torch.cat([value, value]) for key, value in inputs.items()}
+        codes = _whole(len(inputs["text"]))
+        return prior.network(codes[:, None].expand(-1, net.components), codes, **inputs)
     denoise = prior.denoise(
         inputs, inputs, sampling.guidance_scale, sampling.guidance_rescale, sampling.threshold
     )

@@ -8,6 +8,8 @@ from unclip.nets.prior import PriorConfig
 from unclip.nets.text import TextConfig
 from unclip.nets.unet import UNetConfig
 from unclip.stages import (
+    ARPrior,
+    ARPriorStageConfig,
     Decoder,
     DecoderStageConfig,
     LowRes,
@@ -121,3 +123,15 @@ def tokens(n: int, seed: int = 6) -> dict[str, torch.Tensor]:
     lengths = torch.tensor([3, 6, 0] * n)[:n, None]
     ids = torch.randint(TEXT["vocab_size"], (n, TEXT["length"]), generator=seeded(seed))
     return {"tokens": ids, "token_mask": torch.arange(TEXT["length"]) < lengths}
+
+
+def prior_ar(memory: int = 0, **config) -> ARPrior:
+    """A tiny autoregressive prior whose codes were measured on random pairs."""
+    net = {"embed_dim": DIM, "text_dim": 5, "text_length": 7, "width": 16, "layers": 2, "heads": 2}
+    net |= {"memory": memory, "components": 4, "buckets": 11, "similarities": 6, **config.pop("net", {})}
+    torch.manual_seed(0)
+    stage = awake(ARPrior(ARPriorStageConfig(net=net, **config)))
+    images = unit(200, seed=7)
+    stage.set_statistics(images.mean(0), images.std(0))
+    stage.set_codes(unit(200, seed=8), images)
+    return stage

@@ -44,10 +44,28 @@ STAGES = {
                   "sampling": {"steps": 2}, "low_res": {"size": 8, "noise": 0.1, "residual_scale": 0.3}},
     "prior": {"net": {"embed_dim": WIDTH, "text_dim": WIDTH, "text_length": 16, "width": 16, "layers": 1,
                       "heads": 2, "dropout": 0.1}, "sampling": {"steps": 2}},
+    "prior-ar": {"kind": "prior-ar", "net": {
+        "embed_dim": WIDTH, "text_dim": WIDTH, "text_length": 16, "width": 16, "layers": 1, "heads": 2,
+        "dropout": 0.1, "components": 4, "buckets": 16, "similarities": 4}},
 }  # fmt: skip
 
 
-MAIN = {**dict.fromkeys(STAGES, decoder.main), "upsampler": upsampler.main, "prior": prior.main}
+PRIORS = ("prior", "prior-ar")
+MAIN = {
+    **dict.fromkeys(STAGES, decoder.main),
+    "upsampler": upsampler.main,
+    **dict.fromkeys(PRIORS, prior.main),
+}
+
+
+def kind_of(name: str) -> str:
+    """What the checkpoint of a run holds."""
+    return name if name in PRIORS else "decoder"
+
+
+def term_of(name: str) -> str:
+    """What its losses have by name, held-out ones too."""
+    return "cross_entropy" if name == "prior-ar" else "mse"
 
 
 def writer(folder: Path, model: Path) -> Callable[..., Path]:
@@ -68,9 +86,9 @@ def writer(folder: Path, model: Path) -> Callable[..., Path]:
             "train": settings,
             "data": {**PICTURES, "kind": "shards" if name in ("ddpm", "glide") else "icons"},
         }
-        if name in ("glide", "decoder", "prior"):
+        if name in ("glide", "decoder", *PRIORS):
             recipe["clip"] = str(model / "clip")
-        if name == "prior":
+        if name in PRIORS:
             recipe["embeddings"] = 64
         if name == "upsampler":
             recipe["data"]["crop"] = 8

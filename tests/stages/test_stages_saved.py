@@ -95,7 +95,7 @@ def rewrite(path, drop: str | None = None, **header) -> None:
 
 @pytest.mark.parametrize("drop, header, error, said", [
     ("embed_mean", {}, CheckpointError, "missing: .'embed_mean'"),
-    (None, {"kind": "clip"}, CheckpointError, "holds a clip, not a prior or a decoder"),
+    (None, {"kind": "clip"}, CheckpointError, "holds a clip, not a prior or a"),
     (None, {"format": 99}, CheckpointError, "format 99"),
     (None, {"config": {}}, ConfigError, "net: "),
 ])  # fmt: skip

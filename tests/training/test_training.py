@@ -19,7 +19,7 @@ from places import ROOT
 from processes import Processes
 from runs import files, forget, metrics, same, saved
 from shards import encoded
-from training_programs import MAIN, PICTURES, STAGES, writer
+from training_programs import MAIN, PICTURES, PRIORS, STAGES, kind_of, term_of, writer
 
 from training import decoder, prior
 from training.data.source import Source
@@ -44,21 +44,22 @@ def test_every_program_trains_on_real_pictures(name, write, tmp_path):
     precision = "bf16" if name == "decoder" else "fp32"
     path, out = write(name, pictures=16, validate_every=8, precision=precision), tmp_path / "run"
     MAIN[name]([str(path)])
-    kind = "prior" if name == "prior" else "decoder"
+    kind = kind_of(name)
     assert files(out) == sorted(
         [f"{kind}.safetensors", "curves", "metrics.jsonl", "recipe.yaml", "samples", "state"]
     )
     stage = load_stage(out / f"{kind}.safetensors", kind)
     assert stage.facts["pictures_seen"] == 16
-    assert stage.facts.get("clip", "").startswith("clip#") == (name in ("glide", "decoder", "prior"))
-    if name in ("decoder", "prior"):
+    assert stage.facts.get("clip", "").startswith("clip#") == (name in ("glide", "decoder", *PRIORS))
+    if name in ("decoder", *PRIORS):
         assert stage.embed_std.std() > 0  # measured, not ones
     lines = metrics(out)
     assert [line["pictures"] for line in lines] == [8, 8, 16, 16]
     assert all(math.isfinite(value) for line in lines for value in line.values())
-    assert {"loss", "mse", "learning_rate"} <= lines[0].keys() and "validation/mse" in lines[1]
+    term = term_of(name)
+    assert {"loss", term, "learning_rate"} <= lines[0].keys() and f"validation/{term}" in lines[1]
     assert ("vlb" in lines[0]) == (name in ("ddpm", "decoder"))
-    recipe_class = prior.PriorRecipe if name == "prior" else pictures.PictureRecipe
+    recipe_class = prior.PriorRecipe if name in PRIORS else pictures.PictureRecipe
     assert load_config(recipe_class, out / "recipe.yaml") == load_config(recipe_class, path)
     assert files(out / "samples") == ["000000016.png"]
     assert any("tfevents" in file.name for file in (out / "curves").rglob("*"))
@@ -140,11 +141,11 @@ BSR = ["data.size=32", "data.crop=32", "stage.net.image_size=32", "stage.low_res
 @pytest.mark.parametrize("name, number, more", [
     ("decoder", signal.SIGTERM, []), ("ddpm", signal.SIGINT, ["data.workers=2"]),
     ("upsampler", signal.SIGTERM, ["train.accumulate=2", "train.log_every=24"]),
-    ("upsampler", signal.SIGTERM, BSR), ("prior", signal.SIGTERM, []),
+    ("upsampler", signal.SIGTERM, BSR), ("prior", signal.SIGTERM, []), ("prior-ar", signal.SIGTERM, []),
 ])  # fmt: skip
 def test_the_same_command_again_goes_on(name, number, more, write, tmp_path, monkeypatch, capsys):
     """As if nothing had been: weights, averages, optimiser and curves, to the last bit."""
-    kind = "prior" if name == "prior" else "decoder"
+    kind = kind_of(name)
     before = signal.getsignal(number)
     MAIN[name]([str(write(name, "whole")), *more])
     path = write(name, "halves")
@@ -159,7 +160,7 @@ def test_the_same_command_again_goes_on(name, number, more, write, tmp_path, mon
     assert "going on from 16 pictures" in capsys.readouterr().out
     assert same(tmp_path / "whole", tmp_path / "halves", kind)
     curves = [metrics(tmp_path / out) for out in ("whole", "halves")]
-    assert curves[0] == curves[1] and "validation/mse" in curves[0][-1]
+    assert curves[0] == curves[1] and f"validation/{term_of(name)}" in curves[0][-1]
 
 
 def command(argv: list[str], step: int | None = None) -> None:

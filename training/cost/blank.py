@@ -10,7 +10,7 @@ from torch import nn
 from unclip.clip import CONFIG, Clip, build_clip
 from unclip.guides.classifier import Classifier
 from unclip.resources.weightless import weightless
-from unclip.stages import Decoder, Prior, Stage
+from unclip.stages import STAGES, Stage
 
 from ..run.examples import Examples
 from ..tasks.recipes import ClassifierRecipe, PictureRecipe, PriorRecipe
@@ -20,8 +20,7 @@ StageRecipe = PriorRecipe | PictureRecipe | ClassifierRecipe
 
 def stage_of(recipe: StageRecipe) -> Stage | Classifier:
     """The stage that a recipe trains, on torch's default device."""
-    kind = {PriorRecipe: Prior, PictureRecipe: Decoder, ClassifierRecipe: Classifier}[type(recipe)]
-    return kind(recipe.stage)
+    return {**STAGES, Classifier.kind(): Classifier}[recipe.stage.kind](recipe.stage)
 
 
 def side_of(recipe: PictureRecipe | ClassifierRecipe) -> int:

@@ -73,9 +73,9 @@ class Run(StageLearner):
     def _check(self) -> None:
         """Find now, and not in hours, what validation and drawing would stumble over."""
         self._heldout = self.task.validation()
-        sampling = getattr(self.raw.config, "sampling", None)
-        if sampling is None:
+        if not isinstance(self.raw, Stage):
             return
+        sampling = self.raw.config.sampling
         try:
             levels = self.raw.levels(sampling)
         except ValueError as error:

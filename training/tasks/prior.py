@@ -18,7 +18,7 @@ from unclip.clip import load_clip
 from unclip.config import ConfigError
 from unclip.data.images import grid
 from unclip.diffusion.noise import Noise
-from unclip.stages import Conditions, Prior
+from unclip.stages import AnyPrior, ARPrior, Conditions
 
 from ..data.source import Source
 from ..run.examples import Examples
@@ -40,6 +40,9 @@ class Bank:
     thumbnail: Tensor | np.ndarray  # an array where it is mapped from the disk
 
 
+CODED = 8192  # pairs on which an autoregressive prior's codes are measured
+
+
 def interleaved(parts: Sequence[Tensor] | Sequence[list]) -> Tensor | list:
     """The rows of processes that took turns, in the order of one: the first of each, the second, ..."""
     if isinstance(parts[0], Tensor):
@@ -50,7 +53,7 @@ def interleaved(parts: Sequence[Tensor] | Sequence[list]) -> Tensor | list:
 class PriorTask:
     """Captions and image embeddings -> what the prior is trained on."""
 
-    def __init__(self, recipe: PriorRecipe, stage: Prior, accelerator: Accelerator) -> None:
+    def __init__(self, recipe: PriorRecipe, stage: AnyPrior, accelerator: Accelerator) -> None:
         self.recipe, self.stage, self.accelerator = recipe, stage, accelerator
         self.device = accelerator.device
         if recipe.clip is None:
@@ -66,6 +69,9 @@ class PriorTask:
         self.bank = self._embed_pictures() if source.pool is None else self._pooled(source)
         self.heldout = self._embed_heldout(source)
         stage.set_statistics(self.bank.embed.mean(0), self.bank.embed.std(0))
+        if isinstance(stage, ARPrior):
+            pairs = self.bank.caption[:CODED]
+            stage.set_codes(self._texts(pairs), self.bank.embed[: len(pairs)])
         if stage.network.memory is not None:
             texts, images = self._names(source, net.memory)
             if source.pool is not None:
@@ -113,6 +119,11 @@ class PriorTask:
         pool = source.pool
         return Bank(source.embeds.to(self.device), pool.caption, pool.key, pool.image)
 
+    def _texts(self, captions: Sequence[str]) -> Tensor:
+        """Embeddings of captions [K,D]."""
+        parts = [self.conditions(captions[i : i + 256])["text_embed"] for i in range(0, len(captions), 256)]
+        return torch.cat([self.bank.embed[:0], *parts])
+
     @torch.no_grad()
     def _remembered(self, slots: int) -> tuple[tuple[Tensor, Tensor], Bank]:
         """The first scenes of a pool, for at most ``slots`` of the memory, as embeddings of their texts and
@@ -120,10 +131,7 @@ class PriorTask:
         """
         bank = self.bank
         slots = min(slots, len(bank.key) // 2)
-        parts = [
-            self.conditions(bank.caption[i : min(i + 256, slots)])["text_embed"] for i in range(0, slots, 256)
-        ]
-        texts = torch.cat([bank.embed[:0], *parts])
+        texts = self._texts(bank.caption[:slots])
         rest = Bank(bank.embed[slots:], bank.caption[slots:], bank.key[slots:], bank.thumbnail[slots:])
         return (texts, bank.embed[:slots]), rest
 
@@ -186,7 +194,7 @@ class PriorTask:
         return [] if self.heldout is None else [self._examples(self.heldout, range(len(self.heldout.embed)))]
 
     @torch.no_grad()
-    def draw(self, stage: Prior) -> Image.Image:
+    def draw(self, stage: AnyPrior) -> Image.Image:
         """A row a caption: the six training pictures nearest to its sampled embedding."""
         captions = (self.heldout or self.bank).caption[:16]
         noise = Noise(range(len(captions)), device=self.device)

@@ -15,13 +15,14 @@ from unclip.clip import load_clip
 from unclip.config import ConfigError
 from unclip.data.batches import padded
 from unclip.data.order import Order
-from unclip.stages import Conditions, Prior
+from unclip.stages import AnyPrior, ARPrior, Conditions
 
 from ..data.embeddings import Embeddings, Rows
 from ..run.examples import Examples
 from ..run.settings import micro_batch
 from ..streams import Purpose, numbers, seed_of
 from .frozen import check_widths
+from .prior import CODED
 
 if TYPE_CHECKING:
     from .recipes import PriorRecipe
@@ -37,7 +38,7 @@ class RowsTask:
     CLIP is loaded only where ``training.embed`` has not kept the text encoder's states.
     """
 
-    def __init__(self, recipe: PriorRecipe, stage: Prior, accelerator: Accelerator) -> None:
+    def __init__(self, recipe: PriorRecipe, stage: AnyPrior, accelerator: Accelerator) -> None:
         self.recipe, self.stage, self.accelerator = recipe, stage, accelerator
         self.device, self.clip = accelerator.device, None
         self.rows = rows = Embeddings(recipe.data.embeddings)
@@ -50,6 +51,8 @@ class RowsTask:
         rows.capacity = 8 + window // max(1, sum(counts) // len(counts))  # as far as a window reaches
         self._check()
         stage.set_statistics(rows.mean, rows.std)
+        if isinstance(stage, ARPrior):
+            stage.set_codes(*self._pairs(CODED))
         if stage.network.memory is not None:
             stage.set_memory(*self._remembered(stage.config.net.memory))
         stage.facts["clip"] = rows.clip
@@ -69,6 +72,17 @@ class RowsTask:
             rows.check(self.clip.identity, source)
         text_dim = rows.text_dim if self.clip is None else self.clip.text_dim
         check_widths(str(rows.folder), embed_dim=(net.embed_dim, rows.dim), text_dim=(net.text_dim, text_dim))
+
+    def _pairs(self, most: int) -> tuple[Tensor, Tensor]:
+        """The first captions' embeddings, and those of their pictures, [K,D] each."""
+        texts, images = [], []
+        for name in self.names:
+            rows = self.rows[name]
+            texts.append(rows.text)
+            images.append(rows.image[rows.picture])
+            if sum(map(len, texts)) >= most:
+                break
+        return torch.cat(texts)[:most], torch.cat(images)[:most]
 
     def _remembered(self, slots: int) -> tuple[Tensor, Tensor]:
         """Mean embeddings [K,D] of the texts and of the pictures of each caption, for at most ``slots``."""
@@ -127,6 +141,6 @@ class RowsTask:
         ]
         return [self._examples(pairs)] if pairs else []
 
-    def draw(self, stage: Prior) -> Image.Image | None:
+    def draw(self, stage: AnyPrior) -> Image.Image | None:
         """Nothing: there are no pictures here to stand for what is sampled."""
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from unclip.config import Config, Count
 from unclip.guides.classifier import ClassifierStageConfig
-from unclip.stages import DecoderStageConfig, PriorStageConfig
+from unclip.stages import AnyPriorConfig, DecoderStageConfig
 
 from ..data.config import DataConfig
 from ..run.settings import Training
@@ -41,5 +41,5 @@ class PriorRecipe(Config):
     embeddings: Count = 50_000  # pictures embedded at the start, unless data.embeddings or
     # data.pool brings them
     start: str | None = None  # a checkpoint whose weights a new run begins with; None = chance
-    stage: PriorStageConfig
+    stage: AnyPriorConfig
     train: Training

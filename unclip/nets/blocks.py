@@ -216,6 +216,19 @@ class Refine(nn.Module):
         return self.out(F.silu(h + self.mix(torch.cat([h, x], dim=1))))  # [N, Cout, H, W]
 
 
+class Cache:
+    """Keys and values [N, L, H, D] of the positions that a block has seen, so that none is computed twice."""
+
+    pair: tuple[Tensor, Tensor] | None = None
+
+    def joined(self, *pair: Tensor) -> tuple[Tensor, Tensor]:
+        """All of them, with those of the next positions at the end."""
+        if self.pair is not None:
+            pair = tuple(torch.cat(parts, dim=1) for parts in zip(self.pair, pair, strict=True))
+        self.pair = pair
+        return pair
+
+
 class TransformerBlock(Unit):
     """Pre-norm attention and a GELU MLP of 4 times the width (GPT-2; unCLIP's prior; GLIDE's text).
 
@@ -235,12 +248,14 @@ class TransformerBlock(Unit):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), zero(nn.Linear(4 * width, width)))
         self.dropout = nn.Dropout(dropout)
 
-    def compute(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x: [N, L, W]; mask as in `attend`. Returns [N, L, W]."""
+    def compute(self, x: Tensor, mask: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """x: [N, L, W]; mask as in `attend`. Returns [N, L, W]. cache: x goes on where it ends."""
         qkv = self.qkv(self.norm1(x))  # [N, L, 3W]
         q, k, v = rearrange(
             qkv, "n l (heads three d) -> three n l heads d", heads=self.heads, three=3
         )  # [N, L, heads, D]
+        if cache is not None:
+            k, v = cache.joined(k, v)
         h = self.out(attend(q, k, v, mask, self.backend))  # [N, L, W]
         x = x + self.dropout(h)  # [N, L, W]
         return x + self.dropout(self.mlp(self.norm2(x)))  # [N, L, W]

@@ -57,7 +57,47 @@ class Memory(nn.Module):
         return (self.scale * likeness).softmax(-1) @ self.values  # [N, E]
 
 
-class PriorTransformer(nn.Module):
+class OfText(nn.Module):
+    """What networks share that are told of a text: what they hear of it, and who attends to whom."""
+
+    config: PriorConfig
+    memory: Memory | None
+    null_text: Tensor
+
+    def checked_length(self, text: Tensor) -> int:
+        """How many text tokens [N, L, W] there are; ``ValueError`` for more than the network takes."""
+        if text.shape[1] > self.config.text_length:
+            raise ValueError(f"{text.shape[1]} text tokens; this prior takes {self.config.text_length}")
+        return text.shape[1]
+
+    def heard(
+        self, text_embed: Tensor, text_mask: Tensor, has_text: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The embedding [N, E] and the tokens' mask [N, L] where there is a text, and what the memory recalls
+        of it [N, E]; ``ValueError`` for has_text without a null text.
+        """
+        recalled = None if self.memory is None else self.memory(text_embed)  # [N, E]
+        if has_text is not None:
+            if not self.config.null_text:
+                raise ValueError("has_text needs a network that was built with null_text")
+            text_embed = torch.where(has_text[:, None], text_embed, self.null_text)  # [N, E]
+            text_mask = text_mask & has_text[:, None]  # [N, L]
+            recalled = None if recalled is None else recalled * has_text[:, None]  # [N, E]
+        return text_embed, text_mask, recalled
+
+    @staticmethod
+    def causal(text_mask: Tensor, size: int) -> Tensor:
+        """Who attends to whom among ``size`` positions, of which the first are the text's: [N, L] ->
+        [N, 1, size, size].
+        """
+        keys = F.pad(text_mask, (0, size - text_mask.shape[1]), value=True)  # [N, size]
+        causal = keys.new_ones(size, size).tril()
+        # Padding attends to itself, since a softmax over no key at all is not a number.
+        itself = torch.eye(size, dtype=torch.bool, device=keys.device)
+        return ((keys[:, None, :] & causal) | itself)[:, None]
+
+
+class PriorTransformer(OfText):
     """A causal transformer that denoises an image embedding given a text.
 
     The sequence is: text tokens, text embedding, timestep, noised image embedding, learned query;
@@ -108,37 +148,19 @@ class PriorTransformer(nn.Module):
         Raises ValueError when L exceeds the configured length, or when has_text is given and
         the network was built without a null text.
         """
-        config, length = self.config, text.shape[1]
-        if length > config.text_length:
-            raise ValueError(f"{length} text tokens; this prior takes {config.text_length}")
-        recalled = None if self.memory is None else self.memory(text_embed)  # [N, E]
-        if has_text is not None:
-            if not config.null_text:
-                raise ValueError("has_text needs a network that was built with null_text")
-            text_embed = torch.where(has_text[:, None], text_embed, self.null_text)  # [N, E]
-            text_mask = text_mask & has_text[:, None]  # [N, L]
-            recalled = None if recalled is None else recalled * has_text[:, None]  # [N, E]
+        length = self.checked_length(text)
+        text_embed, text_mask, recalled = self.heard(text_embed, text_mask, has_text)
         tail = [
             self.text_embed(text_embed),  # [N, W]
-            self.time(timestep_embedding(t, config.width)),  # [N, W]
+            self.time(timestep_embedding(t, self.config.width)),  # [N, W]
             *([] if recalled is None else [self.recalled(recalled)]),  # [N, W]
             self.image_embed(x),  # [N, W]
             self.query.expand(len(x), -1),  # [N, W]
         ]
         h = torch.cat([self.text(text), torch.stack(tail, dim=1)], dim=1)  # [N, L+T, W]
         h = h + torch.cat([self.position[:length], self.position[-self.tail :]])  # [N, L+T, W]
-        mask = self._mask(text_mask)  # [N,1,L+T,L+T]
+        mask = self.causal(text_mask, h.shape[1])  # [N,1,L+T,L+T]
         for block in self.blocks:
             h = block(h, mask)  # [N, L+T, W]
         out = self.out(self.norm(h[:, -1]))  # [N, E]
         return out if recalled is None else out + recalled  # [N, E]
-
-    def _mask(self, text_mask: Tensor) -> Tensor:
-        """Who attends to whom: [N, L] -> [N, 1, L + T, L + T]."""
-        n, length = text_mask.shape
-        size = length + self.tail
-        keys = torch.cat([text_mask, text_mask.new_ones(n, self.tail)], dim=1)  # [N, L + T]
-        causal = keys.new_ones(size, size).tril()
-        # Padding attends to itself, since a softmax over no key at all is not a number.
-        itself = torch.eye(size, dtype=torch.bool, device=keys.device)
-        return ((keys[:, None, :] & causal) | itself)[:, None]

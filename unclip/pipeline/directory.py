@@ -13,7 +13,7 @@ from ..clip import load_clip, save_clip
 from ..config import Config, parse_config
 from ..files import read_json, write_json
 from ..guides.classifier import load_classifier
-from ..stages import Decoder, Prior
+from ..stages import Decoder, load_prior
 
 if TYPE_CHECKING:
     from ..guides.noised_clip import NoisedClip
@@ -106,7 +106,7 @@ def read(
     prior, classifier, to = manifest.prior, manifest.classifier, (device, dtype)
     return {
         "clip": None if manifest.clip is None else load_clip(folder / manifest.clip, device, downloads),
-        "prior": None if prior is None else Prior.load(folder / prior, *to),
+        "prior": None if prior is None else load_prior(folder / prior, *to),
         "decoder": Decoder.load(folder / manifest.decoder, *to),
         "upsamplers": [Decoder.load(folder / file, *to) for file in manifest.upsamplers],
         "tokenizer": None if manifest.tokenizer is None else _tokenizer(folder / manifest.tokenizer),

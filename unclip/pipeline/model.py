@@ -13,7 +13,7 @@ from ..checkpoint import CheckpointError
 from ..clip import Clip, same_weights
 from ..guides.classifier import Classifier
 from ..resources.devices import as_device, lent, parse_dtype, place
-from ..stages import Conditions, Decoder, Prior
+from ..stages import AnyPrior, Conditions, Decoder
 from .canvas import Canvas
 from .prompts import Prompts, encode, needed
 
@@ -105,7 +105,7 @@ class Model(nn.Module):
     def __init__(
         self,
         decoder: Decoder,
-        prior: Prior | None = None,
+        prior: AnyPrior | None = None,
         upsamplers: Sequence[Decoder] = (),
         clip: Clip | None = None,
         name: str = "unnamed",

@@ -17,7 +17,7 @@ from ..data.batches import shrink
 from ..diffusion.noise import fold
 from ..diffusion.samplers import Step
 from ..options import DEFAULTS, Asked, Options, checked_text
-from ..stages import Conditions, Decoder, Origin, Sampling
+from ..stages import ARPrior, Conditions, Decoder, Origin, Prior, Sampling
 from .canvas import Canvas, canvas_of
 from .prompts import Prompts
 
@@ -220,7 +220,13 @@ def _unguided(model: Model, options: Options) -> None:
 
 def _steps(model: Model, options: Options) -> None:
     """Raises ``ValueError`` for steps that a stage's schedule does not have."""
-    asked = [(model.prior, options.prior_steps), (model.decoder, options.steps)]
+    prior = model.prior
+    if options.prior_steps is not None and isinstance(prior, ARPrior):
+        raise ValueError(
+            f"the prior of {model.name} predicts an embedding's components in turn, and takes no prior_steps"
+        )
+    asked = [(prior, options.prior_steps)] if isinstance(prior, Prior) else []
+    asked += [(model.decoder, options.steps)]
     for stage, steps in [*asked, *((stage, options.upsampler_steps) for stage in model.upsamplers)]:
         if stage is not None and steps is not None:
             stage.levels(override(stage.config.sampling, steps=steps))

@@ -16,6 +16,7 @@ from ..diffusion.losses import check_loss
 from ..diffusion.samplers import SAMPLERS
 from ..diffusion.schedule import SCHEDULES, make_schedule, parse_steps
 from ..nets.prior import PriorConfig
+from ..nets.prior_ar import ARPriorConfig
 from ..nets.text import TextConfig
 from ..nets.unet import UNetConfig
 
@@ -110,6 +111,41 @@ class PriorStageConfig(SavedConfig):
     text_noise: Factor = 0.0  # length of the noise added to the text's embedding
     clamp: float = Field(5.0, gt=0, le=1e6)  # largest whitened coordinate, in standard deviations
     unit_norm: bool = True  # embeddings are brought to length 1; False: left as they come (Karlo)
+
+
+class ARSampling(Config):
+    """Defaults of a prior that predicts an embedding's components in turn."""
+
+    guidance_scale: Factor = 1.0  # of the logits
+    temperature: float = Field(1.0, gt=0, le=100)  # below 1: the likely ones are drawn more often
+    top_p: float = Field(1.0, gt=0, le=1)  # what is drawn from: the likeliest that have this probability
+    candidates: int = Field(1, ge=1, le=4096)  # embeddings drawn a picture; the best by text is kept
+
+
+class ARPriorStageConfig(SavedConfig):
+    """Text to image embedding, component by component (unCLIP, Ramesh et al. 2022, section 2.2)."""
+
+    kind: Literal["prior-ar"] = "prior-ar"
+    net: ARPriorConfig
+    sampling: ARSampling = ARSampling(guidance_scale=2.0, candidates=2)
+    drop_text: Chance = 0.1  # chance of training without the text
+    drop_tokens: Chance = 0.0  # ... with the text's embedding alone
+    text_noise: Factor = 0.0  # length of the noise added to the text's embedding
+    unit_norm: bool = True  # embeddings are brought to length 1; False: left as they come
+
+
+def _prior_of_its_kind(values: object) -> object:
+    """The configuration of the prior that ``kind`` names; of the diffusion prior where it names none."""
+    if not isinstance(values, Mapping):
+        return values
+    kinds = {"prior": PriorStageConfig, "prior-ar": ARPriorStageConfig}
+    kind = values.get("kind", "prior")
+    if kind not in kinds:
+        raise ValueError(f"kind is {' or '.join(kinds)}, not {kind}")
+    return kinds[kind].model_validate(values)
+
+
+AnyPriorConfig = Annotated[PriorStageConfig | ARPriorStageConfig, BeforeValidator(_prior_of_its_kind)]
 
 
 class LowRes(Config):

@@ -11,19 +11,16 @@ from torch import Tensor
 from ..diffusion import guidance
 from ..diffusion.noise import Noise, Random, randn
 from ..nets.prior import PriorTransformer
-from .config import PriorStageConfig, Sampling
-from .stage import Conditions, Stage, chance
+from ..nets.prior_ar import ARPriorTransformer
+from .config import ARPriorStageConfig, PriorStageConfig, Sampling
+from .stage import Conditions, Stage, Whitened, chance
 
 
-class Prior(Stage):
-    """Text -> CLIP image embedding, by diffusion in the whitened embedding space."""
+class TextPrior(Whitened):
+    """What all priors share: text -> CLIP image embedding."""
 
-    config_class = PriorStageConfig
-    config: PriorStageConfig
-    network: PriorTransformer
-
-    def __init__(self, config: PriorStageConfig) -> None:
-        super().__init__(config, PriorTransformer(config.net), config.net.embed_dim)
+    config: PriorStageConfig | ARPriorStageConfig
+    network: PriorTransformer | ARPriorTransformer
 
     @property
     def takes_clip(self) -> bool:
@@ -82,6 +79,17 @@ class Prior(Stage):
             blurred = embed + config.text_noise * embed.shape[1] ** -0.5 * noise
             left["text_embed"] = F.normalize(blurred, dim=-1)
         return left
+
+
+class Prior(TextPrior, Stage):
+    """By diffusion in the whitened embedding space."""
+
+    config_class = PriorStageConfig
+    config: PriorStageConfig
+    network: PriorTransformer
+
+    def __init__(self, config: PriorStageConfig) -> None:
+        super().__init__(config, PriorTransformer(config.net), config.net.embed_dim)
 
     def denoise(
         self,

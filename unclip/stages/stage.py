@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checkpoint import CheckpointError, Saved
+from ..checkpoint import CheckpointError, Saved, SavedConfig
 from ..diffusion import guidance
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.gaussian import diffuse
@@ -24,19 +24,49 @@ Conditions = dict[str, Tensor]  # what a network is told, one row a picture
 Objective = Callable[[Tensor], Tensor]  # pictures [N,3,S,S] in [-1,1] -> log-probability [N]
 
 
-class Stage(Saved):
-    """A network with its process; ``embed_mean`` and ``embed_std`` [D] whiten CLIP image embeddings."""
+class Whitened(Saved):
+    """A network; ``embed_mean`` and ``embed_std`` [D] whiten CLIP image embeddings."""
 
-    config: StageConfig
     embed_mean: Tensor
     embed_std: Tensor
 
-    def __init__(self, config: StageConfig, network: nn.Module, embed_dim: int) -> None:
+    def __init__(self, config: SavedConfig, network: nn.Module, embed_dim: int) -> None:
         super().__init__(config)
-        process = config.process
         self.network = network
         self.register_buffer("embed_mean", torch.zeros(embed_dim))
         self.register_buffer("embed_std", torch.ones(embed_dim))
+
+    def whiten(self, embed: Tensor) -> Tensor:
+        """CLIP image embedding [N,D] -> zero mean and unit variance a coordinate."""
+        return (embed - self.embed_mean) / self.embed_std
+
+    def unwhiten(self, x: Tensor) -> Tensor:
+        """The inverse of ``whiten``, normalised to length 1."""
+        return F.normalize(self.coloured(x), dim=-1)
+
+    def coloured(self, x: Tensor) -> Tensor:
+        """The inverse of ``whiten``, as long as it comes."""
+        return x * self.embed_std + self.embed_mean
+
+    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Take the mean and standard deviation [D] of the training embeddings."""
+        self.embed_mean.copy_(mean)
+        self.embed_std.copy_(std.clamp_min(1e-4))
+
+    def check(self, source: str) -> None:
+        super().check(source)
+        if (self.embed_std <= 0).any():
+            raise CheckpointError(f"{source} holds a standard deviation of embeddings that is not above 0")
+
+
+class Stage(Whitened):
+    """A network with its process."""
+
+    config: StageConfig
+
+    def __init__(self, config: StageConfig, network: nn.Module, embed_dim: int) -> None:
+        super().__init__(config, network, embed_dim)
+        process = config.process
         self.schedule = make_schedule(process.schedule, process.timesteps, process.shift)
         self.denoiser = Denoiser(
             self.call_network, self.schedule, process.predicts, process.variance, process.time_scale
@@ -64,23 +94,6 @@ class Stage(Saved):
             weighting=process.weighting,
             auxiliary_weight=process.auxiliary_weight,
         )
-
-    def whiten(self, embed: Tensor) -> Tensor:
-        """CLIP image embedding [N,D] -> zero mean and unit variance a coordinate."""
-        return (embed - self.embed_mean) / self.embed_std
-
-    def unwhiten(self, x: Tensor) -> Tensor:
-        """The inverse of ``whiten``, normalised to length 1."""
-        return F.normalize(self.coloured(x), dim=-1)
-
-    def coloured(self, x: Tensor) -> Tensor:
-        """The inverse of ``whiten``, as long as it comes."""
-        return x * self.embed_std + self.embed_mean
-
-    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Take the mean and standard deviation [D] of the training embeddings."""
-        self.embed_mean.copy_(mean)
-        self.embed_std.copy_(std.clamp_min(1e-4))
 
     def run(
         self,
@@ -127,11 +140,6 @@ class Stage(Saved):
         """How many steps ``run`` yields."""
         steps = len(self.levels(sampling, origin)) - 1
         return steps if origin is None or origin.known is None else (steps - 1) * origin.resamplings + 1
-
-    def check(self, source: str) -> None:
-        super().check(source)
-        if (self.embed_std <= 0).any():
-            raise CheckpointError(f"{source} holds a standard deviation of embeddings that is not above 0")
 
 
 def chance(n: int, p: float, like: Tensor, generator: Random) -> Tensor:
