@@ -19,11 +19,11 @@ from unclip.config import ConfigError, parse_config
 from unclip.convert.tensors import read
 from unclip.guides.classifier import Classifier
 from unclip.guides.noised_clip import NoisedClip
-from unclip.stages import Decoder, Prior, load_stage
+from unclip.stages import ARPrior, Decoder, Prior, load_stage
 from unclip.stages import config as stage_configs
 
 pytestmark = pytest.mark.attack
-SAVED: tuple[type[Saved], ...] = (Prior, Decoder, Classifier, NoisedClip)
+SAVED: tuple[type[Saved], ...] = (Prior, ARPrior, Decoder, Classifier, NoisedClip)
 
 
 @pytest.fixture

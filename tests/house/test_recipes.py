@@ -32,9 +32,8 @@ from unclip.clip import build_clip, load_clip, save_clip
 from unclip.config import Config, load_config
 from unclip.data.writing import ShardWriter
 from unclip.nets.classifier import NoisedClassifier
-from unclip.nets.prior import PriorTransformer
 from unclip.resources.weightless import parameters, weightless
-from unclip.stages import Decoder
+from unclip.stages import STAGES, Decoder
 
 CLASSES = {**RECIPES, "chain": Chain, "classifier": classifier.ClassifierRecipe}
 COMMAND = re.compile(r"(?:python|accelerate launch) -m training\.(\w+) (configs/\S+\.yaml)")
@@ -74,7 +73,7 @@ def test_a_recipe_builds_its_network(file):
         if isinstance(recipe, ClipRecipe):
             trainer.model_of(recipe)
         elif isinstance(recipe, prior.PriorRecipe):
-            PriorTransformer(recipe.stage.net)
+            STAGES[recipe.stage.kind](recipe.stage)
         elif isinstance(recipe, classifier.ClassifierRecipe):
             assert recipe.data.size >= NoisedClassifier(recipe.stage.net).config.image_size
         else:
@@ -222,7 +221,7 @@ def test_two_steps(file, tmp_path, material, monkeypatch):
         change += ["embeddings=8"] if program == "prior" and not recipe.data.pool else []
     forget()
     SHORT[program]([file, *change])
-    left = {"clip": "open_clip_model", "prior": "prior", "classifier": "classifier"}.get(program, "decoder")
+    left = "open_clip_model" if program == "clip" else recipe.stage.kind
     tensors = load_file(tmp_path / f"{left}.safetensors")
     assert all(value.isfinite().all() for value in tensors.values())
     if program != "clip":

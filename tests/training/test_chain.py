@@ -16,6 +16,7 @@ from processes import Processes
 from training import chain
 from unclip import load
 from unclip.config import ConfigError, load_config
+from unclip.stages import ARPrior
 
 CLIP = """
 out: {run}/clip
@@ -47,6 +48,11 @@ stage:
   net: {{embed_dim: 16, text_dim: 16, text_length: 16, width: 16, layers: 1, heads: 2}}
 train: {{out: {run}/prior, pictures: 8, batch_size: 4}}
 """
+
+
+PRIOR_AR = PRIOR.replace("sampling: {{steps: 1}}", "kind: prior-ar").replace(
+    "heads: 2", "heads: 2, components: 3"
+)
 
 
 @pytest.fixture
@@ -84,6 +90,15 @@ def test_a_chain_trains_every_stage_once_and_its_model_draws(recipes, monkeypatc
 
     monkeypatch.setattr(chain.subprocess, "Popen", nothing_to_do)
     chain.main([str(config)])
+
+
+def test_a_chain_takes_a_prior_of_either_kind(recipes):
+    facts = {"run": recipes / "runs", "shards": HELDOUT}
+    (recipes / "prior.yaml").write_text(PRIOR_AR.format(**facts))
+    chain.main([str(recipes / "chain.yaml")])
+    model = load(recipes / "model")
+    assert isinstance(model.prior, ARPrior) and model.prior.facts["pictures_seen"] == 8
+    assert model.generate("a fish").size == (16, 16)
 
 
 def test_a_chain_changes_its_recipes_and_passes_that_on(recipes, monkeypatch):

@@ -24,7 +24,7 @@ from training.tasks.prior_rows import RowsTask
 from training.tasks.recipes import PriorRecipe
 from unclip.config import ConfigError
 from unclip.data.order import Order
-from unclip.stages import Prior, PriorStageConfig
+from unclip.stages import ARPrior, ARPriorStageConfig, Prior, PriorStageConfig
 
 
 def unit(n: int, seed: int) -> Tensor:
@@ -107,6 +107,22 @@ def test_a_row_is_a_caption_with_its_picture(rank, world, embedded):
             states = examples.conditions["text"][k][examples.conditions["text_mask"][k]]
             assert torch.equal(states, rows.states(row).float())
     assert task.stage.facts == {"clip": "fake#1"} and task.order == {}
+
+
+def test_codes_are_measured_on_the_first_captions_with_their_pictures(embedded):
+    recipe = rows_task(embedded).recipe
+    net = {**NET, "components": 3, "buckets": 9, "similarities": 2}
+    stage = ARPrior(ARPriorStageConfig(net=net))
+    task = RowsTask(recipe, stage, of_process())
+    rows = [Embeddings(embedded)[name] for name in ("train-0", "train-1")]
+    pairs = torch.cat([part.text for part in rows]), torch.cat([part.image[part.picture] for part in rows])
+    wanted = ARPrior(stage.config)
+    wanted.set_statistics(torch.full((DIM,), 0.1), torch.full((DIM,), 0.5))
+    wanted.set_codes(*pairs)
+    for name in ("basis", "low", "width", "similarity"):
+        assert torch.equal(getattr(stage, name), getattr(wanted, name)), name
+    few = task._pairs(9)
+    assert all(torch.equal(part, whole[:9]) for part, whole in zip(few, pairs, strict=True))
 
 
 def test_another_seed_is_another_order_and_no_shuffling_is_none(embedded):
