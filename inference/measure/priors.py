@@ -12,23 +12,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.icons.captions import styled
-from unclip import load
 from unclip.data.batches import stack
 from unclip.data.reading import read_shards
+from unclip.models import load
 from unclip.pipeline.pipeline import Pipeline
 from unclip.stages import load_prior
 
 from .likelihood import shards_of
 
 
-def scores(drawn: Tensor, true: Tensor, chosen: float = 0.999999) -> tuple[float, float]:
+def scores(drawn: Tensor, true: Tensor, margin: float = 1e-6) -> tuple[float, float]:
     """The mean cosine of embeddings [N,D] to the true ones, and how often theirs is the nearest of all.
 
     Pictures that are the same count as one: what is as near as the true one, by a millionth, is it.
     """
     likeness = F.normalize(drawn, dim=-1) @ F.normalize(true, dim=-1).T  # [N, N]
     own = likeness.diagonal()
-    return own.mean().item(), (own >= likeness.amax(1) - (1 - chosen)).float().mean().item()
+    return own.mean().item(), (own >= likeness.amax(1) - margin).float().mean().item()
 
 
 def compare(

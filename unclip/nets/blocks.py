@@ -221,12 +221,12 @@ class Cache:
 
     pair: tuple[Tensor, Tensor] | None = None
 
-    def joined(self, *pair: Tensor) -> tuple[Tensor, Tensor]:
+    def joined(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """All of them, with those of the next positions at the end."""
         if self.pair is not None:
-            pair = tuple(torch.cat(parts, dim=1) for parts in zip(self.pair, pair, strict=True))
-        self.pair = pair
-        return pair
+            k, v = torch.cat([self.pair[0], k], dim=1), torch.cat([self.pair[1], v], dim=1)
+        self.pair = k, v
+        return self.pair
 
 
 class TransformerBlock(Unit):

@@ -44,6 +44,8 @@ class ARPriorTransformer(OfText):
     text and image, codes; the answer about a code is read one position before it.
     """
 
+    config: ARPriorConfig
+
     def __init__(self, config: ARPriorConfig):
         super().__init__()
         self.config = config

@@ -136,11 +136,11 @@ class ARPriorStageConfig(SavedConfig):
 
 def _prior_of_its_kind(values: object) -> object:
     """The configuration of the prior that ``kind`` names; of the diffusion prior where it names none."""
-    if not isinstance(values, Mapping):
+    if isinstance(values, SavedConfig):
         return values
-    kinds = {"prior": PriorStageConfig, "prior-ar": ARPriorStageConfig}
-    kind = values.get("kind", "prior")
-    if kind not in kinds:
+    kinds: dict[str, type[SavedConfig]] = {"prior": PriorStageConfig, "prior-ar": ARPriorStageConfig}
+    kind = values.get("kind", "prior") if isinstance(values, Mapping) else "prior"
+    if not isinstance(kind, str) or kind not in kinds:
         raise ValueError(f"kind is {' or '.join(kinds)}, not {kind}")
     return kinds[kind].model_validate(values)
 

@@ -18,7 +18,7 @@ STAGES: dict[str, type[AnyPrior] | type[Decoder]] = {**PRIORS, Decoder.kind(): D
 
 def load_stage(
     path: str | Path,
-    kind: str | None = None,  # "prior", "prior-ar" or "decoder"; None takes any
+    kind: str | None = None,  # a name in STAGES; None takes any
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> AnyPrior | Decoder:

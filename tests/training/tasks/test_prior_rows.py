@@ -22,7 +22,7 @@ from training.streams import Purpose, numbers, seed_of
 from training.tasks import prior_rows, start
 from training.tasks.prior_rows import RowsTask
 from training.tasks.recipes import PriorRecipe
-from unclip.config import ConfigError
+from unclip.config import ConfigError, parse_config
 from unclip.data.order import Order
 from unclip.stages import ARPrior, ARPriorStageConfig, Prior, PriorStageConfig
 
@@ -123,6 +123,22 @@ def test_codes_are_measured_on_the_first_captions_with_their_pictures(embedded):
         assert torch.equal(getattr(stage, name), getattr(wanted, name)), name
     few = task._pairs(9)
     assert all(torch.equal(part, whole[:9]) for part, whole in zip(few, pairs, strict=True))
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("stage, said", [
+    ({"kind": "diffusion"}, "stage: .*kind is prior or prior-ar, not diffusion"),
+    ({"kind": ["prior"]}, "stage: .*kind is prior or prior-ar, not "),
+    ({"kind": "prior-ar", "net": NET}, "stage.net.components: Field required"),
+    ({"net": {**NET, "components": 3}}, "stage.net.components: unknown key"),
+    (3, "stage: Input should be a valid dictionary"),
+])  # fmt: skip
+def test_a_recipe_is_of_the_prior_that_its_kind_names(stage, said):
+    values = {"data": {"shards": ["a"], "size": 8}, "train": {**SETTINGS, "out": "x"}, "stage": stage}
+    with pytest.raises(ConfigError, match=said):
+        parse_config(PriorRecipe, values)
+    recipe = parse_config(PriorRecipe, {**values, "stage": {"net": NET}})
+    assert isinstance(recipe.stage, PriorStageConfig)
 
 
 def test_another_seed_is_another_order_and_no_shuffling_is_none(embedded):
