@@ -213,9 +213,10 @@ def _call_prior(prior: AnyPrior, n: int) -> object:
         if sampling.guidance_scale != 1:
             inputs = {key: torch.cat([value, value]) for key, value in inputs.items()}
         codes = _whole(len(inputs["text"]))
-        return prior.network(codes[:, None].expand(-1, net.components), codes, **inputs)
+        return prior.network(codes[:, None].expand(-1, prior.config.net.components), codes, **inputs)
+    diffused = prior.config.sampling
     denoise = prior.denoise(
-        inputs, inputs, sampling.guidance_scale, sampling.guidance_rescale, sampling.threshold
+        inputs, inputs, diffused.guidance_scale, diffused.guidance_rescale, diffused.threshold
     )
     return denoise(torch.empty(n, net.embed_dim, device="meta"), _whole(n))
 

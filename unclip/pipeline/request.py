@@ -6,7 +6,7 @@ import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, SupportsIndex, Unpack
+from typing import TYPE_CHECKING, SupportsIndex, TypeVar, Unpack
 
 import torch
 from PIL import Image
@@ -17,9 +17,11 @@ from ..data.batches import shrink
 from ..diffusion.noise import fold
 from ..diffusion.samplers import Step
 from ..options import DEFAULTS, Asked, Options, checked_text
-from ..stages import ARPrior, Conditions, Decoder, Origin, Prior, Sampling
+from ..stages import ARPrior, ARSampling, Conditions, Decoder, Origin, Prior, Sampling, Stage
 from .canvas import Canvas, canvas_of
 from .prompts import Prompts
+
+S = TypeVar("S", Sampling, ARSampling, Sampling | ARSampling)
 
 if TYPE_CHECKING:
     from .model import Model
@@ -225,7 +227,9 @@ def _steps(model: Model, options: Options) -> None:
         raise ValueError(
             f"the prior of {model.name} predicts an embedding's components in turn, and takes no prior_steps"
         )
-    asked = [(prior, options.prior_steps)] if isinstance(prior, Prior) else []
+    asked: list[tuple[Stage, int | str | None]] = []
+    if isinstance(prior, Prior):
+        asked.append((prior, options.prior_steps))
     asked += [(model.decoder, options.steps)]
     for stage, steps in [*asked, *((stage, options.upsampler_steps) for stage in model.upsamplers)]:
         if stage is not None and steps is not None:
@@ -282,7 +286,7 @@ def sampling_of(model: Model, stage: Decoder, options: Options) -> Sampling:
     )
 
 
-def override(sampling: Sampling, **changes: object) -> Sampling:
+def override(sampling: S, **changes: object) -> S:
     """A stage's defaults with the changes that are not None."""
     return sampling.model_copy(update={k: v for k, v in changes.items() if v is not None})
 

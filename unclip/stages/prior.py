@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -79,6 +80,12 @@ class TextPrior(Whitened):
             blurred = embed + config.text_noise * embed.shape[1] ** -0.5 * noise
             left["text_embed"] = F.normalize(blurred, dim=-1)
         return left
+
+    def sample(
+        self, conditions: Conditions, noise: Noise, sampling: Any = None, null: Conditions | None = None
+    ) -> Tensor:
+        """Image embeddings [N,D]; sampling is of the prior's own kind."""
+        raise NotImplementedError
 
 
 class Prior(TextPrior, Stage):
