@@ -18,6 +18,7 @@ from ..diffusion.noise import fold
 from ..diffusion.samplers import Step
 from ..options import DEFAULTS, Asked, Options, checked_text
 from ..stages import Conditions, Decoder, Origin, Sampling
+from .blend import Blend, ImagePrompt, check_embed, mixture, seen
 from .canvas import Canvas, canvas_of
 from .prompts import Prompts
 
@@ -54,9 +55,11 @@ class Wish:
     options: Options = DEFAULTS
     classes: Tensor | None = None  # int64 [N], each picture's own; None = ``options.class_`` for all
     embed: Tensor | None = None  # [N,D], image embeddings; None = the prior's, if the model has one
+    blend: Blend | None = None  # of which image embeddings are mixed, the same for all
     start: Tensor | None = None  # [N,3,S,S], the decoder's noise, in place of the seeds'
     canvas: Canvas | None = None  # a picture to be inpainted, the same for all
     sketch: tuple[Tensor, float] | None = None  # a picture [1,3,S,S] to be drawn over, and how strongly
+    enlarge: int | None = None  # the upsampler from which on they alone draw, of a picture of the user's
     progress: Progress | None = None
     watch: Watch | None = None
     text: Prompts | None = None  # the texts, encoded
@@ -99,18 +102,28 @@ def wish_of(
     image: Image.Image | str | Path | None = None,
     mask: Image.Image | str | Path | None = None,
     image_embed: Tensor | None = None,
+    image_prompt: ImagePrompt | None = None,
+    wordless: bool = False,
     progress: Progress | None = None,
     watch: Watch | None = None,
     **options: Unpack[Asked],
 ) -> Wish:
     """All pictures that a call asks for, prompt by prompt; the arguments are those of ``generate``.
 
+    wordless: no prompt is needed, as where there is an image_embed or an image_prompt.
+
     Raises ``ValueError`` for whatever the model cannot do, or nobody could.
     """
     if image_embed is not None:
-        _check_embed(model, image_embed)
-    alone = image_embed is not None and prompt is None
-    prompts: list[str | None] = [None] * len(image_embed) if image_embed is not None else []
+        check_embed(model, image_embed)
+    parts: list[tuple[Image.Image | str | None, float]] = []
+    if image_prompt is not None:
+        if image_embed is not None:
+            raise ValueError("image_prompt and image_embed are the same to the decoder: give one of them")
+        prompt, parts = mixture(model, image_prompt, prompt)
+        prompts_of(model, [part for part, _ in parts if isinstance(part, str)])
+    alone = prompt is None and (wordless or image_embed is not None or bool(parts))
+    prompts: list[str | None] = [None] * (1 if image_embed is None else len(image_embed))
     if not alone:
         prompts = prompts_of(model, prompt)
     settings = parse_config(Options, options, source="the call")
@@ -127,7 +140,7 @@ def wish_of(
     seed, n = integer("seed", seed), integer("n", n, 1)
     if n * len(prompts) > MOST:
         raise ValueError(f"{n * len(prompts):,} pictures are more than one call draws ({MOST:,}); ask again")
-    if alone and (settings.negative_prompt or settings.clip_guidance_scale):
+    if alone and (settings.negative_prompt and not parts or settings.clip_guidance_scale):
         raise ValueError("negative_prompt and clip_guidance_scale are of words, and there is no prompt")
     if image_embed is not None:
         image_embed = image_embed.to(model.device, torch.float32).repeat_interleave(n if alone else 1, dim=0)
@@ -140,23 +153,12 @@ def wish_of(
         seeds=[fold(seed, k) for k in range(n)] * len(prompts),
         texts=texts if model.takes_prompt and not alone else None,
         embed=image_embed,
+        blend=seen(model, parts) if parts else None,
         options=settings,
         canvas=None if image is None or mask is None else canvas_of(image, mask),
         progress=progress,
         watch=watch,
     )
-
-
-def _check_embed(model: Model, embed: Tensor) -> None:
-    """Raises ``ValueError`` for what are no image embeddings [N,D] that the model takes."""
-    width = len(model.decoder.embed_mean)
-    if not model.decoder.takes_image:
-        raise ValueError(f"the model {model.name} takes no image_embed: its decoder knows none")
-    if not isinstance(embed, Tensor) or embed.dim() != 2 or embed.shape[1] != width:
-        shape = list(embed.shape) if isinstance(embed, Tensor) else type(embed).__name__
-        raise ValueError(f"image_embed must be a tensor [N,{width}], not {shape}")
-    if not embed.isfinite().all():
-        raise ValueError("image_embed holds numbers that are infinite or none")
 
 
 def prompts_of(model: Model, prompt: str | Sequence[str] | None) -> list[str | None]:
@@ -189,8 +191,7 @@ def check_request(model: Model, options: Options) -> None:
                     f"the model {model.name} knows no picture without a class: ask for one "
                     f"of 0 to {classes - 1} (class_, or --class)"
                 )
-    sees = model.guide is not None or model.clip is not None and model.clip.image_size is not None
-    if options.clip_guidance_scale and not (model.takes_prompt and sees):
+    if options.clip_guidance_scale and not (model.takes_prompt and (model.sees or model.guide is not None)):
         raise ValueError(
             f"the model {model.name} holds no CLIP that knows pictures, which clip_guidance_scale needs"
         )

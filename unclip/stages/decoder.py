@@ -168,13 +168,18 @@ class Decoder(Stage):
             raise ValueError("this decoder is no upsampler: it has no low_res")
         return self.config.low_res
 
+    @property
+    def factor(self) -> int:
+        """By which an upsampler enlarges."""
+        return self.size // self._low_res.size
+
     def corrupt(self, low_res: Tensor, generator: Random = None) -> Tensor:
         """Training only: blur the small picture and add noise, so that the upsampler mends both."""
         return corrupt(low_res, self._low_res, generator)
 
     def enlarge(self, low_res: Tensor) -> Tensor:
-        """[N,3,s,s] -> [N,3,f*s,f*s]; f is the stage's factor (crops pass too)."""
-        return enlarge(low_res, self._low_res, self.size // self._low_res.size)
+        """[N,3,s,s] -> [N,3,f*s,f*s]; f is the stage's ``factor`` (crops pass too)."""
+        return enlarge(low_res, self._low_res, self.factor)
 
     def to_data(self, picture: Tensor, conditions: Conditions) -> Tensor:
         """Picture in [-1,1] -> what the process diffuses (itself, or the scaled residual)."""
