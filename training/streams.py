@@ -11,7 +11,7 @@ from enum import IntEnum
 
 import torch
 
-from unclip.diffusion.noise import Noise, fold
+from unclip.diffusion.noise import Counted, Noise, fold
 
 
 class Purpose(IntEnum):
@@ -34,5 +34,6 @@ def seed_of(seed: int, purpose: Purpose, number: int) -> int:
 
 
 def streams(seed: int, purpose: Purpose, pictures: range, device: str | torch.device = "cpu") -> Noise:
-    """The streams of ``pictures``, drawn on ``device`` itself: there are too many numbers to carry over."""
-    return Noise([seed_of(seed, purpose, number) for number in pictures], device, drawn_on=device)
+    """The streams of ``pictures``. A GPU draws its own: there are too many numbers to carry over."""
+    kind = Noise if torch.device(device).type == "cpu" else Counted
+    return kind([seed_of(seed, purpose, number) for number in pictures], device)

@@ -159,7 +159,7 @@ def test_pictures_of_any_mode_are_upright(tmp_path):
     ({"prompt": {"a cat": 1}}, "a prompt must be text, not {'a cat': 1}"),
     ({"progress": 5}, "progress must be a function, not 5"),
     ({"watch": "x"}, "watch must be a function, not 'x'"),
-    ({"image": "nothing.png", "mask": "nothing.png"}, "cannot inpaint"),
+    ({"image": "nothing.png", "mask": "nothing.png"}, "there is no file nothing.png"),
 ])  # fmt: skip
 def test_arguments_of_python_have_one_rule_each(monkeypatch, options, said):
     model = tiny_pipeline()

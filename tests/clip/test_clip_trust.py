@@ -288,25 +288,6 @@ def test_weights_that_are_cut_or_something_else_are_refused(change, said, folder
         load_clip(folder)
 
 
-@pytest.mark.parametrize("content, said", [
-    (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
-    (b"<!DOCTYPE html><html>404</html>", "a page of the web"),
-    (b"", "it is empty"),
-])  # fmt: skip
-@pytest.mark.parametrize(
-    "name", ["config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"]
-)
-def test_what_stands_in_the_place_of_a_file_of_others_is_named(name, content, said, tmp_path):
-    of_transformers(tmp_path / "theirs")
-    (tmp_path / "theirs" / name).write_bytes(content)
-    with pytest.raises(CheckpointError, match=f"{name} cannot be read: .*{said}"):
-        load_clip(tmp_path / "theirs")
-    for name in ("weights.pt", "weights.safetensors"):
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(CheckpointError, match=f"{name} cannot be read: .*{said}"):
-            load_clip(f"open_clip:RN50@{tmp_path / name}")
-
-
 def test_identities_are_compared_by_weights_or_by_name():
     assert same_weights("a#01", "b#01") and not same_weights("a#01", "a#02")
     assert same_weights("a", "a#01") and same_weights("a#01", "a") and same_weights("a", "a")

@@ -4,22 +4,55 @@ import numpy as np
 import pytest
 import torch
 
-from unclip.diffusion.noise import Noise, fold
+from unclip.diffusion.noise import Counted, Noise, fold, philox
 from unclip.diffusion.timesteps import uniform
 
 
-def test_a_pictures_noise_does_not_depend_on_its_batch():
-    together, alone = Noise([5, 7, 9]), Noise([7])
-    for shape in ((3, 4, 4), (2,)):
+@pytest.mark.parametrize("kind", [Noise, Counted])
+def test_a_pictures_noise_does_not_depend_on_its_batch(kind):
+    together, alone = kind([5, 7, 9]), kind([7])
+    for shape in ((3, 4, 4), (2,), ()):
         assert torch.equal(together(shape)[1:2], alone(shape))
-    assert len(together) == 3
+        assert torch.equal(together.uniform(shape)[1:2], alone.uniform(shape))
+    assert len(together) == 3 and together((3, 4, 4)).shape == (3, 3, 4, 4)
 
 
-def test_noise_is_normal_and_new_at_every_call():
-    noise = Noise(range(8))
+@pytest.mark.parametrize("kind", [Noise, Counted])
+def test_noise_is_normal_and_new_at_every_call(kind):
+    noise = kind(range(8))
     first, second = noise((1000,)), noise((1000,))
     assert not torch.equal(first, second) and len({float(x) for x in first[:, 0]}) == 8
     assert abs(float(first.mean())) < 0.05 and abs(float(first.std()) - 1) < 0.05
+
+
+def test_counted_numbers_have_the_moments_of_their_law():
+    noise = Counted(range(16))
+    normal, even = noise((3, 100, 100)).double(), noise.uniform((3, 100, 100)).double()
+    for power, moment in ((1, 0), (2, 1), (3, 0), (4, 3), (6, 15)):
+        assert abs((normal**power).mean() - moment) < 0.02 * 3**power  # of half a million
+    assert abs(torch.corrcoef(normal.flatten(1)) - torch.eye(16)).max() < 0.03
+    for shift in (1, 7500, 15000):  # a pair's two numbers lie half a draw apart
+        assert abs((normal.flatten(1) * normal.flatten(1).roll(shift, 1)).mean()) < 0.01
+    assert even.min() >= 0 and even.max() < 1 and abs(even.mean() - 0.5) < 0.003
+    assert abs(even.var() - 1 / 12) < 0.001
+
+
+@pytest.mark.parametrize(
+    "counter, key, words",
+    [
+        ("00000000" * 4, "00000000" * 2, "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+        ("ffffffff" * 4, "ffffffff" * 2, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+        ("243f6a8885a308d313198a2e03707344", "a4093822299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+    ],
+)
+def test_philox_gives_the_known_answers(counter, key, words):
+    """Those that come with the paper's own code."""
+
+    def column(text):
+        text = text.replace(" ", "")
+        return torch.tensor([int(text[i : i + 8], 16) for i in range(0, len(text), 8)])[:, None]
+
+    assert torch.equal(philox(column(counter), column(key)), column(words))
 
 
 def test_fold_is_stable_and_tells_its_numbers_apart():

@@ -9,6 +9,8 @@ from runs import forget, saved
 
 from training.clip.__main__ import main
 
+NOISED = """{net: {embed_dim: 8, image: {width: 16, layers: 1, heads: 2}, image_size: 16, patch_size: 4,
+  timesteps: 50, text: {width: 16, layers: 1, heads: 2}, vocab_size: 49408, length: 12}}"""
 MODEL = """{embed_dim: 8, vision_cfg: {image_size: 16, patch_size: 4, width: 16, layers: 1, head_width: 8,
   patch_dropout: 0.25}, text_cfg: {context_length: 12, width: 16, layers: 1, heads: 2}}"""
 RECIPE = f"""

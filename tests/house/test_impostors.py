@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from clips import of_transformers
 from shards import encoded, noise
 
 from training.data.embeddings import MANIFEST, Embeddings
@@ -16,6 +17,8 @@ from training.shards.prepare import Options
 from training.shards.sources import items_of
 from training.tasks.recipes import PictureRecipe
 from unclip.batch.lines import read_prompts
+from unclip.checkpoint import CheckpointError
+from unclip.clip import load_clip
 from unclip.config import load_config
 from unclip.data.tars import index
 from unclip.data.writing import ShardWriter
@@ -80,3 +83,22 @@ def test_in_a_folder_and_in_shards_it_is_no_picture_and_no_caption(tmp_path, sai
     report = look([str(tmp_path / "shards" / "train-000000.tar")])
     assert [problem.key for problem in report.problems] == ["a", "b"]
     assert all(words in problem.reason for problem in report.problems)
+
+
+@pytest.mark.parametrize("content, said", [
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+    (b"<!DOCTYPE html><html>404</html>", "a page of the web"),
+    (b"", "it is empty"),
+])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"]
+)
+def test_what_stands_in_the_place_of_a_file_of_others_is_named(name, content, said, tmp_path):
+    of_transformers(tmp_path / "theirs")
+    (tmp_path / "theirs" / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{name} cannot be read: .*{said}"):
+        load_clip(tmp_path / "theirs")
+    for name in ("weights.pt", "weights.safetensors"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(CheckpointError, match=f"{name} cannot be read: .*{said}"):
+            load_clip(f"open_clip:RN50@{tmp_path / name}")

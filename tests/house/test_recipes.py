@@ -155,16 +155,30 @@ def size_of(file: str) -> int:
 SMALL = [file for file in TRAINED if size_of(file) < LARGE]
 
 
+DRAWINGS = {  # of every category and style that a recipe emphasises
+    "fish": ("animals and nature", "animal marine", "flat"),
+    "tropical fish": ("animals and nature", "animal marine", "gradient"),
+    "blowfish": ("food and drink", "food marine", "old noto"),
+    "shark": ("symbols", "other symbol", "firefox"),
+    "cat": ("smileys and emotion", "cat face", "flat"),
+    "dog": ("people and body", "person role", "flat"),
+    "clock": ("travel and places", "time", "flat"),
+    "house": ("objects", "household", "flat"),
+    "white flag": ("flags", "flag", "flat"),
+    "ball": ("activities", "sport", "flat"),
+}
+
+
 @pytest.fixture(scope="module")
 def material(tmp_path_factory) -> Path:
     """A shard of a few pictures, "few-000000.tar", and an untrained CLIP for the icons, "clip"."""
     folder = tmp_path_factory.mktemp("material")
-    names = ["fish", "tropical fish", "blowfish", "shark", "cat", "dog", "red car", "house"]
     with ShardWriter(folder, "few") as writer:
-        for number, name in enumerate(names):
+        for number, (name, marks) in enumerate(DRAWINGS.items()):
             picture = Image.effect_noise((64, 64), 60 + number).convert("RGBA")
             picture.putalpha(Image.radial_gradient("L").resize((64, 64)))
-            record = json.dumps({"name": name, "caption": name, "class": number})
+            kind = dict(zip(("category", "subcategory", "style"), marks, strict=True))
+            record = json.dumps({"name": name, "caption": name, "class": number, **kind})
             writer.write(
                 f"{number:03d}", {"png": encoded(picture), "txt": name.encode(), "json": record.encode()}
             )

@@ -157,6 +157,7 @@ def test_what_is_measured_is_chosen_by_the_seed_and_limit(monkeypatch):
             told.setdefault("judged", []).append(args)
             or {
                 "clip": "c",
+                "caution": "few",
                 "names": 3,
                 "rows": {},
                 "r1_of_ceiling": 0.5,
@@ -193,6 +194,7 @@ def test_what_is_measured_is_chosen_by_the_seed_and_limit(monkeypatch):
     )
     said = evaluate.table(report)
     assert "(decoder alone, from their real embeddings)" in said and "50% by j" in said
+    assert said.count("few") == 1
     report["judges"]["j"]["r1_of_ceiling"] = None
     assert "none to speak of by j" in evaluate.table({**report, "decoder_only": False})
     assert "decoder alone" not in evaluate.table({**report, "decoder_only": False})

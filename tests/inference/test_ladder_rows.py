@@ -81,6 +81,12 @@ def test_the_ladder_measures_likelihood_with_all_that_the_model_reads_captions_w
     assert table.row(ladder.Entry.parse("some:steps=3"))["steps"] == 3
 
 
+class Features(tuple):
+    """(judge, device, N) in the place of features [N,4]."""
+
+    shape = property(lambda self: (self[2], 4))
+
+
 @pytest.mark.parametrize("device", [None, "meta"])
 def test_all_rows_are_held_to_the_same_pictures(monkeypatch, device):
     told, where = {}, torch.device(device or default_device())
@@ -102,7 +108,9 @@ def test_all_rows_are_held_to_the_same_pictures(monkeypatch, device):
             image=torch.tensor([[sample["number"], size] for sample in samples], device="cpu")
         ),
     )
-    monkeypatch.setattr(ladder, "seen", lambda features, pictures: (features, pictures.device, len(pictures)))
+    monkeypatch.setattr(
+        ladder, "seen", lambda features, pictures: Features((features, pictures.device, len(pictures)))
+    )
     monkeypatch.setattr(ladder.metrics, "frechet_distance", lambda real, known: (real, known))
     monkeypatch.setattr(ladder.Comparison, "row", lambda self, entry: (self, entry))
     report = ladder.measure(
@@ -117,6 +125,7 @@ def test_all_rows_are_held_to_the_same_pictures(monkeypatch, device):
     common = ladder.Comparison(pictures[:3], 4, real, "features", where, 5, 6, 7, 2)
     assert report["rows"] == [(common, "one"), (common, "two")] and report["floor"] == (real, known)
     assert (report["n"], report["heldout"], report["judge"], report["seed"]) == (5, 3, "j", 7)
+    assert report["caution"].startswith("A Fréchet distance of 3 pictures in 4 dimensions")
     assert report["where"] == f"{where}, {torch.get_num_threads()} threads, 6 at a time"
 
 

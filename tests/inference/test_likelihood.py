@@ -167,7 +167,7 @@ def run(tmp_path, capsys):
 
     def command(*words: object) -> tuple[int, str, dict]:
         file = tmp_path / "bits.json"
-        code = likelihood.main(["--json", str(file), "--device", "cpu", *map(str, words)])
+        code = likelihood.main(["--json", str(file), "--overwrite", "--device", "cpu", *map(str, words)])
         out, err = capsys.readouterr()
         return code, out if code == 0 else err, json.loads(file.read_text()) if file.exists() else {}
 

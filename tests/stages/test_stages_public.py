@@ -162,7 +162,7 @@ def test_a_guide_shifts_the_mean_as_publicly():
     )
     told = stage.conditions(2, **tokens(2))
     ours = last(stage.sample(told, Same([5, 6]), climb=climb)).x
-    torch.testing.assert_close(ours, public, atol=1e-4, rtol=0)
+    torch.testing.assert_close(ours, public, atol=5e-4, rtol=0)
     assert seen == [111 * k + 1 for k in range(9, -1, -1)]
     assert (ours - last(stage.sample(told, Same([5, 6]))).x).abs().max() > 0.1
     score = stage.config.sampling.model_copy(update={"gradient": "score"})

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from unclip.config import ConfigError
-from unclip.data.batches import Batch, shrink
+from unclip.data.batches import Batch, floats, shrink
 from unclip.data.images import grid
 from unclip.diffusion.noise import Noise, Random
 from unclip.pipeline.conditions import conditions_of
@@ -80,7 +80,7 @@ class PictureTask:
 
     def examples(self, batch: Batch, source: Random = None) -> Examples:
         """One batch; with random numbers the low-resolution picture is corrupted, as in training."""
-        picture = batch.image.to(self.device)
+        picture = floats(batch.pixels.to(self.device))  # bytes are quicker to carry over
         low_res, config = None, self.stage.config.low_res
         if config is None:
             picture = shrink(picture, self.stage.size)

@@ -68,21 +68,14 @@ def draw(args: argparse.Namespace) -> Path:
     default = Path(f"{words(args.prompt or args.model)}.png")
     output = args.output or (default if args.overwrite else cli.unused(default))
     _check_files(args, output)
-    image, mask = (None if file is None else opened(file) for file in (args.image, args.mask))
+    files = {"image": args.image, "mask": args.mask}
+    more: dict[str, Any] = {name: opened(file) for name, file in files.items() if file is not None}
     pipeline = cli.loaded(args)
     frames: list[Step] = []
-    watching: dict[str, Any] = {}
     if args.strip:
-        watching = {"watch": frames.append, "batch_size": args.n}  # one batch: a strip of every picture
+        more |= {"watch": frames.append, "batch_size": args.n}  # one batch: a strip of every picture
     drawn = pipeline.generate(
-        args.prompt,
-        n=args.n,
-        seed=args.seed,
-        **options_from(args),
-        image=image,
-        mask=mask,
-        **watching,
-        progress=cli.progress(),
+        args.prompt, n=args.n, seed=args.seed, **options_from(args), **more, progress=cli.progress()
     )
     save_png(cli.sheet(drawn) if isinstance(drawn, list) else drawn, output)
     if args.strip:

@@ -30,7 +30,7 @@ def conditions_of(
     Raises ``ConfigError`` if the pictures have no class, or one that the stage does not know.
     """
     samples = BatchSamples(stage, clip, batch, low_res, tokenizer, picture)
-    return stage.conditions_of(samples, len(batch.image))
+    return stage.conditions_of(samples, len(batch.pixels))
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -171,9 +171,10 @@ class Drawing(Model):
     ) -> Tensor:
         """A stage's pictures [N,3,S,S] in [-1,1], with what is known of them in its place."""
         origin = origin_of(self, stage, wish, conditions)
+        more: dict[str, Any] = {} if origin is None else {"origin": origin}
         watch = wish.watch if stage is self.decoder or wish.enlarge is not None else None
         with self._autocast():
-            steps = stage.sample(conditions, noise, sampling, null, objective, climb, origin)
+            steps = stage.sample(conditions, noise, sampling, null, objective, climb, **more)
             x = _walk(steps, name, stage.count(sampling, origin), wish.progress, watch)
         picture = stage.to_picture(_sound(x, name, stage), conditions)
         return picture if wish.canvas is None else put_back(picture, wish.canvas.known(picture))

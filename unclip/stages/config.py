@@ -35,7 +35,7 @@ ScheduleName = Annotated[str, _entry_of(SCHEDULES, "schedule")]
 # 24, "10,10,3,2,2", "ddim25" or "fast27"
 Steps = Annotated[Timesteps | Annotated[str, Field(max_length=1000)], BeforeValidator(parse_steps)]
 # Shares of noise, low and high: 0.2,0.8
-Interval = Annotated[tuple[float, float], BeforeValidator(parse_interval)]
+Interval = Annotated[tuple[Chance, Chance], BeforeValidator(parse_interval)]
 
 
 class Process(Config):

@@ -4,11 +4,15 @@ import json
 
 import pytest
 import torch
-from clip_runs import MODEL, state, train
+from clip_runs import MODEL, NOISED, state, train
 from clips import byte_pair_tokenizer
 
+from training.clip import trainer as program
+from training.clip.recipe import ClipRecipe
 from training.programs import run
 from unclip.clip import build_clip, load_clip, save_clip
+from unclip.config import load_config
+from unclip.nets.blocks import Unit
 
 
 @pytest.fixture
@@ -95,3 +99,18 @@ def test_what_could_not_be_loaded_again_is_refused_at_the_start(recipe, tmp_path
         run(lambda: train(path))
     assert "cannot be saved as a folder here" in capsys.readouterr().err
     assert not (tmp_path / "run/images").exists()
+
+
+@pytest.mark.parametrize("kind", ["noised", "own_model", "library_model", "hub_model"])
+def test_checkpointing_reaches_every_kind_of_tower(kind, request, recipe):
+    """Our own blocks, or as the library has it that the model comes from."""
+    what = f"noised: {NOISED}" if kind == "noised" else f"start: {request.getfixturevalue(kind)}"
+    clip = program.model_of(load_config(ClipRecipe, recipe("run", what)))
+    program._checkpoint(clip)
+    if kind == "hub_model":
+        assert clip.towers.model.is_gradient_checkpointing
+    elif kind == "library_model":
+        assert clip.towers.model.visual.transformer.grad_checkpointing
+    else:
+        units = [module.checkpointing for module in clip.modules() if isinstance(module, Unit)]
+        assert units and all(units)

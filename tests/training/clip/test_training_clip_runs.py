@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from clip_runs import MODEL, state, train
+from clip_runs import MODEL, NOISED, state, train
 from processes import Processes
 from runs import equal, forget, saved
 
@@ -22,10 +22,6 @@ from training.data.source import Source
 from training.run.guard import NotFinite
 from unclip.config import ConfigError, load_config
 from unclip.guides.noised_clip import load_noised_clip
-from unclip.nets.blocks import Unit
-
-NOISED = """{net: {embed_dim: 8, image: {width: 16, layers: 1, heads: 2}, image_size: 16, patch_size: 4,
-  timesteps: 50, text: {width: 16, layers: 1, heads: 2}, vocab_size: 49408, length: 12}}"""
 
 
 class Interrupted:
@@ -93,21 +89,6 @@ def test_checkpointing_changes_nothing_but_memory(recipe, tmp_path):
     for name, how in (("kept", "false"), ("again", "true")):
         train(recipe(name), "images.samples=16", f"checkpointing={how}")
     assert equal(state(tmp_path / "kept"), state(tmp_path / "again"))
-
-
-@pytest.mark.parametrize("kind", ["noised", "own_model", "library_model", "hub_model"])
-def test_checkpointing_reaches_every_kind_of_tower(kind, request, recipe):
-    """Our own blocks, or as the library has it that the model comes from."""
-    what = f"noised: {NOISED}" if kind == "noised" else f"start: {request.getfixturevalue(kind)}"
-    clip = program.model_of(load_config(ClipRecipe, recipe("run", what)))
-    program._checkpoint(clip)
-    if kind == "hub_model":
-        assert clip.towers.model.is_gradient_checkpointing
-    elif kind == "library_model":
-        assert clip.towers.model.visual.transformer.grad_checkpointing
-    else:
-        units = [module.checkpointing for module in clip.modules() if isinstance(module, Unit)]
-        assert units and all(units)
 
 
 def test_what_changed_is_said_or_refused(recipe, tmp_path, capsys):
