@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Part = Picture | tuple[Picture, float]
 ImagePrompt = Part | Sequence[Part]
-"""A picture, its file or a text; with a weight as a pair; or several."""
+"""A picture, its file or a text; with a weight as a pair; or a list of several."""
 ROUNDS, CLOSE = 100, 1e-9  # of the mean on a sphere, and the angle that is none
 
 
@@ -112,7 +112,7 @@ def seen(model: Model, parts: Sequence[tuple[Image.Image | str | None, float]]) 
 
 
 def _weighted(image_prompt: ImagePrompt) -> list[tuple[Image.Image | str | None, float]]:
-    several = isinstance(image_prompt, list | tuple) and not _is_pair(image_prompt)
+    several = isinstance(image_prompt, list) or isinstance(image_prompt, tuple) and not _is_pair(image_prompt)
     parts: list[tuple[Image.Image | str | None, float]] = []
     for one in image_prompt if several else [image_prompt]:
         part, weight = one if _is_pair(one) else (one, 1.0)

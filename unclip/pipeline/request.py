@@ -63,9 +63,7 @@ class Wish:
     progress: Progress | None = None
     watch: Watch | None = None
     text: Prompts | None = None  # the texts, encoded
-    unwanted: tuple[Prompts | None, Tensor | None] | None = (
-        None  # what guidance moves away from, and its embed
-    )
+    unwanted: tuple[Prompts | None, Tensor | None] | None = None  # what guidance moves away from, its embed
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -149,13 +147,14 @@ def wish_of(
                 f"{n * len(prompts)} pictures need as many rows of image_embed, not {len(image_embed)}"
             )
     texts = [text for text in prompts if text is not None for _ in range(n)]
+    canvas = None if image is None or mask is None else canvas_of(image, mask)
     return Wish(
         seeds=[fold(seed, k) for k in range(n)] * len(prompts),
         texts=texts if model.takes_prompt and not alone else None,
         embed=image_embed,
         blend=seen(model, parts) if parts else None,
         options=settings,
-        canvas=None if image is None or mask is None else canvas_of(image, mask),
+        canvas=canvas,
         progress=progress,
         watch=watch,
     )
