@@ -87,20 +87,15 @@ class Drawing(Model):
     @torch.no_grad()
     def decode(self, wish: Wish) -> Tensor:
         """The decoder's pictures [N,3,S,S] in [-1,1] of a batch, as ``understood`` gives it."""
-        stage, options, unwanted = self.decoder, wish.options, wish.unwanted
+        stage, options = self.decoder, wish.options
         sampling = sampling_of(self, stage, options)
         classes = classes_of(self, wish)
-        if unwanted is None and stage.config.null_text == "empty":
-            unwanted = (None if wish.text is None else self._no_text(wish.text), None)
-        noise, null = Noise(wish.seeds, self.device), None
+        noise = Noise(wish.seeds, self.device)
         if wish.start is not None:
             noise = Begun(wish.start / sampling.noise_scale, wish.seeds, self.device)
         with self._at_work(stage, *guiding(self, classes, options)):
             conditions = self._conditions(stage, wish, classes)
-            if unwanted is not None and sampling.guidance_scale != 1:
-                text, embed = unwanted
-                away = replace(wish, text=text, embed=embed)
-                null = self._conditions(stage, away, None if stage.config.drop_class else classes)
+            null = None if sampling.guidance_scale == 1 else self._null(stage, wish, classes)
             with self._autocast(text=True):
                 objective, climb = guides(self, wish.text, classes, options)
             return self._paint(stage, "decoder", wish, conditions, noise, sampling, null, objective, climb)
@@ -183,6 +178,16 @@ class Drawing(Model):
         self, stage: Decoder, wish: Wish, classes: Tensor | None, low_res: Tensor | None = None
     ) -> Conditions:
         return self.conditions(stage, len(wish), wish.embed, wish.text, low_res, classes, wish.canvas)
+
+    def _null(self, stage: Decoder, wish: Wish, classes: Tensor | None) -> Conditions | None:
+        """What guidance moves away from; None = nothing at all, as the stage has learned it."""
+        unwanted = wish.unwanted
+        if unwanted is None and stage.config.null_text == "empty":
+            unwanted = (None if wish.text is None else self._no_text(wish.text), None)
+        if unwanted is None:
+            return None
+        away = replace(wish, text=unwanted[0], embed=unwanted[1])
+        return self._conditions(stage, away, None if stage.config.drop_class else classes)
 
     def embed_prompt(
         self,

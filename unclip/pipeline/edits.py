@@ -227,10 +227,10 @@ def inverted(pipeline: Drawing, wish: Wish, picture: Tensor) -> Tensor:
     stage = pipeline.decoder
     sampling = sampling_of(pipeline, stage, wish.options)
     with pipeline._at_work(stage), pipeline._autocast():
-        conditions = pipeline._conditions(stage, wish, classes_of(pipeline, wish))
-        denoise = stage.denoise(
-            conditions, stage.null(conditions), sampling.guidance_scale, **sampling.of_guidance
-        )
+        classes = classes_of(pipeline, wish)
+        conditions = pipeline._conditions(stage, wish, classes)
+        null = pipeline._null(stage, wish, classes) or stage.null(conditions)
+        denoise = stage.denoise(conditions, null, sampling.guidance_scale, **sampling.of_guidance)
         x0 = stage.to_data(shrink(picture, stage.size), conditions)
         *_, last = invert(denoise, stage.schedule, x0, stage.levels(sampling)[::-1])
     return last.x
