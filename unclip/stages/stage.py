@@ -112,8 +112,9 @@ class Stage(Saved):
             start = diffuse(origin.picture, start, self.schedule.at(levels[0]))
         if origin.known is None:
             return sample(start, levels)
-        kept = origin.known, origin.resamplings
-        return repaint(sample, self.schedule, start, levels, noise, origin.picture, *kept)
+        return repaint(
+            sample, self.schedule, start, levels, noise, origin.picture, origin.known, origin.resamplings
+        )
 
     def levels(self, sampling: Sampling, origin: Origin | None = None) -> list[int]:
         """The levels that sampling visits, from noise (or from those of ``origin``) down to 0."""
