@@ -218,6 +218,22 @@ def test_what_cannot_be_edited(pipeline, picture, monkeypatch, options, said):
 
 
 @pytest.mark.attack
+@pytest.mark.parametrize("options, said", [
+    ({"b": "missing.png"}, "there is no file missing.png"),
+    ({"b": 7}, "a picture is one of PIL"),
+    ({"b": " "}, "the prompt is empty"),
+    ({"n": 1}, "n must be at least 2"),
+    ({"mask": "missing.png"}, "to interpolate takes no mask"),
+    ({"image_prompt": "a dog"}, "to interpolate takes no image_prompt"),
+    ({"stairs": 5}, "to interpolate takes no stairs"),
+])  # fmt: skip
+def test_between_what_there_is_no_way(pipeline, picture, monkeypatch, options, said):
+    monkeypatch.setattr(edits, "inverted", lambda *_: pytest.fail("work has begun"))
+    with pytest.raises(ValueError, match=re.escape(said)):
+        pipeline.interpolate(**{"a": picture, "b": "a dog", **options})
+
+
+@pytest.mark.attack
 @pytest.mark.parametrize("embed, said", [
     (torch.zeros(2, 3), "image_embed must be a tensor [N,"),
     (torch.zeros(3), "image_embed must be a tensor [N,"),

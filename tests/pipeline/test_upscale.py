@@ -230,6 +230,8 @@ def test_the_shipped_model_upscales_without_a_seam():
     ({"negative_prompt": "a dog"}, "negative_prompt"),
     ({"sampler": "euler"}, "sampler"),
     ({"class_": 1}, "takes no class"),
+    ({"image_prompt": "a dog"}, "to upscale takes no image_prompt"),
+    ({"mask": Image.new("L", (16, 16))}, "to upscale takes no mask"),
 ])  # fmt: skip
 def test_what_cannot_be_upscaled(monkeypatch, options, said):
     monkeypatch.setattr(Pipeline, "upsample", lambda *_, **__: pytest.fail("work has begun"))

@@ -23,6 +23,7 @@ from ..data.pictures import flatten, square
 from ..diffusion.noise import Noise
 from ..diffusion.samplers import invert
 from ..options import DEFAULTS
+from .blend import ImagePrompt
 from .canvas import Picture, end_of, fitted, opened
 from .drawing import Drawing
 from .prompts import needed
@@ -70,7 +71,9 @@ def interpolate(
     """See ``Pipeline.interpolate``."""
     n = integer("n", n, 2)
     wish = _wish(pipeline, "interpolate", options, n, seed)
-    ends = [_end(pipeline, one, wish.rows([0]), seed) for one in (a, b)]
+    starts = [end_of(one) for one in (a, b)]
+    prompts_of(pipeline, [one for one in starts if isinstance(one, str)])
+    ends = [_end(pipeline, one, wish.rows([0]), seed) for one in starts]
     shares = torch.linspace(0, 1, n, dtype=torch.float64).tolist()
     embed, start = (torch.cat([slerp(x, y, share) for share in shares]) for x, y in zip(*ends, strict=True))
     wish = replace(wish, seeds=[wish.seeds[0]] * n, embed=embed, start=start)
@@ -91,8 +94,8 @@ def edit(
     """See ``Pipeline.edit``."""
     strength, n = _share("strength", strength), integer("n", n, 1)
     wish = _wish(pipeline, "edit", options, n, seed)
-    difference = text_difference(pipeline, source, target)
     image = fitted(picture, pipeline.size).to(pipeline.device)
+    difference = text_difference(pipeline, source, target)
     embed = pipeline.encode_image(image)
     start = inverted(pipeline, replace(wish.rows([0]), embed=embed), image)
     towards = embed.norm(dim=-1, keepdim=True) * difference
@@ -110,11 +113,13 @@ def redraw(
     n: int,
     seed: int,
     batch_size: int,
+    image_prompt: ImagePrompt | None,
     **options: Unpack[Followed],
 ) -> list[Image.Image]:
     """See ``Pipeline.redraw``."""
     strength = _share("strength", strength)
-    wish = wish_of(pipeline, prompt, n=n, seed=seed, **options)
+    _no_more("redraw", options)
+    wish = wish_of(pipeline, prompt, n=n, seed=seed, image_prompt=image_prompt, **options)
     sketch = square(opened(picture), pipeline.size)
     if strength == 0:
         return [sketch.copy() for _ in range(len(wish))]
@@ -133,6 +138,7 @@ def upscale(
 ) -> Image.Image:
     """See ``Pipeline.upscale``."""
     most = integer("batch_size", batch_size, 1)
+    _no_more("upscale", options)
     wish = wish_of(pipeline, prompt, seed=seed, wordless=True, **options)
     if len(wish) != 1:
         raise ValueError(f"a picture is upscaled by one prompt or none, not by {len(wish)}")
@@ -207,9 +213,8 @@ def text_difference(pipeline: Drawing, source: str, target: str) -> Tensor:
     return F.normalize(difference, dim=-1)
 
 
-def _end(pipeline: Drawing, end: Picture, wish: Wish, seed: int) -> tuple[Tensor, Tensor]:
+def _end(pipeline: Drawing, end: Image.Image | str, wish: Wish, seed: int) -> tuple[Tensor, Tensor]:
     """Where a path ends: its embedding [1,D] and its noise; a text's are the prior's and the seed's."""
-    end = end_of(end)
     if isinstance(end, str):
         embed = pipeline.embed_prompt(end, seed=seed, prior_steps=wish.options.prior_steps)
         return embed, fresh(pipeline, wish)
@@ -272,6 +277,7 @@ def _wish(pipeline: Drawing, verb: str, options: Followed, n: int, seed: int) ->
             f"the model {pipeline.name} cannot {verb}: that needs a CLIP that sees pictures, and a decoder "
             "of its embeddings, as icons has"
         )
+    _no_more(verb, options)
     for name in ("negative_prompt", "clip_guidance_scale"):
         if options.get(name):
             raise ValueError(f"{name} is of words, and to {verb} takes none")
@@ -284,6 +290,12 @@ def _wish(pipeline: Drawing, verb: str, options: Followed, n: int, seed: int) ->
     asked = {"sampler": "ddim", "steps": STEPS, "guidance_scale": 1.0, **asked}
     unknown = torch.zeros(1, len(pipeline.decoder.embed_mean))  # until CLIP has seen the picture
     return wish_of(pipeline, n=n, seed=seed, image_embed=unknown, **asked)
+
+
+def _no_more(verb: str, options: Followed) -> None:
+    """Raises ``ValueError`` for what ``generate`` takes and a verb does not, such as a mask."""
+    for name in options.keys() - Followed.__annotations__.keys():
+        raise ValueError(f"to {verb} takes no {name}")
 
 
 def _share(name: str, value: float) -> float:

@@ -152,6 +152,7 @@ class Pipeline(Drawing):
         n: int = 1,
         seed: int = 0,
         batch_size: int = 16,
+        image_prompt: ImagePrompt | None = None,
         **options: Unpack[Followed],
     ) -> Image.Image | list[Image.Image]:
         """The picture, drawn over as a prompt says (SDEdit: Meng et al. 2022, algorithm 1).
@@ -160,13 +161,14 @@ class Pipeline(Drawing):
         upsampler with the picture's detail on what the stage before it drew.
 
         picture:  as in ``vary``.
-        prompt:   what is to be seen, as in ``generate``; None for a model that takes none.
+        prompt:   what is to be seen, as in ``generate``; None for a model that takes none;
+                  image_prompt likewise.
         strength: 0 to 1; 0 is the picture itself, 1 is ``generate``.
 
         Returns what ``generate`` does, and raises ``ValueError`` as it does.
         """
         single = (prompt is None or isinstance(prompt, str)) and n == 1
-        pictures = edits.redraw(self, picture, prompt, strength, n, seed, batch_size, **options)
+        pictures = edits.redraw(self, picture, prompt, strength, n, seed, batch_size, image_prompt, **options)
         return pictures[0] if single else pictures
 
     def inpaint(
