@@ -200,6 +200,16 @@ def test_a_model_that_cannot_do_a_verb_says_so_before_it_begins(make, monkeypatc
             model.generate(image_prompt="dog")
 
 
+@pytest.mark.attack
+@pytest.mark.parametrize("verb", [*list(VERBS)[1:], "upscale"])
+def test_a_picture_without_pixels_is_refused(verb, monkeypatch):
+    monkeypatch.setattr(Decoder, "sample", lambda *_, **__: pytest.fail("work has begun"))
+    model, nothing = tiny_pipeline(), Image.new("RGB", (0, 5))
+    draw = VERBS.get(verb, Pipeline.upscale)
+    with pytest.raises(ValueError, match="the picture is 0 x 5 pixels"):
+        draw(model, nothing)
+
+
 def test_a_model_that_only_reads_mixes_texts():
     model = reading()
     parts = [("a cat", 0.5), ("a dog", 0.5)]

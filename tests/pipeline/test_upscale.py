@@ -239,6 +239,16 @@ def test_what_cannot_be_upscaled(monkeypatch, options, said):
         tiny_pipeline().upscale(**{"picture": drawing(16, 16), **options})
 
 
+def test_a_class_that_only_the_decoder_needs_is_not_asked_for():
+    base = decoder(net={"classes": 3, "image_size": 16}, drop_class=0.0)
+    model = Pipeline(base, upsamplers=[tiny_upsampler()], name="classes")
+    assert model.upscale(drawing(16, 16)).size == (64, 64)
+    with pytest.raises(ValueError, match="to upscale takes no class_"):
+        model.upscale(drawing(16, 16), class_=1)
+    with pytest.raises(ValueError, match="knows no picture without a class"):
+        model.generate()
+
+
 @pytest.mark.attack
 def test_a_model_without_an_upsampler_says_so(monkeypatch):
     monkeypatch.setattr(Decoder, "sample", lambda *_, **__: pytest.fail("work has begun"))

@@ -47,9 +47,11 @@ class Canvas:
 def opened(picture: Picture) -> Image.Image:
     """A picture of PIL, or of a regular file: upright, RGB, or RGBA where something is transparent.
 
-    Raises ``ValueError`` for a file that is none, is no picture, or has too many bytes or pixels.
+    Raises ``ValueError`` for a file that is none, is no picture, or has too many bytes or pixels, or none.
     """
     if isinstance(picture, Image.Image):
+        if 0 in picture.size:
+            raise ValueError(f"the picture is {picture.width} x {picture.height} pixels: it shows nothing")
         return plain(picture if orientation(picture) == 1 else ImageOps.exif_transpose(picture))
     if not isinstance(picture, str | Path):
         raise ValueError(f"a picture is one of PIL or the path of a file, not {type(picture).__name__}")

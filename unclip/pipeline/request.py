@@ -108,7 +108,7 @@ def wish_of(
 ) -> Wish:
     """All pictures that a call asks for, prompt by prompt; the arguments are those of ``generate``.
 
-    wordless: no prompt is needed, as where there is an image_embed or an image_prompt.
+    wordless: upsamplers alone draw, and no prompt is needed, as with an image_embed or an image_prompt.
 
     Raises ``ValueError`` for whatever the model cannot do, or nobody could.
     """
@@ -130,7 +130,7 @@ def wish_of(
             raise ValueError(f"{name} must be a function, not {function!r:.80}")
     if (image is None) != (mask is None):
         raise ValueError("inpainting takes both an image and a mask, of which white is painted anew")
-    check_request(model, settings)
+    check_request(model, settings, model.upsamplers if wordless else model.picture_stages)
     if settings.resamplings is not None and (image is None or model.decoder.config.inpaint):
         raise ValueError(
             "resamplings are of a picture that is inpainted by a model which was not trained for it"
@@ -177,13 +177,13 @@ def prompts_of(model: Model, prompt: str | Sequence[str] | None) -> list[str | N
     return texts
 
 
-def check_request(model: Model, options: Options) -> None:
-    """Refuse, before work starts, what would do nothing or cannot be done; raises ``ValueError``."""
+def check_request(model: Model, options: Options, stages: Sequence[Decoder]) -> None:
+    """Refuse, before work starts, what would do nothing or what ``stages`` cannot draw (``ValueError``)."""
     _unguided(model, options)
     class_asked(model, options)
     _steps(model, options)
     if options.class_ is None:
-        for stage in model.picture_stages:
+        for stage in stages:
             classes = stage.config.net.classes
             if classes is not None and not stage.config.drop_class:
                 raise ValueError(
