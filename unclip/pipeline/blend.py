@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -114,8 +114,8 @@ def seen(model: Model, parts: Sequence[tuple[Image.Image | str | None, float]]) 
 def _weighted(image_prompt: ImagePrompt) -> list[tuple[Image.Image | str | None, float]]:
     several = isinstance(image_prompt, list) or isinstance(image_prompt, tuple) and not _is_pair(image_prompt)
     parts: list[tuple[Image.Image | str | None, float]] = []
-    for one in image_prompt if several else [image_prompt]:
-        part, weight = one if _is_pair(one) else (one, 1.0)
+    for one in cast(Sequence[Part], image_prompt if several else [image_prompt]):
+        part, weight = cast(tuple[Picture, float], one if _is_pair(one) else (one, 1.0))
         if isinstance(weight, bool) or not isinstance(weight, Real) or not 0 <= weight < math.inf:
             raise ValueError(f"a weight of image_prompt is a number from 0 on, not {weight!r}")
         if not isinstance(part, str | Path | Image.Image):

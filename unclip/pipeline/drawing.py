@@ -132,7 +132,8 @@ class Drawing(Model):
     ) -> Tensor:
         """Pictures [N,3,H,W] in [-1,1] of an upsampler beyond its size, of tiles that agree at every step."""
         base = conditions["base"]
-        tiles = Tiles(len(base), *base.shape[2:], stage.size, stage.factor)
+        n, _, height, width = base.shape
+        tiles = Tiles(n, height, width, stage.size, stage.factor)
         wide, scale = {kind.joined for kind in stage.kinds}, sampling.guidance_scale
 
         def part(told: Conditions, some: Sequence[Tile]) -> Conditions:
