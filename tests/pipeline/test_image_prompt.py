@@ -157,11 +157,13 @@ def test_the_shipped_model_draws_what_lies_between():
 @pytest.mark.attack
 @pytest.mark.parametrize("options, said", [
     ({"image_prompt": []}, "image_prompt is empty"),
-    ({"image_prompt": [(A, -1.0)]}, "a weight of image_prompt is a number from 0 on, not -1.0"),
-    ({"image_prompt": [(A, float("nan"))]}, "a weight of image_prompt is a number from 0 on, not nan"),
-    ({"image_prompt": [(A, float("inf"))]}, "a weight of image_prompt is a number from 0 on, not inf"),
-    ({"image_prompt": [(A, True)]}, "a weight of image_prompt is a number from 0 on, not True"),
-    ({"image_prompt": [(A, None)]}, "a weight of image_prompt is a number from 0 on, not None"),
+    ({"image_prompt": [(A, -1.0)]}, "a weight of image_prompt is a number from 0 to 10000, not -1.0"),
+    ({"image_prompt": [(A, float("nan"))]}, "a weight of image_prompt is a number from 0 to 10000, not nan"),
+    ({"image_prompt": [(A, float("inf"))]}, "a weight of image_prompt is a number from 0 to 10000, not inf"),
+    ({"image_prompt": [(A, 10**400)]}, "a weight of image_prompt is a number from 0 to 10000, not 1000"),
+    ({"image_prompt": [(A, 1e308), (B, 1e308)]}, "a number from 0 to 10000, not 1e+308"),
+    ({"image_prompt": [(A, True)]}, "a weight of image_prompt is a number from 0 to 10000, not True"),
+    ({"image_prompt": [(A, None)]}, "a weight of image_prompt is a number from 0 to 10000, not None"),
     ({"image_prompt": [(A, 0), (B, 0)]}, "the weights of the image prompt sum to 0"),
     ({"image_prompt": 7}, "an image prompt is of pictures, files and texts"),
     ({"image_prompt": [A, 7]}, "an image prompt is of pictures, files and texts"),
@@ -213,7 +215,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
         (["my cat.png", "a dog"], "a weight or none, not 'a dog'; the prompt goes before it"),
         (["my cat.png", "1", "2"], "a weight or none, not '2'"),
         (["no.png"], "there is no file no.png"),
-        (["my cat.png", "nan"], "a weight of image_prompt is a number from 0 on, not nan"),
+        (["my cat.png", "nan"], "a weight of image_prompt is a number from 0 to 10000, not nan"),
     ):
         assert main(["--image-prompt", *words]) == 2
         assert said in capsys.readouterr().err

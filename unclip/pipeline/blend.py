@@ -23,6 +23,7 @@ Part = Picture | tuple[Picture, float]
 ImagePrompt = Part | Sequence[Part]
 """A picture, its file or a text; with a weight as a pair; or a list of several."""
 ROUNDS, CLOSE = 100, 1e-9  # of the mean on a sphere, and the angle that is none
+HEAVIEST = 10_000  # weight of a part
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,8 @@ def _weighted(image_prompt: ImagePrompt) -> list[tuple[Image.Image | str | None,
     parts: list[tuple[Image.Image | str | None, float]] = []
     for one in cast(Sequence[Part], image_prompt if several else [image_prompt]):
         part, weight = cast(tuple[Picture, float], one if _is_pair(one) else (one, 1.0))
-        if isinstance(weight, bool) or not isinstance(weight, Real) or not 0 <= weight < math.inf:
-            raise ValueError(f"a weight of image_prompt is a number from 0 on, not {weight!r}")
+        if isinstance(weight, bool) or not isinstance(weight, Real) or not 0 <= weight <= HEAVIEST:
+            raise ValueError(f"a weight of image_prompt is a number from 0 to {HEAVIEST}, not {weight!r:.80}")
         if not isinstance(part, str | Path | Image.Image):
             raise ValueError(
                 f"an image prompt is of pictures, files and texts, with weights or without, not {part!r:.80}"
