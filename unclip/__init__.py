@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "DEFAULT_MODEL", "Pipeline", "edit", "generate", "inpaint", "interpolate", "known_models", "load",
-    "redraw", "shipped_models", "vary",
+    "redraw", "shipped_models", "upscale", "vary",
 ]  # fmt: skip
 
 
@@ -114,3 +114,14 @@ def inpaint(
 ) -> Image | list[Image]:
     """The picture with the part that is white in ``mask`` drawn anew; as ``Pipeline.inpaint``."""
     return _asked("inpaint", picture, mask, prompt, model=model, **options)
+
+
+def upscale(
+    picture: Image | str | Path,
+    prompt: str | None = None,
+    *,
+    model: str | Path = DEFAULT_MODEL,
+    **options: object,
+) -> Image:
+    """The picture, of any size, enlarged by the model's upsamplers; as ``Pipeline.upscale``."""
+    return _asked("upscale", picture, prompt, model=model, **options)

@@ -94,6 +94,8 @@ UNCLIP = Program(
      "overwrite": (["--overwrite"], {}),  # what is there: test_overwrite
      "image": (["--image", "i.png"], {"generate.image": (4, 4)}),
      "mask": (["--mask", "m.png"], {"generate.mask": (4, 4)}),
+     "image_prompt": (["--image-prompt", "o.png", "0.7", "--image-prompt", "a v1.2 dog"],
+                      {"generate.image_prompt": [((8, 8), 0.7), ("a v1.2 dog", 1.0)]}),
      "plan": (["--plan"], {"plan.name_or_path": "icons", "plan.dtype": "float32", "plan.pictures": 1,
                            "load.name_or_path": None}),
      "models": (["--models"], {"_models": "called", "load.name_or_path": None}),
@@ -124,7 +126,7 @@ GALLERY = Program(
     {"output": (["x.png"], {"save_png.path": Path("x.png")}),
      "overwrite": (["--overwrite"], {}),
      "columns": (["--columns", "4"], {"sheet.captions": ["", ""],
-                                      "sheet.rows": [[PICTURE] * 4, [PICTURE] * 2]}),
+                                      "sheet.rows": [[PICTURE.size] * 4, [PICTURE.size] * 2]}),
      "side": (["--side", "32"], {"draw_classes.side": 32}),
      "batch_size": (["--batch-size", "6"], {"draw_classes.batch_size": 6}),
      "classes": (["--classes", "2", "0"], {"draw_classes.classes": [2, 0], "sheet.captions": ["2", "0"],
@@ -147,7 +149,8 @@ GALLERY_OF_PROMPTS = Program(
          "draw.n": 1, "write_json.path": Path("key.json"), "write_json.values": {1: "a cat"},
          "sheet.captions": ["1 - 1"], "sheet.margin": 70}),
      **counted("draw"), **sampling("draw")},
-    {"load.name_or_path": "some", "draw.pipeline": MODEL, "sheet.rows": [[PICTURE]], "save_png.image": (4, 4),
+    {"load.name_or_path": "some", "draw.pipeline": MODEL, "sheet.rows": [[PICTURE.size]],
+     "save_png.image": (4, 4),
      "save_png.path": Path("sheet.png")})
 
 EVALUATE = Program(

@@ -56,5 +56,8 @@ VERBS = {
     "inpaint": verb("inpaint", {"picture": "i.png", "mask": "m.png", "prompt": "a cat"},
                     {"prompt: none": ([], {"inpaint.prompt": None, "save_png.path": Path("i-m-inpaint.png")}),
                      **counted("inpaint")}),
+    "upscale": verb("upscale", {"picture": "i.png", "prompt": "a cat"},
+                    {"prompt: none": ([], {"upscale.prompt": None, "save_png.path": Path("i-upscale.png")}),
+                     "batch_size": (["--batch-size", "3"], {"upscale.batch_size": 3})}),
 }
 PROGRAMS = {"unclip/app/verbs.py": list(VERBS.values())}

@@ -117,4 +117,6 @@ def plain(value: object) -> object:
         return tuple(value.shape)
     if isinstance(value, Iterator):
         return list(value)
+    if type(value) in (list, tuple):
+        return type(value)(plain(one) for one in value)
     return "a function" if inspect.isroutine(value) else value

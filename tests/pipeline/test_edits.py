@@ -15,7 +15,8 @@ from tiny_models import tiny_pipeline
 import unclip
 from unclip.app.command import main
 from unclip.pipeline import edits
-from unclip.pipeline.edits import end_of, slerp
+from unclip.pipeline.canvas import end_of, fitted
+from unclip.pipeline.edits import slerp
 from unclip.pipeline.pipeline import Pipeline
 from unclip.pipeline.request import Wish
 from unclip.stages import Decoder, DecoderStageConfig
@@ -88,7 +89,7 @@ def test_the_noise_of_a_picture_makes_it_again(pipeline, sampler):
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_variations_go_from_the_picture_to_its_embedding_alone(pipeline, picture, sampler):
-    embed = edits._seen(pipeline, edits._fitted(pipeline, picture))
+    embed = pipeline.encode_image(fitted(picture, pipeline.size))
     given = {"steps": 8, "sampler": sampler, "seed": 5}
     far = pipeline.vary(picture, 2, spread=1, **given)
     drawn = pipeline.generate(image_embed=embed, n=2, guidance_scale=1.0, **given)
@@ -125,8 +126,8 @@ def test_an_edit_turns_the_embedding_towards_the_difference_of_texts(pipeline, p
     texts = pipeline.encode_text(["a cat", "a dog"]).clip.embed
     difference = torch.nn.functional.normalize(texts[1:] - texts[:1])
     torch.testing.assert_close(edits.text_difference(pipeline, "a cat", "a dog"), difference)
-    embed = edits._seen(pipeline, edits._fitted(pipeline, picture))
-    monkeypatch.setattr(edits, "_seen", lambda *_: 3 * embed)
+    embed = pipeline.encode_image(fitted(picture, pipeline.size))
+    monkeypatch.setattr(Pipeline, "encode_image", lambda *_: 3 * embed)
     pipeline.edit(picture, "a cat", "a dog", 0.5, steps=2)
     cosines = [torch.cosine_similarity(wishes[0].embed, one) for one in (embed, difference)]
     torch.testing.assert_close(*cosines)  # half the way
@@ -155,7 +156,7 @@ def test_the_shipped_model_edits():
     path = icons.edit(red, "a red heart", "a blue heart", 0.5, n=3, **given)
     assert apart(path[0], icons.vary(red, 1, spread=0, **given)[0]) <= 1
     likeness = [
-        edits._seen(icons, edits._fitted(icons, one)) @ edits.text_difference(icons, "red", "blue")[0]
+        icons.encode_image(fitted(one, icons.size)) @ edits.text_difference(icons, "red", "blue")[0]
         for one in path
     ]
     assert likeness[0] < likeness[1] < likeness[2]
@@ -173,8 +174,8 @@ def test_a_file_is_told_from_a_text(tmp_path, picture):
 
 def test_pictures_of_any_size_and_mode(pipeline):
     wide = Image.new("LA", (90, 40), (0, 0))  # transparent: white
-    fitted = edits._fitted(pipeline, wide)
-    assert fitted.shape == (1, 3, 16, 16) and (fitted == 1).all()
+    pixels = fitted(wide, pipeline.size)
+    assert pixels.shape == (1, 3, 16, 16) and (pixels == 1).all()
 
 
 @pytest.mark.attack
@@ -214,6 +215,22 @@ def test_what_cannot_be_edited(pipeline, picture, monkeypatch, options, said):
     monkeypatch.setattr(edits, "inverted", lambda *_: pytest.fail("work has begun"))
     with pytest.raises(ValueError, match=re.escape(said)):
         pipeline.edit(**{"picture": picture, "source": "a cat", "target": "a dog", **options})
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("options, said", [
+    ({"b": "missing.png"}, "there is no file missing.png"),
+    ({"b": 7}, "a picture is one of PIL"),
+    ({"b": " "}, "the prompt is empty"),
+    ({"n": 1}, "n must be at least 2"),
+    ({"mask": "missing.png"}, "to interpolate takes no mask"),
+    ({"image_prompt": "a dog"}, "to interpolate takes no image_prompt"),
+    ({"stairs": 5}, "to interpolate takes no stairs"),
+])  # fmt: skip
+def test_between_what_there_is_no_way(pipeline, picture, monkeypatch, options, said):
+    monkeypatch.setattr(edits, "inverted", lambda *_: pytest.fail("work has begun"))
+    with pytest.raises(ValueError, match=re.escape(said)):
+        pipeline.interpolate(**{"a": picture, "b": "a dog", **options})
 
 
 @pytest.mark.attack

@@ -158,7 +158,7 @@ def test_a_text_ends_a_path_where_it_would_be_drawn(pipeline, asked):
 @pytest.mark.parametrize("unit_norm", [True, False])
 def test_what_clip_sees_is_as_long_as_the_decoder_knows_it(unit_norm):
     pipeline = model(unit_norm)
-    embed = edits._seen(pipeline, torch.cat([tensor(picture(k)) for k in (0, 1)]))
+    embed = pipeline.encode_image(torch.cat([tensor(picture(k)) for k in (0, 1)]))
     wanted = torch.cat([pipeline.clip.encode_image(tensor(picture(k))) for k in (0, 1)])
     torch.testing.assert_close(F.normalize(embed, dim=1), wanted)
     assert torch.allclose(embed.norm(dim=1), torch.ones(2)) == unit_norm
@@ -172,5 +172,5 @@ def test_parts_that_work_are_lent_to_the_device(pipeline, asked, monkeypatch):
     )
     wish = edits.wish_of(pipeline, image_embed=torch.zeros(1, WIDTH))
     image = tensor(picture(0))
-    edits.inverted(pipeline, replace(wish, embed=edits._seen(pipeline, image)), image)
+    edits.inverted(pipeline, replace(wish, embed=pipeline.encode_image(image)), image)
     assert lent == [(pipeline.clip,), (pipeline.decoder,)]

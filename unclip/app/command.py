@@ -19,6 +19,7 @@ from .options import add_model, add_options, options_from
 
 if TYPE_CHECKING:
     from ..diffusion.samplers import Step
+    from ..pipeline.canvas import Picture
 
 STRIPS = 64  # pictures of which --strip shows how they came about
 
@@ -46,6 +47,14 @@ def parser() -> argparse.ArgumentParser:
     add("--columns", type=int, default=8, metavar="N", help="steps that the strip shows (default 8)")
     add("--image", type=Path, metavar="FILE", help="a picture, of which a model that inpaints paints a part")
     add("--mask", type=Path, metavar="FILE", help="which part: a picture of its size, white = painted anew")
+    add(
+        "--image-prompt",
+        action="append",
+        nargs="+",
+        metavar=("WHAT", "WEIGHT"),
+        help="file of a picture, or a text, to be drawn in place of the prompt or mixed with it, and its "
+        "weight (default 1, which is the prompt's); again for more of them",
+    )
     add_model(parser)
     add_options(parser)
     add(
@@ -65,11 +74,15 @@ def draw(args: argparse.Namespace) -> Path:
 
     if args.prompt is not None and not args.prompt.strip():
         raise ValueError("the prompt is empty; say what to draw, for example: a goldfish")
-    default = Path(f"{words(args.prompt or args.model)}.png")
+    prompts = args.image_prompt or []
+    named = args.prompt or " ".join(Path(what).stem for what, *_ in prompts) or args.model
+    default = Path(f"{words(named)}.png")
     output = args.output or (default if args.overwrite else cli.unused(default))
     _check_files(args, output)
     files = {"image": args.image, "mask": args.mask}
     more: dict[str, Any] = {name: opened(file) for name, file in files.items() if file is not None}
+    if prompts:
+        more["image_prompt"] = [_weighted(*one) for one in prompts]
     pipeline = cli.loaded(args)
     frames: list[Step] = []
     if args.strip:
@@ -83,6 +96,22 @@ def draw(args: argparse.Namespace) -> Path:
 
         save_png(film_strip(frames, args.columns), args.strip)
     return output
+
+
+def _weighted(what: str, weight: str = "1", *more: str) -> tuple[Picture, float]:
+    """A part of --image-prompt, its file opened; ``ValueError`` if more is said than a weight."""
+    from ..pipeline.canvas import end_of
+
+    try:
+        number = float(weight)
+    except ValueError:
+        more = (weight, *more)
+    if more:
+        raise ValueError(
+            f"--image-prompt takes a file or a text, and then a weight or none, not {more[0]!r}; the prompt "
+            "goes before it"
+        )
+    return end_of(what), number
 
 
 def _check_files(args: argparse.Namespace, output: Path) -> None:
@@ -128,7 +157,7 @@ def main(argv: list[str] | None = None) -> int:
         return cli.run("unclip", lambda: print(_models()))
     if args.plan:
         return cli.run("unclip", lambda: print(_plan(args)))
-    if args.prompt is None and args.model == DEFAULT_MODEL:
+    if args.prompt is None and not args.image_prompt and args.model == DEFAULT_MODEL:
         parser().print_help()
         return 2
 

@@ -98,6 +98,18 @@ VERBS = {
         },
         {"n": _count(1, "pictures, as one grid")},
     ),
+    "upscale": Verb(
+        "A picture of any size, enlarged by the model's upsamplers.\n\nunclip upscale photo.png",
+        {"picture": PICTURE, "prompt": ("prompt", "what it shows, if the upsamplers take words")},
+        {
+            "batch_size": {
+                "type": int,
+                "metavar": "B",
+                "default": 16,
+                "help": "tiles of a large picture drawn at a time (default 16)",
+            }
+        },
+    ),
 }
 
 
@@ -133,7 +145,7 @@ def main(argv: list[str]) -> int:
 
 def draw(verb: str, args: argparse.Namespace) -> list[Image]:
     """The pictures of a verb; its files are looked at before the model is loaded."""
-    from ..pipeline.edits import end_of
+    from ..pipeline.canvas import end_of
 
     starts = [
         end_of(getattr(args, name), text=kind == "either")

@@ -1,4 +1,4 @@
-"""A picture of which a part is painted anew."""
+"""Pictures of the user's: opened, fitted, or a canvas of which a part is painted anew."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..data.images import to_tensor
-from ..data.pictures import PictureError, open_picture, orientation, plain
+from ..data.pictures import PictureError, open_picture, orientation, plain, square
 from ..files import read_whole
 from ..stages.inpaint import known_part
 
+Picture = Image.Image | str | Path
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}  # files, not texts
 BYTES = 1 << 30  # the largest file of a picture that is read
 
 
@@ -42,12 +44,14 @@ class Canvas:
         return known_part(*self.at(like.shape[-1]), like)
 
 
-def opened(picture: Image.Image | str | Path) -> Image.Image:
+def opened(picture: Picture) -> Image.Image:
     """A picture of PIL, or of a regular file: upright, RGB, or RGBA where something is transparent.
 
-    Raises ``ValueError`` for a file that is none, is no picture, or has too many bytes or pixels.
+    Raises ``ValueError`` for a file that is none, is no picture, or has too many bytes or pixels, or none.
     """
     if isinstance(picture, Image.Image):
+        if 0 in picture.size:
+            raise ValueError(f"the picture is {picture.width} x {picture.height} pixels: it shows nothing")
         return plain(picture if orientation(picture) == 1 else ImageOps.exif_transpose(picture))
     if not isinstance(picture, str | Path):
         raise ValueError(f"a picture is one of PIL or the path of a file, not {type(picture).__name__}")
@@ -57,7 +61,17 @@ def opened(picture: Image.Image | str | Path) -> Image.Image:
         raise ValueError(f"{picture} cannot be used as a picture: {error}") from None
 
 
-def canvas_of(image: Image.Image | str | Path, mask: Image.Image | str | Path) -> Canvas:
+def end_of(end: Picture, text: bool = True) -> Image.Image | str:
+    """A picture, of PIL or of a file; or a text, which is what does not end as a picture's file does."""
+    return end if text and isinstance(end, str) and Path(end).suffix.lower() not in SUFFIXES else opened(end)
+
+
+def fitted(picture: Picture, size: int) -> Tensor:
+    """The middle square of a picture as a tensor [1,3,S,S] in [-1,1]; what is transparent is white."""
+    return to_tensor(square(opened(picture), size))[None]
+
+
+def canvas_of(image: Picture, mask: Picture) -> Canvas:
     """A picture and its mask, of one size: white is painted anew, black is kept.
 
     Only the middle square of them is used. Raises ``ValueError`` if the sizes differ or the mask has no

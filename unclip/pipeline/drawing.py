@@ -12,9 +12,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..data.images import to_pil
+from ..diffusion.denoiser import Denoise
 from ..diffusion.guidance import GradFn
 from ..diffusion.noise import Begun, Noise, fold
 from ..diffusion.samplers import Step
+from ..diffusion.tiles import Tile, Tiles
 from ..options import DEFAULTS, Asked, Options
 from ..resources.devices import autocast
 from ..stages import Conditions, Decoder, Sampling
@@ -58,53 +60,98 @@ class Drawing(Model):
         return embed[torch.arange(len(seeds)), best]
 
     def understood(self, wish: Wish) -> Wish:
-        """A batch with its texts encoded, and with the prior's embeddings where it has none of its own."""
-        if wish.texts is None:
-            return wish
-        n, words = len(wish), wish.options.negative_prompt
-        both = self.encode_text([*wish.texts, *([words] * n if words else [])])  # so that their lengths agree
-        if both.clip is not None and self.clip is not None:
+        """A batch with its texts encoded, and with the prior's or a mixture's embeddings if it has none."""
+        n, blend, negative = len(wish), wish.blend, wish.options.negative_prompt
+        said = [] if wish.texts is None else [wish.texts]
+        said += [[text] * n for text in ([] if blend is None else blend.texts)]
+        said += [[negative] * n] if negative else []
+        both = self.encode_text([text for texts in said for text in texts]) if said else None  # lengths agree
+        if both is not None and both.clip is not None and self.clip is not None:
             _sound(both.clip.embed, "CLIP", self.clip)
-        text, away, embed, unwanted = both[:n], both[n:] if words else None, wish.embed, None
+        parts = [] if both is None else [both[k * n : (k + 1) * n] for k in range(len(said))]
+        text = None if wish.texts is None else parts.pop(0)
+        away = parts.pop() if negative else None
+
+        def of_prior(text: Prompts, away: Prompts | None = None) -> Tensor:
+            return self.sample_prior(text, wish.seeds, wish.options, away)
+
+        embed, unwanted = wish.embed, None
         if self.prior is not None and embed is None:
-            embed = self.sample_prior(text, wish.seeds, wish.options, away)
+            embed = None if text is None else of_prior(text, away)
+            if blend is not None:
+                embed = blend.embed(embed, (of_prior(part, away) for part in parts), n)
         if away is not None:
-            away_embed = None if self.prior is None else self.sample_prior(away, wish.seeds, wish.options)
-            unwanted = (away, away_embed)
+            unwanted = (None if text is None else away, None if self.prior is None else of_prior(away))
         return replace(wish, text=text, embed=embed, unwanted=unwanted)
 
     @torch.no_grad()
     def decode(self, wish: Wish) -> Tensor:
         """The decoder's pictures [N,3,S,S] in [-1,1] of a batch, as ``understood`` gives it."""
-        stage, options, unwanted = self.decoder, wish.options, wish.unwanted
+        stage, options = self.decoder, wish.options
         sampling = sampling_of(self, stage, options)
         classes = classes_of(self, wish)
-        if unwanted is None and wish.text is not None and stage.config.null_text == "empty":
-            unwanted = (self._no_text(wish.text), None)
-        noise, null = Noise(wish.seeds, self.device), None
+        noise = Noise(wish.seeds, self.device)
         if wish.start is not None:
             noise = Begun(wish.start / sampling.noise_scale, wish.seeds, self.device)
         with self._at_work(stage, *guiding(self, classes, options)):
             conditions = self._conditions(stage, wish, classes)
-            if unwanted is not None and sampling.guidance_scale != 1:
-                text, embed = unwanted
-                away = replace(wish, text=text, embed=embed)
-                null = self._conditions(stage, away, None if stage.config.drop_class else classes)
+            null = None if sampling.guidance_scale == 1 else self._null(stage, wish, classes)
             with self._autocast(text=True):
                 objective, climb = guides(self, wish.text, classes, options)
             return self._paint(stage, "decoder", wish, conditions, noise, sampling, null, objective, climb)
 
     @torch.no_grad()
-    def upsample(self, picture: Tensor, wish: Wish) -> Tensor:
-        """Enlarge the decoder's pictures of a batch through every upsampler: [N,3,S,S] in [-1,1]."""
-        classes = classes_of(self, wish)
-        for number, stage in enumerate(self.upsamplers):
+    def upsample(self, picture: Tensor, wish: Wish, tiles: int = 16) -> Tensor:
+        """Enlarge the decoder's pictures of a batch through every upsampler: [N,3,S,S] in [-1,1].
+
+        Pictures [N,3,H,W] of another size than the decoder's go through those that ``wish.enlarge`` names:
+        H and W are at least the first one's; what is larger is drawn in tiles, so many at a time.
+        """
+        classes, alone = classes_of(self, wish), wish.enlarge is not None
+        for number, stage in list(enumerate(self.upsamplers))[wish.enlarge or 0 :]:
             name, sampling = f"upsampler {stage.size}", sampling_of(self, stage, wish.options)
+            sampling = override(sampling, sampler=wish.options.sampler) if alone else sampling
             noise = Noise([fold(seed, 1, number) for seed in wish.seeds], self.device)
             with self._at_work(stage):
                 conditions = self._conditions(stage, wish, classes, picture)
-                picture = self._paint(stage, name, wish, conditions, noise, sampling)
+                if alone and max(conditions["base"].shape[2:]) > stage.size:
+                    picture = self._paint_tiles(stage, name, wish, conditions, noise, sampling, tiles)
+                else:
+                    picture = self._paint(stage, name, wish, conditions, noise, sampling)
         return picture
+
+    def _paint_tiles(
+        self,
+        stage: Decoder,
+        name: str,
+        wish: Wish,
+        conditions: Conditions,
+        noise: Noise,
+        sampling: Sampling,
+        most: int,
+    ) -> Tensor:
+        """Pictures [N,3,H,W] in [-1,1] of an upsampler beyond its size, of tiles that agree at every step."""
+        base = conditions["base"]
+        n, _, height, width = base.shape
+        tiles = Tiles(n, height, width, stage.size, stage.factor)
+        wide, scale = {kind.joined for kind in stage.kinds}, sampling.guidance_scale
+
+        def part(told: Conditions, some: Sequence[Tile]) -> Conditions:
+            rows = [tile.picture for tile in some]
+            return {
+                key: tiles.cut(value, some) if key in wide else value[rows] for key, value in told.items()
+            }
+
+        def of(some: Sequence[Tile]) -> Denoise:
+            return stage.denoise(part(told, some), part(null, some), scale, **sampling.of_guidance)
+
+        with self._autocast():
+            # Once, and not for every tile.
+            told, null = (stage.encode(one) for one in (conditions, stage.null(conditions)))
+            denoise = tiles.denoise(of, stage.schedule, most)
+            steps = stage.run(denoise, tuple(base.shape[1:]), noise, sampling)
+            x = _walk(steps, name, stage.count(sampling), wish.progress, wish.watch)
+        return stage.to_picture(_sound(x, name, stage), conditions)
 
     def _paint(
         self,
@@ -121,7 +168,7 @@ class Drawing(Model):
         """A stage's pictures [N,3,S,S] in [-1,1], with what is known of them in its place."""
         origin = origin_of(self, stage, wish, conditions)
         more: dict[str, Any] = {} if origin is None else {"origin": origin}
-        watch = wish.watch if stage is self.decoder else None
+        watch = wish.watch if stage is self.decoder or wish.enlarge is not None else None
         with self._autocast():
             steps = stage.sample(conditions, noise, sampling, null, objective, climb, **more)
             x = _walk(steps, name, stage.count(sampling, origin), wish.progress, watch)
@@ -132,6 +179,16 @@ class Drawing(Model):
         self, stage: Decoder, wish: Wish, classes: Tensor | None, low_res: Tensor | None = None
     ) -> Conditions:
         return self.conditions(stage, len(wish), wish.embed, wish.text, low_res, classes, wish.canvas)
+
+    def _null(self, stage: Decoder, wish: Wish, classes: Tensor | None) -> Conditions | None:
+        """What guidance moves away from; None = nothing at all, as the stage has learned it."""
+        unwanted = wish.unwanted
+        if unwanted is None and stage.config.null_text == "empty":
+            unwanted = (None if wish.text is None else self._no_text(wish.text), None)
+        if unwanted is None:
+            return None
+        away = replace(wish, text=unwanted[0], embed=unwanted[1])
+        return self._conditions(stage, away, None if stage.config.drop_class else classes)
 
     def embed_prompt(
         self,

@@ -6,28 +6,36 @@ which the sampler would make it, found by following DDIM backwards (Ramesh et al
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Unpack, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from ..data.batches import shrink
-from ..data.images import to_tensor
-from ..data.pictures import square
+from ..data.images import to_pil, to_tensor
+from ..data.pictures import flatten, square
 from ..diffusion.noise import Noise
 from ..diffusion.samplers import invert
-from .canvas import opened
+from ..options import DEFAULTS
+from .blend import ImagePrompt
+from .canvas import Picture, end_of, fitted, opened
 from .drawing import Drawing
 from .prompts import needed
 from .request import Followed, Wish, classes_of, integer, prompts_of, sampling_of, wish_of
 
-Picture = Image.Image | str | Path
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}  # files, not texts
+PIXELS = 1 << 24  # of the largest picture that is drawn: 4096 x 4096
+# Options that change nothing where only upsamplers draw; the second ones are of the prior.
+IDLE = (
+    "steps", "guidance_scale", "guidance_interval", "clip_guidance_scale", "negative_prompt",
+    "classifier_scale",
+)  # fmt: skip
+IDLE_PRIOR = ("prior_steps", "prior_guidance_scale")
 STEPS, FORGETFUL = 50, ("ddpm",)  # of the decoder, unless told otherwise; samplers that draw fresh noise
 
 
@@ -43,8 +51,8 @@ def vary(
     """See ``Pipeline.vary``."""
     share = _share("spread", spread)
     wish = _wish(pipeline, "vary", options, n, seed)
-    image = _fitted(pipeline, picture)
-    wish = replace(wish, embed=_seen(pipeline, image).expand(len(wish), -1))
+    image = fitted(picture, pipeline.size).to(pipeline.device)
+    wish = replace(wish, embed=pipeline.encode_image(image).expand(len(wish), -1))
     if share < 1:
         own = inverted(pipeline, wish.rows([0]), image)
         wish = replace(wish, start=slerp(own, fresh(pipeline, wish), share))
@@ -63,7 +71,9 @@ def interpolate(
     """See ``Pipeline.interpolate``."""
     n = integer("n", n, 2)
     wish = _wish(pipeline, "interpolate", options, n, seed)
-    ends = [_end(pipeline, one, wish.rows([0]), seed) for one in (a, b)]
+    starts = [end_of(one) for one in (a, b)]
+    prompts_of(pipeline, [one for one in starts if isinstance(one, str)])
+    ends = [_end(pipeline, one, wish.rows([0]), seed) for one in starts]
     shares = torch.linspace(0, 1, n, dtype=torch.float64).tolist()
     embed, start = (torch.cat([slerp(x, y, share) for share in shares]) for x, y in zip(*ends, strict=True))
     wish = replace(wish, seeds=[wish.seeds[0]] * n, embed=embed, start=start)
@@ -84,9 +94,9 @@ def edit(
     """See ``Pipeline.edit``."""
     strength, n = _share("strength", strength), integer("n", n, 1)
     wish = _wish(pipeline, "edit", options, n, seed)
+    image = fitted(picture, pipeline.size).to(pipeline.device)
     difference = text_difference(pipeline, source, target)
-    image = _fitted(pipeline, picture)
-    embed = _seen(pipeline, image)
+    embed = pipeline.encode_image(image)
     start = inverted(pipeline, replace(wish.rows([0]), embed=embed), image)
     towards = embed.norm(dim=-1, keepdim=True) * difference
     shares = [strength] if n == 1 else torch.linspace(0, strength, n, dtype=torch.float64).tolist()
@@ -103,17 +113,90 @@ def redraw(
     n: int,
     seed: int,
     batch_size: int,
+    image_prompt: ImagePrompt | None,
     **options: Unpack[Followed],
 ) -> list[Image.Image]:
     """See ``Pipeline.redraw``."""
     strength = _share("strength", strength)
-    wish = wish_of(pipeline, prompt, n=n, seed=seed, **options)
-    fitted = square(opened(picture), pipeline.size)
+    _no_more("redraw", options)
+    wish = wish_of(pipeline, prompt, n=n, seed=seed, image_prompt=image_prompt, **options)
+    sketch = square(opened(picture), pipeline.size)
     if strength == 0:
-        return [fitted.copy() for _ in range(len(wish))]
+        return [sketch.copy() for _ in range(len(wish))]
     if strength < 1:
-        wish = replace(wish, sketch=(to_tensor(fitted)[None].to(pipeline.device), strength))
+        wish = replace(wish, sketch=(to_tensor(sketch)[None].to(pipeline.device), strength))
     return pipeline.drawn(wish, batch_size)
+
+
+def upscale(
+    pipeline: Drawing,
+    picture: Picture,
+    prompt: str | None,
+    seed: int,
+    batch_size: int,
+    **options: Unpack[Followed],
+) -> Image.Image:
+    """See ``Pipeline.upscale``."""
+    most = integer("batch_size", batch_size, 1)
+    _no_more("upscale", options)
+    wish = wish_of(pipeline, prompt, seed=seed, wordless=True, **options)
+    if len(wish) != 1:
+        raise ValueError(f"a picture is upscaled by one prompt or none, not by {len(wish)}")
+    image = flatten(opened(picture))
+    first = _entry(pipeline, image)
+    stages = pipeline.upsamplers[first:]
+    embeds, reads = (any(getattr(one, name) for one in stages) for name in ("takes_image", "takes_prompt"))
+    idle = IDLE if embeds and wish.texts else (*IDLE, *IDLE_PRIOR)
+    idle = idle if any(stage.takes_class for stage in stages) else (*idle, "class_")
+    for name in idle:
+        if getattr(wish.options, name) != getattr(DEFAULTS, name):
+            raise ValueError(
+                f"to upscale takes no {name}: only upsamplers draw then, by upsampler_steps and sampler"
+            )
+    if wish.texts and not (embeds or reads):
+        warnings.warn(
+            f"of a picture of this size the upsamplers of {pipeline.name} take no prompt", stacklevel=3
+        )
+        wish = replace(wish, texts=None)
+    x, top, left = _at_least(image, stages[0].size // stages[0].factor)
+    x = x.to(pipeline.device)
+    if embeds and not wish.texts and pipeline.sees:
+        wish = replace(wish, embed=pipeline.encode_image(fitted(image, pipeline.size)))
+    y = pipeline.upsample(x, replace(pipeline.understood(wish), enlarge=first), most)
+    factor = y.shape[-1] // x.shape[-1]
+    rows, columns = (
+        slice(factor * at, factor * (at + side))
+        for at, side in zip((top, left), image.size[::-1], strict=True)
+    )
+    return to_pil(y[0, :, rows, columns].float().cpu())
+
+
+def _entry(pipeline: Drawing, image: Image.Image) -> int:
+    """The number of the upsampler that a picture enters the chain at: see ``Pipeline.upscale``.
+
+    Raises ``ValueError`` for a model without upsamplers, and for a picture that would become too large.
+    """
+    if not pipeline.upsamplers:
+        raise ValueError(f"the model {pipeline.name} has no upsampler, and cannot upscale; icons has")
+    sides = [stage.size // stage.factor for stage in pipeline.upsamplers]
+    first = next((k for k, side in enumerate(sides) if side >= max(image.size)), len(sides) - 1)
+    factor = pipeline.size // sides[first]
+    drawn = [factor * max(side, sides[first]) for side in image.size]
+    if drawn[0] * drawn[1] > PIXELS:
+        raise ValueError(
+            f"a picture of {image.width} x {image.height} pixels becomes {drawn[0]:,} x {drawn[1]:,}, and "
+            f"{PIXELS:,} pixels are the most that is drawn; make it smaller first, or cut it"
+        )
+    return first
+
+
+def _at_least(image: Image.Image, side: int) -> tuple[Tensor, int, int]:
+    """A picture [1,3,H,W] of that many pixels a side or more, mirrored at its edges, and where it lies."""
+    height, width = (max(side - length, 0) for length in image.size[::-1])
+    top, left = height // 2, width // 2
+    margins = ((top, height - top), (left, width - left), (0, 0))
+    wide = Image.fromarray(np.pad(np.array(image), margins, "reflect"))
+    return to_tensor(wide)[None], top, left
 
 
 def text_difference(pipeline: Drawing, source: str, target: str) -> Tensor:
@@ -130,19 +213,13 @@ def text_difference(pipeline: Drawing, source: str, target: str) -> Tensor:
     return F.normalize(difference, dim=-1)
 
 
-def end_of(end: Picture, text: bool = True) -> Image.Image | str:
-    """A picture, of PIL or of a file; or a text, which is what does not end as a picture's file does."""
-    return end if text and isinstance(end, str) and Path(end).suffix.lower() not in SUFFIXES else opened(end)
-
-
-def _end(pipeline: Drawing, end: Picture, wish: Wish, seed: int) -> tuple[Tensor, Tensor]:
+def _end(pipeline: Drawing, end: Image.Image | str, wish: Wish, seed: int) -> tuple[Tensor, Tensor]:
     """Where a path ends: its embedding [1,D] and its noise; a text's are the prior's and the seed's."""
-    end = end_of(end)
     if isinstance(end, str):
         embed = pipeline.embed_prompt(end, seed=seed, prior_steps=wish.options.prior_steps)
         return embed, fresh(pipeline, wish)
-    image = _fitted(pipeline, end)
-    embed = _seen(pipeline, image)
+    image = fitted(end, pipeline.size).to(pipeline.device)
+    embed = pipeline.encode_image(image)
     return embed, inverted(pipeline, replace(wish, embed=embed), image)
 
 
@@ -155,10 +232,10 @@ def inverted(pipeline: Drawing, wish: Wish, picture: Tensor) -> Tensor:
     stage = pipeline.decoder
     sampling = sampling_of(pipeline, stage, wish.options)
     with pipeline._at_work(stage), pipeline._autocast():
-        conditions = pipeline._conditions(stage, wish, classes_of(pipeline, wish))
-        denoise = stage.denoise(
-            conditions, stage.null(conditions), sampling.guidance_scale, **sampling.of_guidance
-        )
+        classes = classes_of(pipeline, wish)
+        conditions = pipeline._conditions(stage, wish, classes)
+        null = pipeline._null(stage, wish, classes) or stage.null(conditions)
+        denoise = stage.denoise(conditions, null, sampling.guidance_scale, **sampling.of_guidance)
         x0 = stage.to_data(shrink(picture, stage.size), conditions)
         *_, last = invert(denoise, stage.schedule, x0, stage.levels(sampling)[::-1])
     return last.x
@@ -195,12 +272,12 @@ def _wish(pipeline: Drawing, verb: str, options: Followed, n: int, seed: int) ->
 
     Raises ``ValueError`` if the model cannot do the verb.
     """
-    clip = pipeline.clip
-    if not pipeline.decoder.takes_image or clip is None or clip.image_size is None:
+    if not (pipeline.decoder.takes_image and pipeline.sees):
         raise ValueError(
             f"the model {pipeline.name} cannot {verb}: that needs a CLIP that sees pictures, and a decoder "
             "of its embeddings, as icons has"
         )
+    _no_more(verb, options)
     for name in ("negative_prompt", "clip_guidance_scale"):
         if options.get(name):
             raise ValueError(f"{name} is of words, and to {verb} takes none")
@@ -215,23 +292,14 @@ def _wish(pipeline: Drawing, verb: str, options: Followed, n: int, seed: int) ->
     return wish_of(pipeline, n=n, seed=seed, image_embed=unknown, **asked)
 
 
+def _no_more(verb: str, options: Followed) -> None:
+    """Raises ``ValueError`` for what ``generate`` takes and a verb does not, such as a mask."""
+    for name in options.keys() - Followed.__annotations__.keys():
+        raise ValueError(f"to {verb} takes no {name}")
+
+
 def _share(name: str, value: float) -> float:
     """A number from 0 to 1; ``ValueError`` names what is none."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise ValueError(f"{name} must be a number from 0 to 1, not {value!r}")
     return float(value)
-
-
-def _fitted(pipeline: Drawing, picture: Picture) -> Tensor:
-    """The middle square of a picture as a tensor [1,3,S,S] in [-1,1]; what is transparent is white."""
-    return to_tensor(square(opened(picture), pipeline.size))[None].to(pipeline.device)
-
-
-@torch.no_grad()
-def _seen(pipeline: Drawing, picture: Tensor) -> Tensor:
-    """CLIP's embeddings [N,D] of pictures, as the decoder takes them."""
-    clip = needed(pipeline.clip, "its CLIP")
-    with pipeline._at_work(clip):
-        embed = clip.towers.image(clip.preprocess(picture)).float()
-    as_it_comes = pipeline.prior is not None and not pipeline.prior.config.unit_norm
-    return embed if as_it_comes else F.normalize(embed, dim=-1)

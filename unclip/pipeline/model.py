@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Self, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checkpoint import CheckpointError
@@ -145,6 +146,11 @@ class Model(nn.Module):
         return self.prior is not None or self.decoder.takes_prompt
 
     @property
+    def sees(self) -> bool:
+        """Whether its CLIP knows pictures."""
+        return self.clip is not None and self.clip.image_size is not None
+
+    @property
     def classes(self) -> int:
         """How many classes can be asked for; 0 = the model knows none."""
         known = self.decoder.config.net.classes
@@ -186,6 +192,19 @@ class Model(nn.Module):
         with self._at_work(self.clip):
             return encode(prompts, self.clip, self.tokenizer, self.device)
 
+    @torch.no_grad()
+    def encode_image(self, pictures: Tensor) -> Tensor:
+        """CLIP's embeddings [N,D] of pictures [N,3,H,W] in [-1,1], as the decoder takes them."""
+        clip = needed(self.clip, "its CLIP")
+        with self._at_work(clip):
+            embed = clip.towers.image(clip.preprocess(pictures.to(self.device))).float()
+        return embed if self._as_it_comes else F.normalize(embed, dim=-1)
+
+    @property
+    def _as_it_comes(self) -> bool:
+        """Whether it takes CLIP's vectors as CLIP has them, and not of length 1."""
+        return self.prior is not None and not self.prior.config.unit_norm
+
     def _no_text(self, like: Prompts) -> Prompts:
         """The text "", as often as there are prompts: where guidance starts that has not learned none."""
         return self.encode_text([""]).repeat(len(like)).padded_like(like)
@@ -195,10 +214,9 @@ class Model(nn.Module):
         return nullcontext() if self._lends_to is None else lent(parts, self._lends_to)
 
     def _text_embed(self, text: Prompts) -> Tensor:
-        """CLIP's vectors of texts [N,D], of length 1 unless the model takes embeddings as CLIP has them."""
-        as_it_comes = self.prior is not None and not self.prior.config.unit_norm
+        """CLIP's vectors of texts [N,D], as the model takes them."""
         clip = needed(text.clip, "its CLIP")
-        return clip.raw if as_it_comes else clip.embed
+        return clip.raw if self._as_it_comes else clip.embed
 
     def prior_conditions(self, text: Prompts) -> Conditions:
         """What the prior is told of texts."""
@@ -219,7 +237,10 @@ class Model(nn.Module):
         """What one of ``picture_stages`` is told about ``n`` pictures; what it does not take is left out.
 
         more: values of other kinds of condition, as ``Decoder.conditions`` takes them.
+        No text is "" to a stage that has learned no other.
         """
+        if text is None and stage.takes_prompt and stage.config.null_text == "empty":
+            text = self.encode_text([""]).repeat(n)
         values = dict(more, image_embed=image_embed, low_res=low_res, classes=classes)
         if text is not None and text.clip is not None:
             values.update(text=text.clip.tokens, text_mask=text.clip.mask, text_embed=self._text_embed(text))

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..options import Asked
 from ..resources.devices import as_device, parse_dtype
 from . import directory, edits
+from .blend import ImagePrompt
 from .drawing import Drawing
 from .request import Followed, Progress, Watch, wish_of
 
@@ -30,6 +31,7 @@ class Pipeline(Drawing):
         image: Image.Image | str | Path | None = None,
         mask: Image.Image | str | Path | None = None,
         image_embed: Tensor | None = None,
+        image_prompt: ImagePrompt | None = None,
         progress: Progress | None = None,
         watch: Watch | None = None,
         **options: Unpack[Asked],
@@ -44,6 +46,13 @@ class Pipeline(Drawing):
         mask:       which part: a picture of the same size, white = painted anew, black = kept.
         image_embed: CLIP's embeddings of pictures, in place of the prior's: [N,D] of all pictures beside
                     prompts; without one, n pictures of each are drawn.
+        image_prompt: a picture, of PIL or a file, that is drawn in place of a prompt, or beside one; or
+                    several, and texts (what does not end as a picture's file), each with a weight or not:
+                    [(picture, 0.7), ("a dog", 0.3)]. A prompt beside them is one of them, and what has no
+                    weight has 1. Their image embeddings, CLIP's of the middle square of pictures and the
+                    prior's of texts, are mixed on the sphere (see ``blend.spherical_mean``; Buss & Fillmore
+                    2001; of two Ramesh et al. 2022, section 3.2) in the place of the prior's; the decoder
+                    reads the words of the prompt alone. A text alone is the prompt.
         watch:      gets every ``Step`` of the decoder; ``strip.film_strip`` shows a list of them.
         options:    the fields of ``Options``, which says what each does.
 
@@ -60,6 +69,7 @@ class Pipeline(Drawing):
             image=image,
             mask=mask,
             image_embed=image_embed,
+            image_prompt=image_prompt,
             progress=progress,
             watch=watch,
             **options,
@@ -142,6 +152,7 @@ class Pipeline(Drawing):
         n: int = 1,
         seed: int = 0,
         batch_size: int = 16,
+        image_prompt: ImagePrompt | None = None,
         **options: Unpack[Followed],
     ) -> Image.Image | list[Image.Image]:
         """The picture, drawn over as a prompt says (SDEdit: Meng et al. 2022, algorithm 1).
@@ -150,13 +161,14 @@ class Pipeline(Drawing):
         upsampler with the picture's detail on what the stage before it drew.
 
         picture:  as in ``vary``.
-        prompt:   what is to be seen, as in ``generate``; None for a model that takes none.
+        prompt:   what is to be seen, as in ``generate``; None for a model that takes none;
+                  image_prompt likewise.
         strength: 0 to 1; 0 is the picture itself, 1 is ``generate``.
 
         Returns what ``generate`` does, and raises ``ValueError`` as it does.
         """
         single = (prompt is None or isinstance(prompt, str)) and n == 1
-        pictures = edits.redraw(self, picture, prompt, strength, n, seed, batch_size, **options)
+        pictures = edits.redraw(self, picture, prompt, strength, n, seed, batch_size, image_prompt, **options)
         return pictures[0] if single else pictures
 
     def inpaint(
@@ -176,6 +188,36 @@ class Pipeline(Drawing):
         prompt: what the whole picture is to show.
         """
         return self.generate(prompt, image=picture, mask=mask, **options)
+
+    def upscale(
+        self,
+        picture: Image.Image | str | Path,
+        prompt: str | None = None,
+        *,
+        seed: int = 0,
+        batch_size: int = 16,
+        **options: Unpack[Followed],
+    ) -> Image.Image:
+        """The picture, enlarged by the upsamplers (the cascade of Ho et al. 2021; unCLIP, section 2.3).
+
+        It enters their chain at the first one whose input is not smaller than it, or at the last: icons,
+        16 -> 64 -> 256, enlarges by 4 what has more than 16 pixels a side. A picture smaller than that
+        input is mirrored at its edges, and cut out after. A larger one is drawn in tiles of that size, at
+        least a quarter of each common to the next, from one noise: at every step the x0 of all is averaged
+        by windows that end in 0 at a tile's border, so that there is no seam (MultiDiffusion: Bar-Tal et al.
+        2023, eq. 5). A picture of that size exactly is what ``generate``'s upsamplers make of it.
+
+        picture:    of PIL or a file, any mode and size, upright by its EXIF, on white; whole.
+        prompt:     what it shows, for upsamplers that take words, or an embedding; without one, those that
+                    take an embedding have CLIP's of the picture's middle square.
+        batch_size: tiles drawn at a time, which bounds the memory beyond a few numbers a pixel.
+        options:    upsampler_steps, sampler (here that of the upsamplers), class_; those of the prior, if
+                    it is asked; progress and watch (of the upsamplers' steps).
+
+        Raises ``ValueError``, before work starts, for a model without upsamplers, a result of more than 4096
+        x 4096 pixels, and options that would change nothing.
+        """
+        return edits.upscale(self, picture, prompt, seed, batch_size, **options)
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
         """Write a pipeline directory that ``Pipeline.load`` reads; floats are stored as ``dtype``."""

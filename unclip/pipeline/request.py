@@ -18,6 +18,7 @@ from ..diffusion.noise import fold
 from ..diffusion.samplers import Step
 from ..options import DEFAULTS, Asked, Options, checked_text
 from ..stages import ARPrior, ARSampling, Conditions, Decoder, Origin, Prior, Sampling, Stage
+from .blend import Blend, ImagePrompt, check_embed, mixture, seen
 from .canvas import Canvas, canvas_of
 from .prompts import Prompts
 
@@ -56,15 +57,15 @@ class Wish:
     options: Options = DEFAULTS
     classes: Tensor | None = None  # int64 [N], each picture's own; None = ``options.class_`` for all
     embed: Tensor | None = None  # [N,D], image embeddings; None = the prior's, if the model has one
+    blend: Blend | None = None  # of which image embeddings are mixed, the same for all
     start: Tensor | None = None  # [N,3,S,S], the decoder's noise, in place of the seeds'
     canvas: Canvas | None = None  # a picture to be inpainted, the same for all
     sketch: tuple[Tensor, float] | None = None  # a picture [1,3,S,S] to be drawn over, and how strongly
+    enlarge: int | None = None  # the upsampler from which on they alone draw, of a picture of the user's
     progress: Progress | None = None
     watch: Watch | None = None
     text: Prompts | None = None  # the texts, encoded
-    unwanted: tuple[Prompts | None, Tensor | None] | None = (
-        None  # what guidance moves away from, and its embed
-    )
+    unwanted: tuple[Prompts | None, Tensor | None] | None = None  # what guidance moves away from, its embed
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -101,18 +102,28 @@ def wish_of(
     image: Image.Image | str | Path | None = None,
     mask: Image.Image | str | Path | None = None,
     image_embed: Tensor | None = None,
+    image_prompt: ImagePrompt | None = None,
+    wordless: bool = False,
     progress: Progress | None = None,
     watch: Watch | None = None,
     **options: Unpack[Asked],
 ) -> Wish:
     """All pictures that a call asks for, prompt by prompt; the arguments are those of ``generate``.
 
+    wordless: upsamplers alone draw, and no prompt is needed, as with an image_embed or an image_prompt.
+
     Raises ``ValueError`` for whatever the model cannot do, or nobody could.
     """
     if image_embed is not None:
-        _check_embed(model, image_embed)
-    alone = image_embed is not None and prompt is None
-    prompts: list[str | None] = [None] * len(image_embed) if image_embed is not None else []
+        check_embed(model, image_embed)
+    parts: list[tuple[Image.Image | str | None, float]] = []
+    if image_prompt is not None:
+        if image_embed is not None:
+            raise ValueError("image_prompt and image_embed are the same to the decoder: give one of them")
+        prompt, parts = mixture(model, image_prompt, prompt)
+        prompts_of(model, [part for part, _ in parts if isinstance(part, str)])
+    alone = prompt is None and (wordless or image_embed is not None or bool(parts))
+    prompts: list[str | None] = [None] * (1 if image_embed is None else len(image_embed))
     if not alone:
         prompts = prompts_of(model, prompt)
     settings = parse_config(Options, options, source="the call")
@@ -121,7 +132,7 @@ def wish_of(
             raise ValueError(f"{name} must be a function, not {function!r:.80}")
     if (image is None) != (mask is None):
         raise ValueError("inpainting takes both an image and a mask, of which white is painted anew")
-    check_request(model, settings)
+    check_request(model, settings, model.upsamplers if wordless else model.picture_stages)
     if settings.resamplings is not None and (image is None or model.decoder.config.inpaint):
         raise ValueError(
             "resamplings are of a picture that is inpainted by a model which was not trained for it"
@@ -129,7 +140,7 @@ def wish_of(
     seed, n = integer("seed", seed), integer("n", n, 1)
     if n * len(prompts) > MOST:
         raise ValueError(f"{n * len(prompts):,} pictures are more than one call draws ({MOST:,}); ask again")
-    if alone and (settings.negative_prompt or settings.clip_guidance_scale):
+    if alone and (settings.negative_prompt and not parts or settings.clip_guidance_scale):
         raise ValueError("negative_prompt and clip_guidance_scale are of words, and there is no prompt")
     if image_embed is not None:
         image_embed = image_embed.to(model.device, torch.float32).repeat_interleave(n if alone else 1, dim=0)
@@ -138,27 +149,17 @@ def wish_of(
                 f"{n * len(prompts)} pictures need as many rows of image_embed, not {len(image_embed)}"
             )
     texts = [text for text in prompts if text is not None for _ in range(n)]
+    canvas = None if image is None or mask is None else canvas_of(image, mask)
     return Wish(
         seeds=[fold(seed, k) for k in range(n)] * len(prompts),
         texts=texts if model.takes_prompt and not alone else None,
         embed=image_embed,
+        blend=seen(model, parts) if parts else None,
         options=settings,
-        canvas=None if image is None or mask is None else canvas_of(image, mask),
+        canvas=canvas,
         progress=progress,
         watch=watch,
     )
-
-
-def _check_embed(model: Model, embed: Tensor) -> None:
-    """Raises ``ValueError`` for what are no image embeddings [N,D] that the model takes."""
-    width = len(model.decoder.embed_mean)
-    if not model.decoder.takes_image:
-        raise ValueError(f"the model {model.name} takes no image_embed: its decoder knows none")
-    if not isinstance(embed, Tensor) or embed.dim() != 2 or embed.shape[1] != width:
-        shape = list(embed.shape) if isinstance(embed, Tensor) else type(embed).__name__
-        raise ValueError(f"image_embed must be a tensor [N,{width}], not {shape}")
-    if not embed.isfinite().all():
-        raise ValueError("image_embed holds numbers that are infinite or none")
 
 
 def prompts_of(model: Model, prompt: str | Sequence[str] | None) -> list[str | None]:
@@ -178,21 +179,20 @@ def prompts_of(model: Model, prompt: str | Sequence[str] | None) -> list[str | N
     return texts
 
 
-def check_request(model: Model, options: Options) -> None:
-    """Refuse, before work starts, what would do nothing or cannot be done; raises ``ValueError``."""
+def check_request(model: Model, options: Options, stages: Sequence[Decoder]) -> None:
+    """Refuse, before work starts, what would do nothing or what ``stages`` cannot draw (``ValueError``)."""
     _unguided(model, options)
     class_asked(model, options)
     _steps(model, options)
     if options.class_ is None:
-        for stage in model.picture_stages:
+        for stage in stages:
             classes = stage.config.net.classes
             if classes is not None and not stage.config.drop_class:
                 raise ValueError(
                     f"the model {model.name} knows no picture without a class: ask for one "
                     f"of 0 to {classes - 1} (class_, or --class)"
                 )
-    sees = model.guide is not None or model.clip is not None and model.clip.image_size is not None
-    if options.clip_guidance_scale and not (model.takes_prompt and sees):
+    if options.clip_guidance_scale and not (model.takes_prompt and (model.sees or model.guide is not None)):
         raise ValueError(
             f"the model {model.name} holds no CLIP that knows pictures, which clip_guidance_scale needs"
         )

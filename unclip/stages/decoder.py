@@ -179,7 +179,7 @@ class Decoder(Stage):
         return corrupt(picture, self.factor, self._low_res, generator)
 
     def enlarge(self, low_res: Tensor) -> Tensor:
-        """[N,3,s,s] -> [N,3,f*s,f*s]."""
+        """[N,3,s,s] -> [N,3,f*s,f*s]; f is the stage's ``factor`` (crops pass too)."""
         return enlarge(low_res, self._low_res, self.factor)
 
     def to_data(self, picture: Tensor, conditions: Conditions) -> Tensor:
