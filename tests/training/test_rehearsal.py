@@ -45,10 +45,11 @@ def test_one_command_makes_a_model_from_drawings(tmp_path):
     for link in chain["stages"]:
         link["set"] += [*SHARDS, *LESS[link["program"]]]
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
-    decoder = tmp_path / "configs/icons/decoder.yaml"
-    recipe = yaml.safe_load(decoder.read_text(encoding="utf-8"))
-    del recipe["data"]["scenes"]["emphasis"]  # of categories that these few drawings have not
-    decoder.write_text(yaml.safe_dump(recipe))
+    for name in ("prior", "decoder"):
+        path = tmp_path / f"configs/icons/{name}.yaml"
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        del recipe["data"]["scenes"]["emphasis"]  # of categories that these few drawings have not
+        path.write_text(yaml.safe_dump(recipe))
     (tmp_path / "chain.yaml").write_text(yaml.safe_dump(chain))
     cache = tmp_path / "runs/rehearsal/cache"
     cache.mkdir(parents=True)
