@@ -25,6 +25,7 @@ def _as_in_stages(name: str) -> Callable[[object], object]:
 
 Steps = Annotated[int | str, BeforeValidator(_as_in_stages("Steps"))]
 Interval = Annotated[tuple[float, float], BeforeValidator(_as_in_stages("Interval"))]
+APG = Annotated[tuple[float, float, float], BeforeValidator(_as_in_stages("APG"))]
 SamplerName = Annotated[str, AfterValidator(_as_in_stages("SamplerName"))]
 LONGEST = 10_000  # characters of a prompt; a context holds some hundreds
 
@@ -50,6 +51,10 @@ class Options(Config):
     guidance_scale: Factor | None = Field(None, description="decoder: 1 = none, more = more literal")
     guidance_interval: Interval | None = Field(
         None, description="decoder: shares of noise that are guided, such as 0.2,0.8; all by default"
+    )
+    apg: APG | None = Field(
+        None,
+        description="decoder: eta, norm, momentum of projected guidance, such as 0,15,-0.5; off by default",
     )
     prior_guidance_scale: Factor | None = Field(None, description="prior: likewise")
     clip_guidance_scale: Factor = Field(0.0, description="climb CLIP's similarity (default 0.0)")
@@ -85,6 +90,7 @@ class Asked(TypedDict, total=False):
     upsampler_steps: int | str | None
     guidance_scale: float | None
     guidance_interval: str | tuple[float, float] | None
+    apg: str | tuple[float, float, float] | None
     prior_guidance_scale: float | None
     clip_guidance_scale: float
     sampler: str | None

@@ -76,6 +76,7 @@ def test_every_option_is_passed_on(here, pipeline, monkeypatch):
         "upsampler_steps": "5",
         "guidance_scale": 1.5,
         "guidance_interval": "0.2,0.8",
+        "apg": "0.5,9,-0.2",
         "prior_guidance_scale": 2.5,
         "clip_guidance_scale": 3.5,
         "sampler": "ddim",

@@ -68,5 +68,5 @@ def test_what_is_no_interval(interval):
 
 def test_an_interval_of_two_numbers():
     assert parse_interval("0.2, 0.8") == parse_interval([0.2, 0.8]) == (0.2, 0.8)
-    with pytest.raises(ValueError, match="kept to an interval, only with the schedule"):
+    with pytest.raises(ValueError, match="kept to an interval only with the schedule"):
         classifier_free(None, {}, {}, 2.0, interval=(0.2, 0.8))

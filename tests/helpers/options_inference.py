@@ -61,8 +61,8 @@ def sampling(of: str, steps: type = str, **more: Mapping[str, object]) -> dict:
     more: what an option changes besides.
     """
     values = {"seed": 7, "steps": steps(3), "prior_steps": steps(4), "upsampler_steps": steps(5),
-              "guidance_scale": 1.5, "guidance_interval": "0.2,0.8", "prior_guidance_scale": 2.5,
-              "clip_guidance_scale": 3.5, "sampler": "ddim", "negative_prompt": "a dog", "class_": 2,
+              "guidance_scale": 1.5, "guidance_interval": "0.2,0.8", "apg": "0.5,9,-0.2",
+              "prior_guidance_scale": 2.5, "clip_guidance_scale": 3.5, "sampler": "ddim", "negative_prompt": "a dog", "class_": 2,
               "classifier_scale": 0.5, "resamplings": 5}
     options = {name: ([f"--{name.rstrip('_').replace('_', '-')}", str(value)],
                    {f"{of}.{name}": value, **more.get(name, {})}) for name, value in values.items()}
@@ -175,6 +175,7 @@ EVALUATE = Program(
      "seed": (["--seed", "7"], {"evaluate.seed": 7}),
      "guidance_interval": (["--guidance-interval", "0.2,0.8"],
                            {"evaluate.options.guidance_interval": (0.2, 0.8)}),
+     "apg": (["--apg", "0.5,9,-0.2"], {"evaluate.options.apg": (0.5, 9.0, -0.2)}),
      "negative_prompt": (["--negative-prompt", "a dog"],
                          {"said": "inference.evaluate: --negative-prompt has no use here"})},
     {"evaluate.pipeline": MODEL, "evaluate.judges": {}, "check_installed": "called",

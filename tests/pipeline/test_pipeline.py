@@ -73,8 +73,10 @@ def test_guidance_in_the_whole_interval_is_plain_guidance(pipeline):
         assert apart(drawn[None], drawn["0,1"]) == 0 and apart(drawn[None], drawn["0.3,0.7"]) > 0
         given["guidance_scale"] = 1.0
         assert apart(model.generate("a red heart", **given), drawn[0.0, 1e-9]) == 0
-        with pytest.raises(ValueError, match="guidance_interval is where .* there is no guidance"):
+        with pytest.raises(ValueError, match="guidance_interval is of .* there is no guidance"):
             model.generate("a red heart", guidance_interval=(0.3, 0.7), **given)
+        with pytest.raises(ValueError, match="apg is of .* there is no guidance"):
+            model.generate("a red heart", apg=(0, 15, -0.5), **given)
 
 
 @pytest.fixture
@@ -102,6 +104,7 @@ def told(monkeypatch) -> dict[str, tuple]:
     ("upsampler_steps", "upsampler", "steps", 3),
     ("guidance_scale", "decoder", "guidance_scale", 3.5),
     ("guidance_interval", "decoder", "guidance_interval", (0.2, 0.8)),
+    ("apg", "decoder", "apg", (0.5, 9.0, -0.2)),
     ("prior_guidance_scale", "prior", "guidance_scale", 3.5),
     ("sampler", "decoder", "sampler", "ddim"),
 ])  # fmt: skip

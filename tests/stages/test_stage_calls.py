@@ -75,6 +75,7 @@ FIELDS = {
     "guidance_rescale": 0.5,
     "threshold": "dynamic",
     "guidance_interval": (0.1, 0.9),
+    "apg": (0.5, 3.0, -0.5),
 }
 
 

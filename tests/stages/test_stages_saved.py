@@ -70,6 +70,7 @@ def test_a_recipe_may_ask_for_all_that_there_is(config, field, known):
     (Sampling, {"sampler": "ddpm", "x0_variance": {5: -0.1}}, "x0_variance.5: "),
     (Sampling, {"guidance_rescale": 1.5}, "guidance_rescale: "),
     (Sampling, {"guidance_interval": (0.8, 0.2)}, "guidance_interval: .*an interval rises within 0"),
+    (Sampling, {"apg": (0.0, 0.0, -0.5)}, "apg: .*its norm above 0"),
 ])  # fmt: skip
 def test_recipes_that_make_no_sense_are_refused(config, values, said):
     with pytest.raises(ConfigError, match=said):
@@ -80,7 +81,7 @@ def test_a_recipe_from_before_means_what_it_meant():
     old = {"sampler": "ddim", "steps": 2, "guidance_scale": 2.0, "candidates": 1}
     now = parse_config(Sampling, old)
     assert (now.threshold, now.guidance_rescale, now.eta, now.x0_variance) == ("static", 0.0, 0.0, None)
-    assert now.guidance_interval is None
+    assert now.guidance_interval is None and now.apg is None
     old = {"schedule": "cosine", "timesteps": 9, "predicts": "v", "variance": "learned", "loss": "hybrid"}
     assert parse_config(Process, old).weighting == "none"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ def classifier_free(
     rescale: float = 0.0,
     schedule: Schedule | None = None,
     interval: tuple[float, float] | None = None,
+    apg: Projection | None = None,
 ) -> Denoise:
     """null + scale (cond - null), in one batch of both (Ho & Salimans 2022, eq. 6, scale = 1 + w).
 
@@ -37,11 +39,14 @@ def classifier_free(
     scale: 1 is no guidance, and then only cond is run.
     rescale: 0 to 1, see `rescaled`; more than 0 needs the schedule.
     interval: see `within`; None = everywhere. Another needs the schedule.
+    apg: see `projected`; None = off. Another needs the schedule, and one sampling a closure.
     """
     if not 0 <= rescale <= 1:
         raise ValueError(f"the rescaling of guidance must be between 0 and 1, got {rescale}")
-    if schedule is None and (rescale or interval is not None):
-        raise ValueError("guidance is rescaled, or kept to an interval, only with the schedule: pass it too")
+    if schedule is None and (rescale or interval is not None or apg is not None):
+        raise ValueError(
+            "guidance is rescaled, projected or kept to an interval only with the schedule: pass it too"
+        )
     if scale == 1:
         return bind(denoiser, **cond)
     if cond.keys() != null.keys():
@@ -50,12 +55,16 @@ def classifier_free(
         name: torch.cat([value, null[name]]) if isinstance(value, Tensor) else value
         for name, value in cond.items()
     }
+    project = None if apg is None else projected(apg)
 
     def denoise(x: Tensor, t: Tensor) -> Prediction:
         out = denoiser(torch.cat([x, x]), torch.cat([t, t]), **both)
         (x0, null_x0), (eps, null_eps) = out.x0.chunk(2), out.eps.chunk(2)
         frac = out.frac.chunk(2)[0] if isinstance(out.frac, Tensor) else out.frac
         guided = Prediction(null_x0 + scale * (x0 - null_x0), null_eps + scale * (eps - null_eps), frac)
+        if project is not None and schedule is not None:
+            along = x0 + (scale - 1) * project(x0 - null_x0, x0)
+            guided = Prediction.from_x0(x, along, schedule.at(t), frac)
         if rescale and schedule is not None:
             return rescaled(guided, Prediction(x0, eps), x, schedule.at(t), rescale)
         return guided
@@ -101,6 +110,53 @@ def parse_interval(interval: object) -> tuple[float, float]:
     if not 0 <= low < high <= 1:
         raise ValueError(f"an interval rises within 0 (the picture) and 1 (noise alone), not {interval!r}")
     return low, high
+
+
+class Projection(NamedTuple):
+    """How adaptive projected guidance changes an update, see `projected`."""
+
+    eta: float  # weight of what is parallel to the picture: 1 as plain guidance has it, 0 nothing of it
+    norm: float  # the longest update, as a vector of all of a picture's values
+    momentum: float  # of the updates before; negative takes them back
+
+
+def projected(apg: Projection) -> Callable[[Tensor, Tensor], Tensor]:
+    """(update, x0) -> the update for a strong guidance that would oversaturate, both [N, ...].
+
+    Sadat et al. 2024 (APG, arXiv:2410.02416), algorithm 1: the update gets momentum times the one before,
+    is cut to a length, and counts by eta where it only makes x0 stronger. It remembers, picture by picture,
+    what it was asked: take a new one for every sampling.
+    """
+    before: list[Tensor] = []
+
+    def project(update: Tensor, x0: Tensor) -> Tensor:
+        if before and before[0].shape == update.shape:
+            update = update + apg.momentum * before[0]
+        before[:] = [update]
+        length, along = update.flatten(1).norm(dim=1), x0.flatten(1)
+        update = update * like((apg.norm / length.clamp_min(1e-12)).clamp(max=1), x0)
+        share = (update.flatten(1) * along).sum(1) / along.square().sum(1).clamp_min(1e-12)
+        return update + (apg.eta - 1) * like(share, x0) * x0
+
+    return project
+
+
+def parse_projection(apg: object) -> Projection:
+    """eta, norm and momentum, of three numbers or of "0,15,-0.5"; `ValueError` for all else."""
+    parts = apg.split(",") if isinstance(apg, str) else apg
+    try:
+        if not isinstance(parts, Sequence) or any(isinstance(part, bool) for part in parts):
+            raise TypeError
+        eta, norm, momentum = map(float, parts)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"apg is three numbers, eta, norm and momentum, such as 0,15,-0.5, not {apg!r}"
+        ) from None
+    if not (0 <= eta <= 1 and 0 < norm <= 1e9 and -1 < momentum < 1):
+        raise ValueError(
+            f"apg's eta is from 0 to 1, its norm above 0 (to 1e9), its momentum between -1 and 1, not {apg!r}"
+        )
+    return Projection(eta, norm, momentum)
 
 
 def rescaled(guided: Prediction, cond: Prediction, x: Tensor, level: Level, share: float) -> Prediction:

@@ -32,7 +32,7 @@ from .request import Followed, Wish, classes_of, integer, prompts_of, sampling_o
 PIXELS = 1 << 24  # of the largest picture that is drawn: 4096 x 4096
 # Options that change nothing where only upsamplers draw; the second ones are of the prior.
 IDLE = (
-    "steps", "guidance_scale", "guidance_interval", "clip_guidance_scale", "negative_prompt",
+    "steps", "guidance_scale", "guidance_interval", "apg", "clip_guidance_scale", "negative_prompt",
     "classifier_scale",
 )  # fmt: skip
 IDLE_PRIOR = ("prior_steps", "prior_guidance_scale")

@@ -208,11 +208,12 @@ def _unguided(model: Model, options: Options) -> None:
         for stage, scale in asked
         if stage is not None
     ]
-    if options.guidance_interval is not None and scales[0] == 1:
-        raise ValueError(
-            "guidance_interval is where the decoder is guided, and there is no guidance: give a "
-            "guidance_scale other than 1"
-        )
+    for name in ("guidance_interval", "apg"):
+        if getattr(options, name) is not None and scales[0] == 1:
+            raise ValueError(
+                f"{name} is of the decoder's guidance, and there is no guidance: "
+                "give a guidance_scale other than 1"
+            )
     if options.negative_prompt and all(scale == 1 for scale in scales):
         raise ValueError(
             "negative_prompt is what guidance moves away from, and there is no guidance: "
@@ -277,13 +278,8 @@ def sampling_of(model: Model, stage: Decoder, options: Options) -> Sampling:
     """How a picture stage samples: its defaults, with what is asked for in their place."""
     if stage is not model.decoder:
         return override(stage.config.sampling, steps=options.upsampler_steps)
-    return override(
-        stage.config.sampling,
-        steps=options.steps,
-        guidance_scale=options.guidance_scale,
-        guidance_interval=options.guidance_interval,
-        sampler=options.sampler,
-    )
+    names = ("steps", "guidance_scale", "guidance_interval", "apg", "sampler")
+    return override(stage.config.sampling, **{name: getattr(options, name) for name in names})
 
 
 def override(sampling: S, **changes: object) -> S:

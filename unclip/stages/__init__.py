@@ -7,6 +7,7 @@ from embeddings, text, classes or nothing, and with ``low_res`` it is an upsampl
 """
 
 from .config import (
+    APG,
     AnyPriorConfig,
     ARPriorStageConfig,
     ARSampling,
@@ -30,7 +31,7 @@ from .stage import Conditions, Objective, Stage
 
 __all__ = [
     "STAGES", "ARPrior", "ARPriorStageConfig", "ARSampling", "AnyPrior", "AnyPriorConfig", "Conditions",
-    "Decoder", "DecoderStageConfig", "Interval", "LowRes", "Objective", "Origin", "Prior",
+    "APG", "Decoder", "DecoderStageConfig", "Interval", "LowRes", "Objective", "Origin", "Prior",
     "PriorStageConfig", "Process", "SamplerName", "Sampling", "ScheduleName", "Stage", "Steps", "TextPrior",
     "blur3", "load_prior", "load_stage",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ from ..checkpoint import SavedConfig
 from ..config import Chance, Config, Factor, Side, Timesteps
 from ..degradation.bsr import LEAST
 from ..diffusion.denoiser import check_prediction
-from ..diffusion.guidance import parse_interval
+from ..diffusion.guidance import parse_interval, parse_projection
 from ..diffusion.losses import check_loss
 from ..diffusion.samplers import SAMPLERS
 from ..diffusion.schedule import SCHEDULES, make_schedule, parse_steps
@@ -38,6 +38,11 @@ ScheduleName = Annotated[str, _entry_of(SCHEDULES, "schedule")]
 Steps = Annotated[Timesteps | Annotated[str, Field(max_length=1000)], BeforeValidator(parse_steps)]
 # Shares of noise, low and high: 0.2,0.8
 Interval = Annotated[tuple[Chance, Chance], BeforeValidator(parse_interval)]
+
+
+# Eta, norm and momentum: 0,15,-0.5
+Norm = Annotated[float, Field(gt=0, le=1e9)]
+APG = Annotated[tuple[Chance, Norm, Annotated[float, Field(gt=-1, lt=1)]], BeforeValidator(parse_projection)]
 
 
 class Process(Config):
@@ -73,6 +78,7 @@ class Sampling(Config):
     guidance_interval: Interval | None = (
         None  # shares of noise that are guided (Level.noise_share); None = all
     )
+    apg: APG | None = None  # eta, norm and momentum of projected guidance (Sadat et al. 2024); None = plain
     threshold: Literal["static", "dynamic", "none"] = "static"  # how x0 is kept in the data's range
     eta: Chance = 0.0  # ddim: share of fresh noise
     noise_scale: float = Field(1.0, gt=0, le=100)  # of the noise it starts from; GLIDE's upsampler: 0.997
@@ -95,7 +101,7 @@ class Sampling(Config):
     @property
     def of_guidance(self) -> dict[str, Any]:
         """What a stage's ``denoise`` takes of this besides the scale, by the names of its arguments."""
-        names = ("guidance_rescale", "guidance_interval", "threshold")
+        names = ("guidance_rescale", "guidance_interval", "apg", "threshold")
         return {name: getattr(self, name) for name in names}
 
 

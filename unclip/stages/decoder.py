@@ -208,6 +208,7 @@ class Decoder(Stage):
         threshold: str = "static",
         climb: guidance.GradFn | None = None,
         guidance_interval: tuple[float, float] | None = None,
+        apg: tuple[float, float, float] | None = None,
     ) -> guidance.Denoise:
         """The guided denoiser, its x0 kept to pictures in [-1,1] as ``Sampling.threshold`` says.
 
@@ -229,6 +230,7 @@ class Decoder(Stage):
             guidance_rescale,
             self.schedule,
             guidance_interval,
+            None if apg is None else guidance.Projection(*apg),
         )
         denoise = self._limited(denoise, conditions, threshold)
         if objective is not None:

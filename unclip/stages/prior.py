@@ -106,6 +106,7 @@ class Prior(TextPrior, Stage):
         guidance_rescale: float = 0.0,
         threshold: str = "static",
         guidance_interval: tuple[float, float] | None = None,
+        apg: tuple[float, float, float] | None = None,
     ) -> guidance.Denoise:
         """The guided, clamped denoiser; all but the conditions as in ``Sampling``."""
         denoise = guidance.classifier_free(
@@ -116,6 +117,7 @@ class Prior(TextPrior, Stage):
             guidance_rescale,
             self.schedule,
             guidance_interval,
+            None if apg is None else guidance.Projection(*apg),
         )
         if threshold == "none":
             return denoise
