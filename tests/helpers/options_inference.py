@@ -62,8 +62,8 @@ def sampling(of: str, steps: type = str, **more: Mapping[str, object]) -> dict:
     """
     values = {"seed": 7, "steps": steps(3), "prior_steps": steps(4), "upsampler_steps": steps(5),
               "guidance_scale": 1.5, "guidance_interval": "0.2,0.8", "apg": "0.5,9,-0.2",
-              "prior_guidance_scale": 2.5, "clip_guidance_scale": 3.5, "sampler": "ddim", "negative_prompt": "a dog", "class_": 2,
-              "classifier_scale": 0.5, "resamplings": 5}
+              "prior_guidance_scale": 2.5, "clip_guidance_scale": 3.5, "sampler": "ddim",
+              "negative_prompt": "a dog", "class_": 2, "classifier_scale": 0.5, "resamplings": 5}
     options = {name: ([f"--{name.rstrip('_').replace('_', '-')}", str(value)],
                    {f"{of}.{name}": value, **more.get(name, {})}) for name, value in values.items()}
     guided = {"load_classifier.path": Path("led"), "load_classifier.device": CPU,
