@@ -25,6 +25,7 @@ from unclip.diffusion.samplers import SAMPLERS
 from unclip.pipeline.pipeline import Pipeline
 from unclip.pipeline.request import Wish, origin_of
 from unclip.stages import Decoder, Origin, Sampling
+from unclip.stages.origin import with_detail
 
 pytestmark = pytest.mark.usefixtures("float32")
 MODELS = {
@@ -92,25 +93,28 @@ def test_drawing_begins_at_the_level_that_is_asked_for(strength, levels):
     torch.testing.assert_close(starts[0], noise if strength == 1 else diffuse(x0, noise, level))
 
 
-def test_an_upsampler_begins_with_the_pictures_detail_on_what_was_drawn():
-    """In the data of a residual that is the picture's own residual, whatever was drawn."""
+def test_an_upsampler_begins_with_the_pictures_detail_where_what_was_drawn_agrees():
     stage = tiny_upsampler(residual_scale=0.5)
     model = Pipeline(decoder(net={"image_size": 16}), upsamplers=[stage], name="two")
     picture = 0.3 * randn(1, 3, 64, 64).clamp(-1, 1)
-    wish, small = Wish([0], sketch=(picture, 0.5)), 0.3 * randn(2, 3, 16, 16, seed=1).clamp(-1, 1)
-    own = stage.conditions(1, low_res=shrink(picture, 16))
-    for low_res, wanted in ((small, None), (shrink(picture, 16), picture)):
-        told = stage.conditions(len(low_res), low_res=low_res)
-        origin = origin_of(model, stage, wish, told)
-        assert origin.strength == 0.5 and origin.known is None
-        if wanted is not None:
-            torch.testing.assert_close(origin.picture, wanted)
-        torch.testing.assert_close(
-            stage.to_data(origin.picture, told), stage.to_data(picture, own).expand(len(low_res), -1, -1, -1)
-        )
+    wish, own = Wish([0], sketch=(picture, 0.5)), shrink(picture, 16)
+    other = own.clone()
+    other[..., :8] = own[..., :8] - 2.0  # the left half is another picture
+    told = stage.conditions(2, low_res=torch.cat([own, other]))
+    origin = origin_of(model, stage, wish, told)
+    assert origin.strength == 0.5 and origin.known is None
+    torch.testing.assert_close(origin.picture[:1], picture)
+    torch.testing.assert_close(origin.picture[1:, ..., 40:], picture[..., 40:])
+    torch.testing.assert_close(origin.picture[1:, ..., :28], told["base"][1:, ..., :28].clamp(-1, 1))
     base = origin_of(model, model.decoder, wish, {})
-    assert torch.equal(base.picture, shrink(picture, 16))
+    assert torch.equal(base.picture, own)
     assert origin_of(model, stage, replace(wish, sketch=None), told) is None
+
+
+def test_detail_fades_as_pictures_part():
+    base, detail = torch.zeros(1, 3, 8, 8), 0.25 * torch.ones(1, 3, 8, 8)
+    for away, share in ((0.0, 1.0), (0.25, 0.75), (0.5, 0.5), (1.0, 0.0), (1.5, 0.0)):
+        torch.testing.assert_close(with_detail(base, base + away + detail, base + away, 2), share * detail)
 
 
 def test_the_shipped_model_redraws():

@@ -18,6 +18,7 @@ from ..diffusion.noise import fold
 from ..diffusion.samplers import Step
 from ..options import DEFAULTS, Asked, Options, checked_text
 from ..stages import ARPrior, ARSampling, Conditions, Decoder, Origin, Prior, Sampling, Stage
+from ..stages.origin import with_detail
 from .blend import Blend, ImagePrompt, check_embed, mixture, seen
 from .canvas import Canvas, canvas_of
 from .prompts import Prompts
@@ -263,9 +264,9 @@ def origin_of(model: Model, stage: Decoder, wish: Wish, conditions: Conditions) 
     if wish.sketch is not None:
         picture, strength = wish.sketch
         picture = shrink(picture, stage.size)
-        if stage.config.low_res is not None:  # its detail, on the new picture of the stage before
+        if stage.config.low_res is not None:
             coarse = stage.enlarge(shrink(picture, stage.config.low_res.size))
-            picture = (conditions["base"] + picture - coarse).clamp(-1, 1)
+            picture = with_detail(conditions["base"], picture, coarse, stage.factor)
         return Origin(picture, strength)
     if wish.canvas is None or stage.config.inpaint:
         return None

@@ -252,7 +252,7 @@ def test_the_command(capsys, tmp_path, monkeypatch):
     "argv, said",
     [
         (["nowhere.yaml"], "there is no recipe at nowhere.yaml"),
-        (["configs/icons/prior.yaml", "--gpus", "7"], "batch_size 64 does not divide by 7 GPUs"),
+        (["configs/icons/prior.yaml", "--gpus", "7"], "batch_size 128 does not divide by 7 GPUs"),
         (
             ["configs/icons/prior.yaml", "stage.net.wide=3"],
             "not a valid PriorRecipe:\n  stage.net.wide: unknown",
