@@ -161,8 +161,9 @@ def test_what_a_model_knows_of_a_verb_grows_with_the_verb():
         embeds = icons.encode_image(torch.cat([fitted(one, icons.size) for one in [to, *drawn]]))
         return (embeds[1:] @ embeds[0]).tolist()
 
-    given = {"steps": 30, "seed": 1}  # with few a picture is not followed back to its noise
-    spreads = [icons.vary(apple, 2, spread=spread, **given) for spread in (0, 1)]
+    given = {"steps": 30, "seed": 1}
+    # With few steps a picture is not followed back to its noise well enough.
+    spreads = [icons.vary(apple, 2, spread=spread, **{**given, "steps": 100}) for spread in (0, 1)]
     near, far = (sum(likeness(drawn, apple)) for drawn in spreads)
     assert near > far
     size = icons.decoder.size

@@ -28,7 +28,7 @@ class Origin:
 
 
 def with_detail(base: Tensor, picture: Tensor, coarse: Tensor, factor: int) -> Tensor:
-    """A picture [N,3,S,S] in [-1,1] that was drawn coarsely, ``base``, with another's detail where they agree.
+    """A picture [N,3,S,S] in [-1,1], drawn coarsely (``base``), with another's detail where both agree.
 
     picture, coarse: [N,3,S,S] or [1,3,S,S], the other one and what an enlargement by ``factor`` leaves of it.
     The further apart ``base`` and ``coarse`` are around a place, the less of the detail is put there: an edge
