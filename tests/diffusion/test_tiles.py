@@ -99,3 +99,17 @@ def test_no_border_is_seen_though_tiles_know_nothing_of_each_other(sampler):
     assert 0 < border < elsewhere
     border, elsewhere = across("one")
     assert border > 5 * elsewhere
+
+
+def test_each_part_of_the_tiles_is_one_denoise_that_may_remember_its_walk():
+    asked, seen = [], []
+
+    def of(some):
+        asked.append(list(some))
+        return lambda x, t, k=len(asked): seen.append((k, int(t[0]))) or local(x, t)
+
+    denoise = Tiles(1, 20, 20, 8).denoise(of, SCHEDULE, 4)
+    for t in (900, 500):
+        denoise(torch.zeros(1, 3, 20, 20), torch.tensor([t]))
+    parts = range(1, len(asked) + 1)
+    assert len(parts) > 1 and seen == [(k, t) for t in (900, 500) for k in parts]

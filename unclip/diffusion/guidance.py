@@ -39,7 +39,7 @@ def classifier_free(
     scale: 1 is no guidance, and then only cond is run.
     rescale: 0 to 1, see `rescaled`; more than 0 needs the schedule.
     interval: see `within`; None = everywhere. Another needs the schedule.
-    apg: see `projected`; None = off. Another needs the schedule, and one sampling a closure.
+    apg: see `projected`; None = off. Another needs the schedule, and one sampling at a time.
     """
     if not 0 <= rescale <= 1:
         raise ValueError(f"the rescaling of guidance must be between 0 and 1, got {rescale}")
@@ -63,8 +63,9 @@ def classifier_free(
         frac = out.frac.chunk(2)[0] if isinstance(out.frac, Tensor) else out.frac
         guided = Prediction(null_x0 + scale * (x0 - null_x0), null_eps + scale * (eps - null_eps), frac)
         if project is not None and schedule is not None:
-            along = x0 + (scale - 1) * project(x0 - null_x0, x0)
-            guided = Prediction.from_x0(x, along, schedule.at(t), frac)
+            update, level = x0 - null_x0, schedule.at(t).like(x)
+            more = (scale - 1) * (project(update, x0, t) - update)  # to the bit 0 where nothing is changed
+            guided = Prediction(guided.x0 + more, guided.eps - level.alpha / level.sigma * more, frac)
         if rescale and schedule is not None:
             return rescaled(guided, Prediction(x0, eps), x, schedule.at(t), rescale)
         return guided
@@ -91,7 +92,7 @@ def within(guided: Denoise, plain: Denoise, schedule: Schedule, interval: tuple[
         if inside.all() or not inside.any():
             return (guided if inside.any() else plain)(x, t)
         a, b = guided(x, t), plain(x, t)  # of rows at several levels, as no sampler asks
-        rows = inside.view(-1, *[1] * (x.dim() - 1)).to(x.device)
+        rows = _rows(inside, x)
         frac = a.frac if not isinstance(a.frac, Tensor) else torch.where(rows, a.frac, b.frac)
         return Prediction(torch.where(rows, a.x0, b.x0), torch.where(rows, a.eps, b.eps), frac)
 
@@ -120,25 +121,35 @@ class Projection(NamedTuple):
     momentum: float  # of the updates before; negative takes them back
 
 
-def projected(apg: Projection) -> Callable[[Tensor, Tensor], Tensor]:
-    """(update, x0) -> the update for a strong guidance that would oversaturate, both [N, ...].
+def projected(apg: Projection) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """(update, x0, t) -> the update for a strong guidance that would oversaturate, [N, ...] of levels [N].
 
     Sadat et al. 2024 (APG, arXiv:2410.02416), algorithm 1: the update gets momentum times the one before,
-    is cut to a length, and counts by eta where it only makes x0 stronger. It remembers, picture by picture,
-    what it was asked: take a new one for every sampling.
+    is cut to a length, and counts by eta where it only makes x0 stronger. It remembers, picture by picture:
+    the one before is of the nearest level above that the walk was at, so that momentum begins anew with every
+    walk, and is the same however often a level is asked for (by `heun`, and by `repaint`, which goes back).
     """
-    before: list[Tensor] = []
+    walk: list[tuple[Tensor, Tensor]] = []  # levels [N] and their updates, from noise down
 
-    def project(update: Tensor, x0: Tensor) -> Tensor:
-        if before and before[0].shape == update.shape:
-            update = update + apg.momentum * before[0]
-        before[:] = [update]
+    def project(update: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+        if apg.momentum:
+            walk[:] = [(level, other) for level, other in walk if (level > t).any()]
+            before = torch.zeros_like(update)
+            for level, other in walk:
+                before = torch.where(_rows(level > t, before), other, before)
+            update = update + apg.momentum * before
+            walk[:] = [*walk[-2:], (t, update.detach())]  # no sampler goes back by more than two levels
         length, along = update.flatten(1).norm(dim=1), x0.flatten(1)
         update = update * like((apg.norm / length.clamp_min(1e-12)).clamp(max=1), x0)
         share = (update.flatten(1) * along).sum(1) / along.square().sum(1).clamp_min(1e-12)
         return update + (apg.eta - 1) * like(share, x0) * x0
 
     return project
+
+
+def _rows(chosen: Tensor, x: Tensor) -> Tensor:
+    """Bool [N], ready to choose rows of x [N, ...]."""
+    return chosen.view(-1, *[1] * (x.dim() - 1)).to(x.device)
 
 
 def parse_projection(apg: object) -> Projection:

@@ -60,12 +60,14 @@ class Tiles:
         of: the denoise of some tiles. most: tiles at a time, which bounds the memory.
         """
 
+        groups = [self.tiles[start : start + most] for start in range(0, len(self.tiles), most)]
+        parts = [of(some) for some in groups]  # once, since guidance may remember the levels before
+
         def denoise(x: Tensor, t: Tensor) -> Prediction:
             x0, frac = torch.zeros_like(x), torch.zeros_like(x)
             varies: float | None = None
-            for start in range(0, len(self.tiles), most):
-                some = self.tiles[start : start + most]
-                out = of(some)(self.cut(x, some), t[[tile.picture for tile in some]])
+            for some, part in zip(groups, parts, strict=True):
+                out = part(self.cut(x, some), t[[tile.picture for tile in some]])
                 self._add(x0, some, out.x0)
                 if isinstance(out.frac, Tensor):
                     self._add(frac, some, out.frac)
