@@ -106,7 +106,8 @@ def test_each_part_of_the_tiles_is_one_denoise_that_may_remember_its_walk():
 
     def of(some):
         asked.append(list(some))
-        return lambda x, t, k=len(asked): seen.append((k, int(t[0]))) or local(x, t)
+        number = len(asked)
+        return lambda x, t: seen.append((number, int(t[0]))) or local(x, t)
 
     denoise = Tiles(1, 20, 20, 8).denoise(of, SCHEDULE, 4)
     for t in (900, 500):
