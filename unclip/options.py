@@ -56,8 +56,17 @@ class Options(Config):
         None,
         description="decoder: eta, norm, momentum of projected guidance, such as 0,15,-0.5; off by default",
     )
+    autoguidance_scale: Factor | None = Field(
+        None, description="decoder: away from the weaker one, where there is one (default 2); 1 = off"
+    )
     prior_guidance_scale: Factor | None = Field(None, description="prior: likewise")
     clip_guidance_scale: Factor = Field(0.0, description="climb CLIP's similarity (default 0.0)")
+    cutouts: int | None = Field(
+        None,
+        ge=1,
+        le=256,
+        description="random cuts of a picture that CLIP sees while it guides; else the whole",
+    )
     sampler: SamplerName | None = Field(None, description="of the decoder: ddpm, ddim, dpm++2m or heun")
     negative_prompt: str | None = Field(None, description="what guidance moves away from")
     class_: int | None = Field(None, ge=0, description="what to draw, for a model of classes")
@@ -91,8 +100,10 @@ class Asked(TypedDict, total=False):
     guidance_scale: float | None
     guidance_interval: str | tuple[float, float] | None
     apg: str | tuple[float, float, float] | None
+    autoguidance_scale: float | None
     prior_guidance_scale: float | None
     clip_guidance_scale: float
+    cutouts: int | None
     sampler: str | None
     negative_prompt: str | None
     class_: int | None

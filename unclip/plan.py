@@ -20,14 +20,15 @@ from .checkpoint import CheckpointError, SavedConfig, read_header
 from .config import parse_config
 from .guides.classifier import Classifier
 from .guides.noised_clip import NoisedClip
-from .pipeline.request import MOST, integer
+from .pipeline.checks import integer
+from .pipeline.request import MOST
 from .resources.devices import parse_dtype, place
 from .resources.peak import peak_activations
 from .resources.weightless import held_bytes, parameters
 from .stages import AnyPrior, ARPrior, Decoder, DecoderStageConfig, Prior, TextPrior
 
 GIB, MIB = 2**30, 2**20
-GUIDES = ("classifier", "guide")
+GUIDES = ("classifier", "guide", "weaker")
 Part = AnyPrior | Decoder | Classifier | NoisedClip
 PARTS: tuple[type[Part], ...] = (Prior, ARPrior, Decoder, Classifier, NoisedClip)
 KINDS = {part.kind(): part for part in PARTS}
@@ -136,6 +137,7 @@ def _parts(name_or_path: str | Path) -> tuple[str, list[tuple[str, SavedConfig]]
         "decoder": pipeline.decoder,
         "classifier": pipeline.classifier,
         "guide": pipeline.guide,
+        "weaker": pipeline.weaker,
     }
     configs = {name: stage.config for name, stage in stages.items() if stage is not None}
     upsamplers = [stage.config for stage in pipeline.upsamplers]
@@ -146,7 +148,7 @@ def _parts(name_or_path: str | Path) -> tuple[str, list[tuple[str, SavedConfig]]
 def _labelled(
     configs: Mapping[str, SavedConfig], upsamplers: Sequence[DecoderStageConfig]
 ) -> Iterator[tuple[str, SavedConfig]]:
-    for stage in ("prior", "decoder", "classifier", "guide"):
+    for stage in ("prior", "decoder", "classifier", "guide", "weaker"):
         if stage in configs:
             yield stage, configs[stage]
     for config in upsamplers:
@@ -161,7 +163,7 @@ def _ours(path: Path) -> tuple[list[tuple[str, SavedConfig]], int]:
     manifest = read_manifest(path).model_dump(exclude_none=True)
     configs: dict[str, SavedConfig] = {
         stage: _config(path / manifest[stage])
-        for stage in ("prior", "decoder", "classifier", "guide")
+        for stage in ("prior", "decoder", "classifier", "guide", "weaker")
         if stage in manifest
     }
     upsamplers = [_upsampler(path / file) for file in manifest["upsamplers"]]

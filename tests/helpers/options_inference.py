@@ -62,17 +62,23 @@ def sampling(of: str, steps: type = str, **more: Mapping[str, object]) -> dict:
     """
     values = {"seed": 7, "steps": steps(3), "prior_steps": steps(4), "upsampler_steps": steps(5),
               "guidance_scale": 1.5, "guidance_interval": "0.2,0.8", "apg": "0.5,9,-0.2",
-              "prior_guidance_scale": 2.5, "clip_guidance_scale": 3.5, "sampler": "ddim",
+              "autoguidance_scale": 1.7, "prior_guidance_scale": 2.5,
+              "clip_guidance_scale": 3.5, "cutouts": 8, "sampler": "ddim",
               "negative_prompt": "a dog", "class_": 2, "classifier_scale": 0.5, "resamplings": 5}
     options = {name: ([f"--{name.rstrip('_').replace('_', '-')}", str(value)],
                    {f"{of}.{name}": value, **more.get(name, {})}) for name, value in values.items()}
     guided = {"load_classifier.path": Path("led"), "load_classifier.device": CPU,
               "guide_with.classifier": "a classifier"}
-    return {**options, "classifier": (["--classifier", "led"], guided), **device("load"), **memory("load")}
+    weaker = {"load_decoder.path": Path("weak"), "load_decoder.device": CPU,
+              "load_decoder.dtype": torch.float32,
+              "autoguide_with.weaker": "a weaker decoder"}
+    return {**options, "classifier": (["--classifier", "led"], guided), **device("load"),
+            "weaker": (["--weaker", "weak"], weaker), **memory("load")}
 
 
 LOADED = {"unclip.app.cli.load": MODEL, "unclip.guides.classifier.load_classifier": "a classifier",
-          "unclip.pipeline.model.Model.guide_with": MODEL}
+          "unclip.pipeline.model.Model.guide_with": MODEL, "unclip.stages.load_decoder": "a weaker decoder",
+          "unclip.pipeline.model.Model.autoguide_with": MODEL}
 
 
 def counted(of: str, n: int = 5) -> dict:

@@ -105,3 +105,16 @@ def lone_decoder(seed: int = 0, **net) -> Decoder:
         for weight in stage.parameters():
             weight.data += 0.4 * torch.randn_like(weight)
     return stage.eval().requires_grad_(False)
+
+
+def weaker_decoder(seed: int = 7, **process: object) -> Decoder:
+    """A smaller decoder of what the tiny model's draws, told less, to be led away from."""
+    net = UNetConfig(
+        image_size=16, channels=8, channel_mult=(1,), num_res_blocks=1, head_channels=8, image_embed_dim=WIDTH
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        stage = Decoder(DecoderStageConfig(net=net, process=Process(**{"predicts": "x0", **process})))
+        for weight in stage.parameters():  # networks start with zeros at their ends
+            weight.data += 0.05 * torch.randn_like(weight)
+    return stage.eval().requires_grad_(False)

@@ -108,7 +108,7 @@ def test_a_picture_is_followed_back_as_it_will_be_drawn(pipeline, asked):
     torch.testing.assert_close(wish.start, slerp(own(picture(0)), fresh(seeds), 0.25))
     [(conditions, null, scale, more)] = asked.denoised
     of_guidance = {"guidance_rescale": 0.4, "guidance_interval": (0.2, 0.8), "threshold": "dynamic"}
-    of_guidance |= {"apg": (0.5, 9.0, -0.2)}
+    of_guidance |= {"apg": (0.5, 9.0, -0.2), "weaker": None}
     assert (scale, more) == (3.0, of_guidance)
     told = stage.conditions(1, image_embed=embed, classes=torch.tensor([2]))
     for found, wanted in ((conditions, told), (null, stage.null(told))):

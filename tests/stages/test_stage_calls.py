@@ -111,13 +111,15 @@ def test_guides_change_the_score_or_the_mean_and_never_both(monkeypatch, sampler
     def climb(x, t, x0):
         return torch.full_like(x, 7.0)
 
-    stage.sample(told, Noise([0, 1]), sampling, objective=objective, climb=climb)
+    weaker = (lambda x, t: None, 2.5)
+    stage.sample(told, Noise([0, 1]), sampling, objective=objective, climb=climb, weaker=weaker)
     shift = asked.pop("shift")
     of_mean = (sampler, gradient) == ("ddpm", "mean")
     guides = {"objective": objective, "climb": climb}
     assert asked == {
         **FIELDS,
         **(dict.fromkeys(guides) if of_mean else guides),
+        "weaker": weaker,
         "shape": (3, 8, 8),
         "sampling": sampling,
     }

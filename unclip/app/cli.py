@@ -23,17 +23,23 @@ if TYPE_CHECKING:
 
 
 def loaded(args: argparse.Namespace) -> Pipeline:
-    """The pipeline that the command line names, with its classifier if it names one."""
+    """The pipeline that the command line names, with the guides that it names."""
     return guided(load(args.model, args.device, args.dtype, args.offload), args)
 
 
 def guided(pipeline: Pipeline, args: argparse.Namespace) -> Pipeline:
-    """The pipeline with the classifier that the command line names, if it names one."""
-    if args.classifier is None:
-        return pipeline
-    from ..guides.classifier import load_classifier
+    """The pipeline with the classifier and the weaker decoder that the command line names, if any."""
+    if args.classifier is not None:
+        from ..guides.classifier import load_classifier
 
-    return pipeline.guide_with(load_classifier(args.classifier, pipeline.device))
+        pipeline = pipeline.guide_with(load_classifier(args.classifier, pipeline.device))
+    if args.weaker is not None:
+        from ..resources.devices import parse_dtype
+        from ..stages import load_decoder
+
+        weaker = load_decoder(args.weaker, pipeline.device, parse_dtype(args.dtype))
+        pipeline = pipeline.autoguide_with(weaker)
+    return pipeline
 
 
 def check_writable(output: Path, overwrite: bool = True) -> None:

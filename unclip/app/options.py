@@ -12,7 +12,7 @@ from ..options import Asked, Options
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add how pictures are drawn: the seed, the fields of ``Options``, a classifier, the device."""
+    """Add how pictures are drawn: the seed, the fields of ``Options``, what guides, the device."""
     add = parser.add_argument
     add("--seed", type=int, default=0, help="another seed draws another picture (default 0)")
     for name, field in Options.model_fields.items():
@@ -25,6 +25,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             help=field.description,
         )
     add("--classifier", type=Path, metavar="FILE", help="of noised pictures: its gradient leads to --class")
+    add("--weaker", type=Path, metavar="FILE", help="a weaker decoder, to be led away from (autoguidance)")
     add_device(parser)
     add_memory(parser)
 

@@ -12,10 +12,11 @@ from tqdm import tqdm
 
 from ..files import words
 from ..options import Asked
+from ..pipeline.checks import integer
 from ..pipeline.drawing import drawn
 from ..pipeline.pipeline import Pipeline
 from ..pipeline.prompts import cuts
-from ..pipeline.request import integer, wish_of
+from ..pipeline.request import wish_of
 from .album import Album
 
 

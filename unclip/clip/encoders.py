@@ -131,12 +131,15 @@ class Clip(nn.Module):
         return F.normalize(self.towers.image(self.preprocess(images)).float(), dim=-1)
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """Resized to the model's size (bicubic, antialiased) and normalised by its statistics."""
+        """Resized to the model's size and normalised by its statistics."""
+        return ((self.resized(images) + 1) / 2 - self.mean) / self.std
+
+    def resized(self, images: Tensor) -> Tensor:
+        """[N, 3, H, W] at the model's size (bicubic, antialiased)."""
         side = self._picture_side("encode pictures")
-        size = (side, side)
-        if images.shape[-2:] != size:
-            images = F.interpolate(images, size, mode="bicubic", antialias=True)
-        return ((images + 1) / 2 - self.mean) / self.std
+        if images.shape[-2:] == (side, side):
+            return images
+        return F.interpolate(images, (side, side), mode="bicubic", antialias=True)
 
     def _picture_side(self, purpose: str) -> int:
         if self.image_size is None:

@@ -99,6 +99,35 @@ def within(guided: Denoise, plain: Denoise, schedule: Schedule, interval: tuple[
     return denoise
 
 
+def autoguided(
+    denoise: Denoise,
+    weaker: Denoise,
+    scale: float,
+    schedule: Schedule | None = None,
+    interval: tuple[float, float] | None = None,
+) -> Denoise:
+    """weaker + scale (denoise - weaker): away from where both err, the weaker one more.
+
+    Karras et al. 2024 (arXiv:2406.02507), section 4. The weaker one is a smaller network, or the same after
+    less training, for the same task and the same conditions; it need not predict the same. Variety stays,
+    other than with `classifier_free`, which may be the denoise. The variance is that of denoise.
+
+    scale: 1 is no guidance, and then only denoise is run.
+    interval: see `within`; None = everywhere. Another needs the schedule.
+    """
+    if scale == 1:
+        return denoise
+    if schedule is None and interval is not None:
+        raise ValueError("guidance is kept to an interval only with the schedule: pass it too")
+
+    def guided(x: Tensor, t: Tensor) -> Prediction:
+        out, weak = denoise(x, t), weaker(x, t)
+        x0, eps = weak.x0 + scale * (out.x0 - weak.x0), weak.eps + scale * (out.eps - weak.eps)
+        return Prediction(x0, eps, out.frac)
+
+    return guided if interval is None or schedule is None else within(guided, denoise, schedule, interval)
+
+
 def parse_interval(interval: object) -> tuple[float, float]:
     """(low, high) with 0 <= low < high <= 1, of two numbers or of "0.2,0.8"; `ValueError` for all else."""
     ends = interval.split(",") if isinstance(interval, str) else interval

@@ -55,6 +55,7 @@ class Manifest(Config):
     tokenizer: Part | None = None  # of stages with a text transformer of their own
     guide: Part | None = None  # a CLIP of noised pictures
     classifier: Part | None = None  # of noised pictures
+    weaker: Part | None = None  # a decoder to be led away from
 
 
 def read_manifest(folder: str | Path) -> Manifest:
@@ -74,7 +75,7 @@ def read_manifest(folder: str | Path) -> Manifest:
 def write(model: Model, folder: Path, dtype: torch.dtype | None = None) -> None:
     """Write every part of ``pipeline``, and last the manifest; floats are stored as ``dtype``."""
     files: dict[str, str] = {}
-    for name in ("decoder", "prior", "guide", "classifier"):
+    for name in ("decoder", "prior", "guide", "classifier", "weaker"):
         part = getattr(model, name)
         if part is not None:
             files[name] = f"{name}.safetensors"
@@ -104,6 +105,7 @@ def read(
         return _read_decoder(folder, device, dtype)
     manifest = read_manifest(folder)
     prior, classifier, to = manifest.prior, manifest.classifier, (device, dtype)
+    weaker = manifest.weaker
     return {
         "clip": None if manifest.clip is None else load_clip(folder / manifest.clip, device, downloads),
         "prior": None if prior is None else load_prior(folder / prior, *to),
@@ -112,6 +114,7 @@ def read(
         "tokenizer": None if manifest.tokenizer is None else _tokenizer(folder / manifest.tokenizer),
         "guide": None if manifest.guide is None else _guide(folder / manifest.guide, *to),
         "classifier": None if classifier is None else load_classifier(folder / classifier, *to),
+        "weaker": None if weaker is None else Decoder.load(folder / weaker, *to),
         "name": manifest.name,
         "description": manifest.description,
     }

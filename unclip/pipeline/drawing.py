@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..data.images import to_pil
 from ..diffusion.denoiser import Denoise
-from ..diffusion.guidance import GradFn
+from ..diffusion.guidance import bind
 from ..diffusion.noise import Begun, Noise, fold
 from ..diffusion.samplers import Step
 from ..diffusion.tiles import Tile, Tiles
@@ -21,11 +21,11 @@ from ..options import DEFAULTS, Asked, Options
 from ..resources.devices import autocast
 from ..stages import Conditions, Decoder, Sampling
 from ..stages.inpaint import put_back
-from ..stages.stage import Objective
+from .checks import override
 from .guiding import guides, guiding
 from .model import Model
 from .prompts import Prompts, needed
-from .request import Progress, Watch, Wish, classes_of, origin_of, override, sampling_of, wish_of
+from .request import Progress, Watch, Wish, classes_of, origin_of, sampling_of, wish_of
 
 
 class Drawing(Model):
@@ -97,8 +97,17 @@ class Drawing(Model):
             conditions = self._conditions(stage, wish, classes)
             null = None if sampling.guidance_scale == 1 else self._null(stage, wish, classes)
             with self._autocast(text=True):
-                objective, climb = guides(self, wish.text, classes, options)
-            return self._paint(stage, "decoder", wish, conditions, noise, sampling, null, objective, climb)
+                objective, climb = guides(self, wish, classes)
+            led = {"objective": objective, "climb": climb, "weaker": self._weaker(wish, classes, sampling)}
+            return self._paint(stage, "decoder", wish, conditions, noise, sampling, null, **led)
+
+    def _weaker(self, wish: Wish, classes: Tensor | None, sampling: Sampling) -> tuple[Denoise, float] | None:
+        """The weaker decoder, told the same, and how far away from it; None if it changes nothing."""
+        if self.weaker is None or sampling.autoguidance_scale == 1:
+            return None
+        with self._autocast(text=True):
+            told = self.weaker.encode(self._conditions(self.weaker, wish, classes))
+        return bind(self.weaker.denoiser, **told), sampling.autoguidance_scale
 
     @torch.no_grad()
     def upsample(self, picture: Tensor, wish: Wish, tiles: int = 16) -> Tensor:
@@ -162,15 +171,17 @@ class Drawing(Model):
         noise: Noise,
         sampling: Sampling,
         null: Conditions | None = None,
-        objective: Objective | None = None,
-        climb: GradFn | None = None,
+        **led: Any,
     ) -> Tensor:
-        """A stage's pictures [N,3,S,S] in [-1,1], with what is known of them in its place."""
+        """A stage's pictures [N,3,S,S] in [-1,1], with what is known of them in its place.
+
+        led: the guides, as ``Decoder.sample`` takes them.
+        """
         origin = origin_of(self, stage, wish, conditions)
-        more: dict[str, Any] = {} if origin is None else {"origin": origin}
+        more = {key: value for key, value in dict(led, origin=origin).items() if value is not None}
         watch = wish.watch if stage is self.decoder or wish.enlarge is not None else None
         with self._autocast():
-            steps = stage.sample(conditions, noise, sampling, null, objective, climb, **more)
+            steps = stage.sample(conditions, noise, sampling, null, **more)
             x = _walk(steps, name, stage.count(sampling, origin), wish.progress, watch)
         picture = stage.to_picture(_sound(x, name, stage), conditions)
         return picture if wish.canvas is None else put_back(picture, wish.canvas.known(picture))

@@ -25,15 +25,16 @@ from ..diffusion.samplers import invert
 from ..options import DEFAULTS
 from .blend import ImagePrompt
 from .canvas import Picture, end_of, fitted, opened
+from .checks import integer
 from .drawing import Drawing
 from .prompts import needed
-from .request import Followed, Wish, classes_of, integer, prompts_of, sampling_of, wish_of
+from .request import Followed, Wish, classes_of, prompts_of, sampling_of, wish_of
 
 PIXELS = 1 << 24  # of the largest picture that is drawn: 4096 x 4096
 # Options that change nothing where only upsamplers draw; the second ones are of the prior.
 IDLE = (
-    "steps", "guidance_scale", "guidance_interval", "apg", "clip_guidance_scale", "negative_prompt",
-    "classifier_scale",
+    "steps", "guidance_scale", "guidance_interval", "apg", "autoguidance_scale", "clip_guidance_scale",
+    "cutouts", "negative_prompt", "classifier_scale",
 )  # fmt: skip
 IDLE_PRIOR = ("prior_steps", "prior_guidance_scale")
 STEPS, FORGETFUL = 50, ("ddpm",)  # of the decoder, unless told otherwise; samplers that draw fresh noise
@@ -231,11 +232,12 @@ def inverted(pipeline: Drawing, wish: Wish, picture: Tensor) -> Tensor:
     """
     stage = pipeline.decoder
     sampling = sampling_of(pipeline, stage, wish.options)
-    with pipeline._at_work(stage), pipeline._autocast():
+    with pipeline._at_work(*filter(None, (stage, pipeline.weaker))), pipeline._autocast():
         classes = classes_of(pipeline, wish)
         conditions = pipeline._conditions(stage, wish, classes)
         null = pipeline._null(stage, wish, classes) or stage.null(conditions)
-        denoise = stage.denoise(conditions, null, sampling.guidance_scale, **sampling.of_guidance)
+        scale, weaker = sampling.guidance_scale, pipeline._weaker(wish, classes, sampling)
+        denoise = stage.denoise(conditions, null, scale, weaker=weaker, **sampling.of_guidance)
         x0 = stage.to_data(shrink(picture, stage.size), conditions)
         *_, last = invert(denoise, stage.schedule, x0, stage.levels(sampling)[::-1])
     return last.x
@@ -287,7 +289,9 @@ def _wish(pipeline: Drawing, verb: str, options: Followed, n: int, seed: int) ->
             f"to {verb} starts from a picture's own noise, which {asked['sampler']} forgets, since it draws "
             "new noise at every step; take ddim, dpm++2m or heun"
         )
-    asked = {"sampler": "ddim", "steps": STEPS, "guidance_scale": 1.0, **asked}
+    unled = None if pipeline.weaker is None else 1.0
+    unguided: Followed = {"guidance_scale": 1.0, "autoguidance_scale": unled}
+    asked = {"sampler": "ddim", "steps": STEPS, **unguided, **asked}
     unknown = torch.zeros(1, len(pipeline.decoder.embed_mean))  # until CLIP has seen the picture
     return wish_of(pipeline, n=n, seed=seed, image_embed=unknown, **asked)
 

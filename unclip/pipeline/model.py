@@ -52,8 +52,8 @@ def stages_fit(model: Model) -> None:
         )
 
 
-def _clip_fits(model: Model) -> None:
-    stages = [stage for stage in (model.prior, *model.picture_stages) if stage is not None]
+def _clip_fits(model: Model, *more: Decoder) -> None:
+    stages = [stage for stage in (model.prior, *model.picture_stages, *more) if stage is not None]
     for stage in (stage for stage in stages if stage.takes_clip):
         if model.clip is None:
             raise CheckpointError("this model takes text but comes without its CLIP")
@@ -76,13 +76,30 @@ def classifier_fits(model: Model, classifier: Classifier) -> None:
         )
 
 
-def _same_levels(model: Model, what: str, image_size: int, schedule: str, timesteps: int) -> None:
+def weaker_fits(model: Model, weaker: Decoder) -> None:
+    """Raises ``CheckpointError`` for a decoder that cannot lead the model's own away from itself."""
+    process = weaker.config.process
+    _same_levels(model, "weaker decoder", weaker.size, process.schedule, process.timesteps, process.shift)
+    if weaker.config.low_res != model.decoder.config.low_res:
+        raise CheckpointError("the weaker decoder does not fit: one of the two is an upsampler")
+    known = [type(kind) for kind in model.decoder.kinds]
+    if unknown := [type(kind).__name__ for kind in weaker.kinds if type(kind) not in known]:
+        raise CheckpointError(
+            f"the weaker decoder does not fit: it is told of {' and '.join(unknown)}, the decoder is not"
+        )
+    _clip_fits(model, weaker)
+
+
+def _same_levels(
+    model: Model, what: str, image_size: int, schedule: str, timesteps: int, shift: float = 1.0
+) -> None:
     """Refuse what guides by noised pictures, if it knows others than the decoder makes."""
     process = model.decoder.config.process
     facts = {
         "image_size": (model.decoder.size, image_size),
         "schedule": (process.schedule, schedule),
         "timesteps": (process.timesteps, timesteps),
+        "shift": (process.shift, shift),
     }
     for name, (wanted, theirs) in facts.items():
         if wanted != theirs:
@@ -101,6 +118,7 @@ class Model(nn.Module):
     tokenizer:  for stages with a text transformer of their own (GLIDE).
     guide:      a CLIP of noised pictures, which clip_guidance_scale then climbs instead of ``clip``.
     classifier: see ``guide_with``.
+    weaker:     see ``autoguide_with``.
     """
 
     def __init__(
@@ -114,17 +132,21 @@ class Model(nn.Module):
         tokenizer: GlideTokenizer | None = None,
         guide: NoisedClip | None = None,
         classifier: Classifier | None = None,
+        weaker: Decoder | None = None,
     ) -> None:
         super().__init__()
         self._lends_to: torch.device | None = None  # see ``place``
         self.name, self.description, self.tokenizer = name, description, tokenizer
         self.clip, self.prior, self.decoder, self.guide = clip, prior, decoder, guide
         self.classifier: Classifier | None = None
+        self.weaker: Decoder | None = None
         # torch's list knows no type of its elements.
         self.upsamplers = cast(Sequence[Decoder], nn.ModuleList(upsamplers))
         stages_fit(self)
         if classifier is not None:
             self.guide_with(classifier)
+        if weaker is not None:
+            self.autoguide_with(weaker)
 
     @property
     def picture_stages(self) -> list[Decoder]:
@@ -166,6 +188,17 @@ class Model(nn.Module):
         self.classifier = classifier if self._lends_to else classifier.to(self.device)
         return self
 
+    def autoguide_with(self, weaker: Decoder) -> Self:
+        """Lead the decoder away from what a weaker one makes of the same (``guidance.autoguided``); returns
+        the pipeline.
+
+        weaker: a smaller decoder, or an earlier checkpoint of this one. Raises ``CheckpointError`` if it
+        makes other pictures, has other noise levels or another CLIP, or takes what this one does not.
+        """
+        weaker_fits(self, weaker)
+        self.weaker = weaker if self._lends_to else weaker.to(self.device)
+        return self
+
     def place(
         self,
         device: str | torch.device | None = None,
@@ -179,7 +212,8 @@ class Model(nn.Module):
         """
         device, dtype = as_device(device), parse_dtype(dtype)
         self._lends_to = device if offload else None
-        for part in filter(None, (self.prior, *self.picture_stages, self.guide, self.classifier, self.clip)):
+        guides = self.guide, self.classifier, self.weaker
+        for part in filter(None, (self.prior, *self.picture_stages, *guides, self.clip)):
             place(
                 part,
                 torch.device("cpu") if offload else device,

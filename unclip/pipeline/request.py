@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, SupportsIndex, TypeVar, Unpack
+from typing import TYPE_CHECKING, TypeVar, Unpack
 
 import torch
 from PIL import Image
@@ -17,10 +16,11 @@ from ..data.batches import shrink
 from ..diffusion.noise import fold
 from ..diffusion.samplers import Step
 from ..options import DEFAULTS, Asked, Options, checked_text
-from ..stages import ARPrior, ARSampling, Conditions, Decoder, Origin, Prior, Sampling, Stage
+from ..stages import ARSampling, Conditions, Decoder, Origin, Sampling
 from ..stages.origin import with_detail
 from .blend import Blend, ImagePrompt, check_embed, mixture, seen
 from .canvas import Canvas, canvas_of
+from .checks import check_request, class_asked, integer, override
 from .prompts import Prompts
 
 S = TypeVar("S", Sampling, ARSampling, Sampling | ARSampling)
@@ -180,77 +180,6 @@ def prompts_of(model: Model, prompt: str | Sequence[str] | None) -> list[str | N
     return texts
 
 
-def check_request(model: Model, options: Options, stages: Sequence[Decoder]) -> None:
-    """Refuse, before work starts, what would do nothing or what ``stages`` cannot draw (``ValueError``)."""
-    _unguided(model, options)
-    class_asked(model, options)
-    _steps(model, options)
-    if options.class_ is None:
-        for stage in stages:
-            classes = stage.config.net.classes
-            if classes is not None and not stage.config.drop_class:
-                raise ValueError(
-                    f"the model {model.name} knows no picture without a class: ask for one "
-                    f"of 0 to {classes - 1} (class_, or --class)"
-                )
-    if options.clip_guidance_scale and not (model.takes_prompt and (model.sees or model.guide is not None)):
-        raise ValueError(
-            f"the model {model.name} holds no CLIP that knows pictures, which clip_guidance_scale needs"
-        )
-
-
-def _unguided(model: Model, options: Options) -> None:
-    """Raises ``ValueError`` for what guidance should do where there is none."""
-    if options.negative_prompt and not model.takes_prompt:
-        raise ValueError(f"the model {model.name} takes no prompt, nor a negative one")
-    asked = [(model.decoder, options.guidance_scale), (model.prior, options.prior_guidance_scale)]
-    scales = [
-        stage.config.sampling.guidance_scale if scale is None else scale
-        for stage, scale in asked
-        if stage is not None
-    ]
-    for name in ("guidance_interval", "apg"):
-        if getattr(options, name) is not None and scales[0] == 1:
-            raise ValueError(
-                f"{name} is of the decoder's guidance, and there is no guidance: "
-                "give a guidance_scale other than 1"
-            )
-    if options.negative_prompt and all(scale == 1 for scale in scales):
-        raise ValueError(
-            "negative_prompt is what guidance moves away from, and there is no guidance: "
-            "give a guidance_scale other than 1"
-        )
-
-
-def _steps(model: Model, options: Options) -> None:
-    """Raises ``ValueError`` for steps that a stage's schedule does not have."""
-    prior = model.prior
-    if options.prior_steps is not None and isinstance(prior, ARPrior):
-        raise ValueError(
-            f"the prior of {model.name} predicts an embedding's components in turn, and takes no prior_steps"
-        )
-    asked: list[tuple[Stage, int | str | None]] = []
-    if isinstance(prior, Prior):
-        asked.append((prior, options.prior_steps))
-    asked += [(model.decoder, options.steps)]
-    for stage, steps in [*asked, *((stage, options.upsampler_steps) for stage in model.upsamplers)]:
-        if stage is not None and steps is not None:
-            stage.levels(override(stage.config.sampling, steps=steps))
-
-
-def class_asked(model: Model, options: Options) -> int | None:
-    """The class that is asked for; ``ValueError`` if the model does not know it."""
-    if options.classifier_scale is not None and model.classifier is None:
-        raise ValueError("classifier_scale needs a classifier; Pipeline.guide_with takes one")
-    if options.class_ is None:
-        return None
-    if not model.classes:
-        raise ValueError(f"the model {model.name} takes no class")
-    if options.class_ >= model.classes:
-        raise ValueError(f"the classes of {model.name} are 0 to {model.classes - 1}, not {options.class_}")
-    return options.class_
-
-
 def classes_of(model: Model, wish: Wish) -> Tensor | None:
     """The classes that are asked for, int64 [N]; None for none."""
     if wish.classes is not None:
@@ -279,28 +208,5 @@ def sampling_of(model: Model, stage: Decoder, options: Options) -> Sampling:
     """How a picture stage samples: its defaults, with what is asked for in their place."""
     if stage is not model.decoder:
         return override(stage.config.sampling, steps=options.upsampler_steps)
-    names = ("steps", "guidance_scale", "guidance_interval", "apg", "sampler")
+    names = ("steps", "guidance_scale", "guidance_interval", "apg", "autoguidance_scale", "sampler")
     return override(stage.config.sampling, **{name: getattr(options, name) for name in names})
-
-
-def override(sampling: S, **changes: object) -> S:
-    """A stage's defaults with the changes that are not None."""
-    return sampling.model_copy(update={k: v for k, v in changes.items() if v is not None})
-
-
-def integer(name: str, value: object, least: int | None = None, most: int | None = None) -> int:
-    """An argument that must be a whole number; ``ValueError`` names it if it is none, too small or too large.
-
-    True and False are none, though Python counts them as 1 and 0.
-    """
-    try:
-        if isinstance(value, bool) or not isinstance(value, SupportsIndex):
-            raise TypeError
-        number = operator.index(value)
-    except TypeError:
-        raise ValueError(f"{name} must be an integer, not {value!r}") from None
-    if least is not None and number < least:
-        raise ValueError(f"{name} must be at least {least}, not {number}")
-    if most is not None and number > most:
-        raise ValueError(f"{name} must be at most {most:,}, not {number:,}")
-    return number

@@ -22,7 +22,7 @@ from .config import (
     Steps,
 )
 from .decoder import Decoder
-from .load import STAGES, AnyPrior, load_prior, load_stage
+from .load import STAGES, AnyPrior, load_decoder, load_prior, load_stage
 from .low_res import blur3
 from .origin import Origin
 from .prior import Prior, TextPrior
@@ -33,5 +33,5 @@ __all__ = [
     "STAGES", "ARPrior", "ARPriorStageConfig", "ARSampling", "AnyPrior", "AnyPriorConfig", "Conditions",
     "APG", "Decoder", "DecoderStageConfig", "Interval", "LowRes", "Objective", "Origin", "Prior",
     "PriorStageConfig", "Process", "SamplerName", "Sampling", "ScheduleName", "Stage", "Steps", "TextPrior",
-    "blur3", "load_prior", "load_stage",
+    "blur3", "load_decoder", "load_prior", "load_stage",
 ]  # fmt: skip

@@ -6,6 +6,7 @@ planned and measured asks the kinds that a stage has.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -259,3 +260,22 @@ KINDS: list[type[Condition]] = [ImageEmbedding, Text, TextVector, Tokens, Class,
 def kinds_of(config: DecoderStageConfig) -> tuple[Condition, ...]:
     """Those that a stage of this configuration takes."""
     return tuple(kind for one in KINDS if (kind := one.of(config)) is not None)
+
+
+def check_channels(config: DecoderStageConfig, kinds: Sequence[Condition]) -> None:
+    """Refuse a network that does not fit the stage; raises ``ValueError``."""
+    net, low_res, text = config.net, config.low_res, config.text
+    channels = 3 + sum(kind.channels for kind in kinds)
+    outputs = 6 if config.process.variance == "learned" else 3
+    if (net.in_channels, net.out_channels) != (channels, outputs):
+        raise ValueError(
+            f"this stage needs a U-Net with in_channels {channels} and out_channels "
+            f"{outputs}, not {net.in_channels} and {net.out_channels}"
+        )
+    if low_res and net.image_size % low_res.size:
+        raise ValueError(f"{net.image_size} pixels are no whole multiple of low_res.size {low_res.size}")
+    if text and (net.text_dim, net.text_embed_dim) != (text.width, text.width):
+        raise ValueError(
+            f"a text transformer of width {text.width} needs a U-Net with text_dim and "
+            f"text_embed_dim {text.width}, not {net.text_dim} and {net.text_embed_dim}"
+        )

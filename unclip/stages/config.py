@@ -79,6 +79,7 @@ class Sampling(Config):
         None  # shares of noise that are guided (Level.noise_share); None = all
     )
     apg: APG | None = None  # eta, norm and momentum of projected guidance (Sadat et al. 2024); None = plain
+    autoguidance_scale: Factor = 2.0  # where a weaker decoder is given (Karras et al. 2024); 1 = off
     threshold: Literal["static", "dynamic", "none"] = "static"  # how x0 is kept in the data's range
     eta: Chance = 0.0  # ddim: share of fresh noise
     noise_scale: float = Field(1.0, gt=0, le=100)  # of the noise it starts from; GLIDE's upsampler: 0.997

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -15,7 +15,7 @@ from ..diffusion.samplers import Step
 from ..nets.text import TextTransformer
 from ..nets.unet import UNet
 from .condition import Condition, Draws, Samples
-from .conditions import KINDS, Class, ImageEmbedding, Text, TextVector, Tokens, kinds_of
+from .conditions import KINDS, Class, ImageEmbedding, Text, TextVector, Tokens, check_channels, kinds_of
 from .config import DecoderStageConfig, LowRes, Sampling
 from .inpaint import put_back
 from .low_res import corrupt, enlarge
@@ -35,7 +35,7 @@ class Decoder(Stage):
 
     def __init__(self, config: DecoderStageConfig) -> None:
         kinds = kinds_of(config)
-        _check(config, kinds)
+        check_channels(config, kinds)
         super().__init__(config, UNet(config.net), config.net.image_embed_dim or 0)
         self.kinds = kinds  # of condition that it takes
         self.text = None if config.text is None else TextTransformer(config.text)
@@ -209,11 +209,13 @@ class Decoder(Stage):
         climb: guidance.GradFn | None = None,
         guidance_interval: tuple[float, float] | None = None,
         apg: tuple[float, float, float] | None = None,
+        weaker: tuple[guidance.Denoise, float] | None = None,
     ) -> guidance.Denoise:
         """The guided denoiser, its x0 kept to pictures in [-1,1] as ``Sampling.threshold`` says.
 
         objective: pictures [N,3,S,S] in [-1,1] -> log-probability [N], climbed by its gradient.
         climb: such a gradient itself, of something that knows noised pictures (``Classifier.climb``).
+        weaker: a weaker decoder's denoiser of the same conditions, and the scale of ``guidance.autoguided``.
         """
         guided = guidance_scale != 1
         if guided:
@@ -232,6 +234,8 @@ class Decoder(Stage):
             guidance_interval,
             None if apg is None else guidance.Projection(*apg),
         )
+        if weaker is not None:
+            denoise = guidance.autoguided(denoise, *weaker, self.schedule, guidance_interval)
         denoise = self._limited(denoise, conditions, threshold)
         if objective is not None:
             denoise = guidance.gradient(denoise, self.schedule, self._climb(denoise, objective, conditions))
@@ -265,15 +269,17 @@ class Decoder(Stage):
         objective: Objective | None = None,
         climb: guidance.GradFn | None = None,
         origin: Origin | None = None,
+        weaker: tuple[guidance.Denoise, float] | None = None,
     ) -> Iterator[Step]:
         """Steps towards pictures; ``to_picture(step.x0, conditions)`` shows each.
 
         origin: a picture that is drawn over, or of which a part is kept; None = none.
         objective, climb: guides, as in ``denoise``; ``sampling.gradient`` says what their gradient changes.
+        weaker: as in ``denoise``.
         """
         sampling = sampling or self.config.sampling
         null, scale = null or self.null(conditions), sampling.guidance_scale
-        denoiser = partial(self.denoise, conditions, null, scale, **sampling.of_guidance)
+        denoiser = partial(self.denoise, conditions, null, scale, weaker=weaker, **sampling.of_guidance)
         shift = None
         # DDIM publicly changes the score even where ancestral sampling changes the mean.
         if sampling.gradient == "mean" and sampling.sampler == "ddpm":
@@ -288,22 +294,3 @@ class Decoder(Stage):
             return self.run(denoise, shape, noise, sampling, shift)
         origin = replace(origin, picture=self.to_data(origin.picture, conditions))
         return self.run(denoise, shape, noise, sampling, shift, origin)
-
-
-def _check(config: DecoderStageConfig, kinds: Sequence[Condition]) -> None:
-    """Refuse a network that does not fit the stage; raises ``ValueError``."""
-    net, low_res, text = config.net, config.low_res, config.text
-    channels = 3 + sum(kind.channels for kind in kinds)
-    outputs = 6 if config.process.variance == "learned" else 3
-    if (net.in_channels, net.out_channels) != (channels, outputs):
-        raise ValueError(
-            f"this stage needs a U-Net with in_channels {channels} and out_channels "
-            f"{outputs}, not {net.in_channels} and {net.out_channels}"
-        )
-    if low_res and net.image_size % low_res.size:
-        raise ValueError(f"{net.image_size} pixels are no whole multiple of low_res.size {low_res.size}")
-    if text and (net.text_dim, net.text_embed_dim) != (text.width, text.width):
-        raise ValueError(
-            f"a text transformer of width {text.width} needs a U-Net with text_dim and "
-            f"text_embed_dim {text.width}, not {net.text_dim} and {net.text_embed_dim}"
-        )

@@ -35,3 +35,6 @@ def load_prior(
     """A prior of any kind, as ``load_stage``; raises ``CheckpointError`` for another stage."""
     held = read_header(path)["kind"]
     return PRIORS.get(held, Prior).load(path, device, dtype)
+
+
+load_decoder = Decoder.load
