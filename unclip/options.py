@@ -54,7 +54,7 @@ class Options(Config):
     )
     apg: APG | None = Field(
         None,
-        description="decoder: eta, norm, momentum of projected guidance, such as 0,15,-0.5; off by default",
+        description="decoder: eta, norm, momentum of projected guidance, such as 0.5,10,0; off by default",
     )
     autoguidance_scale: Factor | None = Field(
         None, description="decoder: away from the weaker one, where there is one (default 2); 1 = off"
