@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .config import Config, looked_up, parse_config
 from .files import impostor, parse_json, regular, start_of, written_aside
-from .resources.devices import align, aligned, as_device, in_precision
+from .resources.devices import align, aligned, as_device, in_precision, laid_out
 from .resources.weightless import weightless
 
 FORMAT = 1  # the version of the header's form; raised when an old file would be misread
@@ -144,7 +144,7 @@ def load_checkpoint(
                         f"{_named(path, header)} is damaged: {key} is not as it was written, by its "
                         "checksum; copy or download the file again"
                     )
-                tensors[key] = aligned(in_precision(value, dtype).to(device))
+                tensors[key] = aligned(laid_out(in_precision(value, dtype).to(device)))
     except SafetensorError as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
     return tensors, header

@@ -54,7 +54,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     plain = Plain()
     plain.folder = tmp_path / "published"
     plain.folder.mkdir()
-    save_file(original().state_dict(), plain.folder / "plain.weights")
+    save_file({k: v.contiguous() for k, v in original().state_dict().items()}, plain.folder / "plain.weights")
     model = replace(MODELS["adm-64-class"], name="plain-8", family="plain", about="noise, 8 px", files={})
     monkeypatch.setitem(MODELS, "plain-8", model)
     monkeypatch.setitem(convert.FAMILIES, "plain", plain)

@@ -65,9 +65,9 @@ def test_a_public_file_is_mapped_and_taken_as_it_is(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*is published under")
-@pytest.mark.parametrize("dtype, most", [("float32", 1.1), ("bfloat16", 1.3)])
+@pytest.mark.parametrize("dtype, most", [("float32", 1.8), ("bfloat16", 1.3)])
 def test_a_public_model_is_held_once(tmp_path, monkeypatch, dtype, most):
-    """In bfloat16 the file's pages are still mapped while it is made."""
+    """But for the pages of its file, which are mapped while kernels are laid out or cast."""
     public.publish(monkeypatch, tmp_path)
     full = held_bytes(unclip.load(public.NAME, "cpu"))
     with LiveBytes("cpu") as live:

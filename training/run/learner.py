@@ -189,8 +189,8 @@ class StageLearner(Learner):
     def _prepare(self, stage: Stage) -> None:
         """The stage as it is (``raw``), its average, and the stage as processes share it (``stage``)."""
         accelerator, sharded = self.accelerator, getattr(self.accelerator, "shards", False)
-        if not sharded and any(p.dim() == 4 for p in stage.parameters()):
-            stage = stage.to(memory_format=torch.channels_last)
+        if any(p.dim() == 4 for p in stage.parameters()):  # shards are of no other layout than torch's own
+            stage = stage.to(memory_format=torch.contiguous_format if sharded else torch.channels_last)
         self.raw, self.sharded = stage, sharded
         self.ema = EMA(stage, self.settings.ema_half_life)
         for module in stage.modules():

@@ -62,6 +62,7 @@ class NoisedClassifier(nn.Module):
         if not config.pool.startswith("spatial"):
             self.norm = group_norm(skips[-1], config.norm_groups)
         self.pool = _pool(config, skips)
+        self.to(memory_format=torch.channels_last)  # in which convolutions are fastest
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """x: [N, Cin, image_size, image_size]; t: float [N]. Returns [N, classes]."""

@@ -90,6 +90,7 @@ class UNet(nn.Module):
             zero(self.out)
         else:
             self.refine = Refine(config.refine, config.in_channels, config.out_channels)
+        self.to(memory_format=torch.channels_last)  # in which convolutions are fastest
 
     def forward(
         self,
