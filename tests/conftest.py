@@ -29,6 +29,13 @@ def pipeline(tiny_model: Path) -> Pipeline:
     return unclip.load(tiny_model)
 
 
+@pytest.fixture(scope="session")
+def small_icons() -> Pipeline:
+    """The shipped model without its upsampler, which takes most of the time and draws detail alone."""
+    icons = unclip.load("icons", "cpu")
+    return Pipeline(icons.decoder, icons.prior, [], icons.clip, icons.name)
+
+
 @pytest.fixture
 def loaded(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands draw with it, whichever model they are asked for."""

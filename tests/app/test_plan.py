@@ -109,6 +109,12 @@ def test_what_guides_is_planned_from_its_file_and_a_run_as_its_decoder(tmp_path)
     assert {name: (row.parameters, row.weights) for name, row in rows.items()} == {
         name: (parameters(part), held_bytes(part)) for name, part in parts.items()
     }
+    for name in ("classifier", "guide"):  # with a gradient of x, which takes more than looking at it
+        part, x = on_meta(parts[name].config), torch.empty(1, 3, 8, 8, device="meta")
+        part.requires_grad_(False)
+        look = part.logits if name == "classifier" else part.encode_image
+        seen = peak_activations(lambda: look(x, torch.ones(1, dtype=torch.int64, device="meta")))
+        assert rows[name].activations > 1.2 * seen
     made.decoder.save(tmp_path / "run" / "decoder.safetensors")
     for path in (tmp_path / "run", tmp_path / "run" / "decoder.safetensors"):
         assert plan(path).rows == (rows["decoder"],) and plan(path).title.startswith(f"{path}: ")

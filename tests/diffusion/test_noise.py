@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from unclip.diffusion.noise import Counted, Noise, fold, philox
+from unclip.diffusion.noise import Begun, Counted, Noise, fold, philox
 from unclip.diffusion.timesteps import uniform
 
 
@@ -35,6 +35,22 @@ def test_counted_numbers_have_the_moments_of_their_law():
         assert abs((normal.flatten(1) * normal.flatten(1).roll(shift, 1)).mean()) < 0.01
     assert even.min() >= 0 and even.max() < 1 and abs(even.mean() - 0.5) < 0.003
     assert abs(even.var() - 1 / 12) < 0.001
+
+
+def test_a_counted_draw_is_of_its_number_under_the_key_of_the_seed():
+    """Every seed is mixed first, so that the streams of 0, 1, 2, ... have nothing in common."""
+    key, noise = fold(7), Counted([7])
+    noise.uniform((5,))
+    counter = torch.tensor([[0, 1], [1, 1], [0, 0], [0, 0]])  # places 0 and 1 of draw number 1
+    words = philox(counter, torch.tensor([[key & 0xFFFFFFFF], [key >> 32]])).flatten()
+    assert torch.equal(noise.uniform((7,))[0], (words >> 8)[:7].float() / 2**24)
+
+
+def test_noise_that_is_begun_goes_on_as_its_streams_would():
+    given, plain = torch.ones(2, 3), Noise([5, 7])
+    begun = Begun(given, [5, 7])
+    plain((3,))
+    assert torch.equal(begun((3,)), given) and torch.equal(begun((3,)), plain((3,)))
 
 
 @pytest.mark.parametrize(

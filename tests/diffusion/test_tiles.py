@@ -42,10 +42,26 @@ def test_a_length_below_a_tile_is_refused():
 
 
 def test_tiles_begin_at_pixels_of_the_smaller_picture():
-    tiles = Tiles(2, 40, 24, 16, unit=4)
+    tiles = Tiles(2, 44, 24, 16, unit=4)  # evenly they would lie 9 and a third apart
     assert len({tile.picture for tile in tiles.tiles}) == 2
     assert all(tile.top % 4 == 0 and tile.left % 4 == 0 for tile in tiles.tiles)
     assert (tiles.total > 0).all()
+
+
+def test_shares_of_tiles_that_lie_half_over_each_other_are_one_together():
+    """... as those of sin^2 are without a division: they come and go without an edge."""
+    window = Tiles(1, 8, 8, 8).window
+    torch.testing.assert_close(window[:4] + window[4:], (window[:1] + window[4:5]).expand(4, 8))
+    assert window[0].max() < 0.04 and torch.equal(window, window.T)
+
+
+def test_a_tile_is_asked_for_at_the_level_of_its_picture():
+    def level(x: torch.Tensor, t: torch.Tensor) -> Prediction:
+        return Prediction.from_x0(x, (t / 1000).view(-1, 1, 1, 1).expand_as(x), SCHEDULE.at(t))
+
+    x, t = torch.zeros(2, 3, 20, 13), torch.tensor([700, 40])
+    made = Tiles(2, 20, 13, 8).denoise(lambda some: level, SCHEDULE, most=3)(x, t)
+    torch.testing.assert_close(made.x0, level(x, t).x0)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -58,16 +58,12 @@ def test_the_great_circle():
     assert all(abs(slerp(x, y, s).std() - 1) < 0.05 for s in (0.1, 0.5, 0.9))  # noise stays noise
 
 
-def test_the_halves_composed_are_the_whole_to_the_byte():
+def test_embeddings_alone_are_drawn_without_words():
     pipeline = tiny_pipeline()
-    prompts = ["a cat", "a dog"]
-    embed = pipeline.embed_prompt(prompts, n=2, seed=5)
-    whole = pipeline.generate(prompts, n=2, seed=5)
+    embed = pipeline.embed_prompt(["a cat", "a dog"], n=2, seed=5)
     assert embed.shape == (4, len(pipeline.decoder.embed_mean))
-    halves = pipeline.generate(prompts, n=2, seed=5, image_embed=embed)
-    assert all(same(a, b) for a, b in zip(whole, halves, strict=True))
     alone = pipeline.generate(image_embed=embed[:1], seed=5)
-    assert isinstance(alone, Image.Image) and not same(alone, whole[0])  # without the words
+    assert isinstance(alone, Image.Image) and not same(alone, pipeline.generate("a cat", seed=5))
     assert len(pipeline.generate(image_embed=embed, n=3)) == 12
 
 
@@ -96,22 +92,18 @@ def test_variations_go_from_the_picture_to_its_embedding_alone(pipeline, picture
     assert all(same(a, b) for a, b in zip(far, drawn, strict=True)) and not same(*far)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_variations_leave_the_picture_as_they_spread(pipeline, picture, sampler):
+def test_variations_leave_the_picture_as_they_spread(pipeline, picture):
     def mean(spread: float) -> float:
-        variations = pipeline.vary(picture, 2, spread=spread, steps=24, sampler=sampler, seed=5)
+        variations = pipeline.vary(picture, 2, spread=spread, steps=24, seed=5)
         return sum(distance(one, picture) ** 2 for one in variations) / 2
 
     near, between, far = map(mean, (0, 0.5, 1))
     assert near < 0.02 and 10 * near < between and 1.5 * between < far
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_an_edit_goes_from_the_picture_to_the_words(pipeline, picture, sampler):
-    given = {"steps": 20, "sampler": sampler, "seed": 5}
+def test_an_edit_goes_from_the_picture_to_the_words(pipeline, picture):
+    given = {"steps": 20, "seed": 5}
     path = pipeline.edit(picture, "a cat", "a dog", 1.0, n=3, **given)
-    [own] = pipeline.vary(picture, 1, spread=0, **given)
-    assert same(pipeline.edit(picture, "a cat", "a dog", 0, **given), own) and apart(path[0], own) <= 1
     assert apart(pipeline.edit(picture, "a cat", "a dog", 0.5, **given), path[1]) <= 1  # in another batch
     away = [distance(one, picture) for one in path]
     assert away[0] + 0.05 < away[1] < away[2]
@@ -135,22 +127,9 @@ def test_an_edit_turns_the_embedding_towards_the_difference_of_texts(pipeline, p
     torch.testing.assert_close(wishes[0].embed.norm(), torch.tensor(3.0))
 
 
-def test_a_path_ends_where_its_ends_are(pipeline, picture):
-    other = pipeline.generate("a dog", seed=4)
-    path = pipeline.interpolate(picture, other, 4, steps=10, seed=5)
-    for end, one in ((path[0], picture), (path[-1], other)):
-        [own] = pipeline.vary(one, 1, spread=0, steps=10, seed=5)
-        assert apart(end, own) <= 1  # in another batch
-    assert not same(path[1], path[0]) and not same(path[1], path[2])
-    words = pipeline.interpolate("a cat", picture, 2, steps=10, seed=5)
-    embed = pipeline.embed_prompt("a cat", seed=5)
-    alone = pipeline.generate(image_embed=embed, seed=5, steps=10, guidance_scale=1.0, sampler="ddim")
-    assert apart(words[0], alone) <= 1 and apart(words[1], path[0]) <= 1
-
-
-def test_the_shipped_model_edits():
+def test_the_shipped_model_edits(small_icons):
     """What CLIP sees of the target grows with the strength; at 0 it is the picture's reconstruction."""
-    icons = unclip.load("icons", "cpu")
+    icons = small_icons
     red = icons.generate("a red heart", seed=1, steps=8)
     given = {"steps": 10, "seed": 1}
     path = icons.edit(red, "a red heart", "a blue heart", 0.5, n=3, **given)
@@ -271,11 +250,11 @@ def test_the_verbs_of_the_command(pipeline, picture, tmp_path, monkeypatch, caps
     picture.save("my cat.png")
     assert main(["vary", "my cat.png", "-n", "5", "--steps", "4"]) == 0
     assert Image.open("my-cat-vary.png").size == (4 * 16 + 3 * 2, 2 * 16 + 2)
-    assert main(["interpolate", "my cat.png", "a dog", "-n", "3", "--steps", "4"]) == 0
+    assert main(["interpolate", "my cat.png", "a dog", "-n", "5", "--steps", "4"]) == 0
     sheet = Image.open("my-cat-a-dog-interpolate.png")
-    assert sheet.size == (3 * 16 + 2 * 2, 16)
-    last = pipeline.interpolate("my cat.png", "a dog", 3, steps=4)[2]
-    assert apart(sheet.crop((36, 0, 52, 16)), last) <= 1
+    assert sheet.size == (5 * 16 + 4 * 2, 16)  # a way is one row, however long
+    last = pipeline.interpolate("my cat.png", "a dog", 5, steps=4)[4]
+    assert apart(sheet.crop((72, 0, 88, 16)), last) <= 1
     assert main(["edit", "my cat.png", "a cat", "a v1.2 dog", "--strength", "0.5", "--steps", "4"]) == 0
     edited = Image.open("my-cat-a-cat-a-v1-2-dog-edit.png")
     assert apart(edited, pipeline.edit("my cat.png", "a cat", "a v1.2 dog", 0.5, steps=4)) <= 1

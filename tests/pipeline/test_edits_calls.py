@@ -155,6 +155,11 @@ def test_a_text_ends_a_path_where_it_would_be_drawn(pipeline, asked):
     torch.testing.assert_close(wish.start, fresh([fold(5, 0)] * 2))
     assert not torch.equal(texts[0], pipeline.embed_prompt("a cat", seed=6, prior_steps=3))
     assert not torch.equal(texts[0], pipeline.embed_prompt("a cat", seed=5)) and not asked.inverted
+    pipeline.interpolate("a cat", "a dog", 2, seed=5, prior_steps=3, prior_guidance_scale=4.0)
+    (_, (guided, _)) = asked.wishes
+    strong = pipeline.embed_prompt("a cat", seed=5, prior_steps=3, prior_guidance_scale=4.0)
+    torch.testing.assert_close(guided.embed[:1], strong)
+    assert not torch.allclose(strong, texts[0], atol=1e-3)
 
 
 @pytest.mark.parametrize("unit_norm", [True, False])

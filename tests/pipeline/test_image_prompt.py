@@ -143,10 +143,9 @@ def test_the_mean_of_directions():
         spherical_mean([a, -a], [0.5, 0.5])
 
 
-def test_the_shipped_model_draws_what_lies_between():
+def test_the_shipped_model_draws_what_lies_between(small_icons):
     """What CLIP sees of the second grows with its weight."""
-    icons = unclip.load("icons", "cpu")
-    given = {"seed": 1, "steps": 5, "upsampler_steps": 1}
+    icons, given = small_icons, {"seed": 1, "steps": 5}
     ends = [icons.generate(text, **given) for text in ("a red heart", "a blue car")]
     path = [icons.generate(image_prompt=[(ends[0], 1 - s), (ends[1], s)], **given) for s in (0, 0.5, 1)]
     towards = seen(icons, ends[1]) - seen(icons, ends[0])

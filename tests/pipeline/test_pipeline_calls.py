@@ -158,6 +158,15 @@ def test_classes_of_their_own_go_before_the_one_for_all(calls):
     assert all(calls[size][1].conditions["classes"].tolist() == [1, 1] for size in ("8", "16", "32"))
 
 
+def test_rows_of_a_wish_have_all_that_is_their_own():
+    own = {"classes": torch.arange(3), "embed": torch.rand(3, 2), "start": torch.rand(3, 3, 8, 8)}
+    wish = Wish([3, 4, 5], ["a", "b", "c"], **own)
+    some = wish.rows([2, 0])
+    assert (some.seeds, some.texts) == ([5, 3], ["c", "a"])
+    assert all(torch.equal(getattr(some, name), value[[2, 0]]) for name, value in own.items())
+    assert [part.seeds for part in wish.batches(2)] == [[3, 4], [5]]
+
+
 def test_without_guidance_nothing_is_encoded_to_move_away_from(calls):
     made = whole()
     made.generate("a cat", negative_prompt="a dog", guidance_scale=1.0)

@@ -117,8 +117,19 @@ def test_detail_fades_as_pictures_part():
         torch.testing.assert_close(with_detail(base, base + away + detail, base + away, 2), share * detail)
 
 
-def test_the_shipped_model_redraws():
-    icons = unclip.load("icons", "cpu")
+def test_detail_is_left_out_around_a_place_that_is_another_too():
+    """As far as a pixel of the smaller picture reaches: an edge that is gone is drawn nowhere."""
+    base, detail = torch.zeros(1, 3, 16, 16), torch.full((1, 3, 16, 16), 0.25)
+    coarse = base.clone()
+    coarse[:, 1, 8, 8] = 1.0  # in one channel
+    made = with_detail(base, coarse + detail, coarse, 2)
+    wanted = detail.clone()
+    wanted[..., 6:11, 6:11] = 0
+    torch.testing.assert_close(made, wanted)
+
+
+def test_the_shipped_model_redraws(small_icons):
+    icons = small_icons
     red = icons.generate("a red apple", seed=1, steps=8)
     given = {"seed": 2, "steps": 8}
     away = [distance(icons.redraw(red, "a yellow lemon", s, **given), red) for s in (0.1, 0.8)]

@@ -123,6 +123,32 @@ def test_tiles_at_a_time_change_nothing_and_progress_counts_steps_of_the_whole()
     assert apart(model.upscale(picture, upsampler_steps=3, seed=3), drawn) > 3
 
 
+def test_tiles_are_guided_as_their_stage_says(monkeypatch):
+    model, told, denoise = seeing(), [], Decoder.denoise
+    [stage] = model.upsamplers
+    sampling = Sampling(
+        steps=2,
+        guidance_scale=3.0,
+        guidance_rescale=0.4,
+        guidance_interval=(0.1, 0.9),
+        apg=(0.5, 9.0, -0.2),
+        threshold="dynamic",
+    )
+    monkeypatch.setattr(stage, "config", stage.config.model_copy(update={"sampling": sampling}))
+
+    def seen(self: Decoder, conditions, null, *more, **options):
+        told.append((conditions, null, more, options))
+        return denoise(self, conditions, null, *more, **options)
+
+    monkeypatch.setattr(Decoder, "denoise", seen)
+    model.upscale(drawing(20, 16), seed=1, batch_size=1)
+    assert len(told) == 2
+    for conditions, null, more, options in told:
+        assert more == (3.0,) and options == sampling.of_guidance
+        assert conditions["has_image"].all() and not null["has_image"].any()
+        assert torch.equal(null["base"], conditions["base"])
+
+
 @pytest.mark.parametrize("size", [(1, 1), (3, 40), (15, 16), (16, 17), (37, 5), (33, 35)])
 def test_sizes_that_no_tile_has(size):
     """What is smaller than a tile is mirrored at its edges, enlarged, and cut out."""
@@ -218,6 +244,7 @@ def test_the_shipped_model_upscales_without_a_seam():
     ({"picture": "missing.png"}, "there is no file missing.png"),
     ({"picture": 7}, "a picture is one of PIL"),
     ({"picture": Image.new("RGB", (1100, 1000))}, "becomes 4,400 x 4,000"),
+    ({"picture": Image.new("RGB", (300_000, 1))}, "becomes 1,200,000 x 64"),
     ({"batch_size": 0}, "batch_size must be at least 1"),
     ({"prompt": ["a cat", "a dog"]}, "by one prompt or none, not by 2"),
     ({"prompt": " "}, "the prompt is empty"),

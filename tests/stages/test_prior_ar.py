@@ -155,6 +155,11 @@ def test_a_sample_does_not_depend_on_its_batch():
     torch.testing.assert_close(together.norm(dim=-1), torch.ones(4))
     assert torch.equal(stage.sample(known, Noise(range(4))), together)
     assert (stage.sample(known, Noise(range(4, 8))) != together).any(1).all()
+    longer = prior_ar(unit_norm=False)
+    embed = longer.decode(longer.sample_codes(known, Noise(range(4))))
+    assert torch.equal(longer.sample(known, Noise(range(4))), embed)
+    torch.testing.assert_close(F.normalize(embed), together)
+    assert not torch.allclose(embed, together, atol=1e-2)
 
 
 def test_guidance_is_away_from_what_null_says():

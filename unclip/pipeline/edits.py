@@ -217,8 +217,8 @@ def text_difference(pipeline: Drawing, source: str, target: str) -> Tensor:
 def _end(pipeline: Drawing, end: Image.Image | str, wish: Wish, seed: int) -> tuple[Tensor, Tensor]:
     """Where a path ends: its embedding [1,D] and its noise; a text's are the prior's and the seed's."""
     if isinstance(end, str):
-        embed = pipeline.embed_prompt(end, seed=seed, prior_steps=wish.options.prior_steps)
-        return embed, fresh(pipeline, wish)
+        asked = {name: getattr(wish.options, name) for name in IDLE_PRIOR}
+        return pipeline.embed_prompt(end, seed=seed, **asked), fresh(pipeline, wish)
     image = fitted(end, pipeline.size).to(pipeline.device)
     embed = pipeline.encode_image(image)
     return embed, inverted(pipeline, replace(wish, embed=embed), image)

@@ -197,6 +197,15 @@ def test_a_noised_clip_is_fed_as_the_denoiser_is_and_learns_its_scale():
     assert asked == [[0, 1]] and made.scale.grad.item() != 0
 
 
+def test_a_new_clip_takes_pictures_as_the_recipe_says():
+    towers = {"embed_dim": 8, "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 16, "layers": 1,
+              "head_width": 8}, "text_cfg": {"width": 16, "layers": 1, "heads": 2}}  # fmt: skip
+    mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    made = program.model_of(SimpleNamespace(noised=None, start=None, model=towers, mean=mean, std=std))
+    assert made.mean.flatten().tolist() == pytest.approx(mean)
+    assert made.std.flatten().tolist() == pytest.approx(std)
+
+
 def test_a_clips_scale_is_learnt():
     made = ClipContrast(tiny_clip().requires_grad_(True), None, 0.5)
     ids, mask = tiny_clip().tokenize(["a cat", "a dog"])

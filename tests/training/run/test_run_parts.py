@@ -13,7 +13,7 @@ from runs import forget, make_run, saved
 
 from training.run import curves
 from training.run.guard import Guard, Part
-from training.run.resume import resume, save
+from training.run.resume import _load_means, resume, save
 from training.run.settings import Training, alone, micro_batch
 from training.tasks import start
 from training.tasks.prior import interleaved
@@ -106,6 +106,21 @@ def test_what_is_skipped_and_the_rate_are_gone_on_from(tmp_path):
         "after 24 samples"
     )
     assert again.importance.counts.tolist() == [1, 1] and torch.equal(again.means.sums, run.means.sums)
+
+
+@pytest.mark.parametrize(
+    "rank, world, sums", [(0, 1, 6.0), (0, 2, 2.0), (1, 2, 4.0), (0, 3, 6.0), (1, 3, None)]
+)
+def test_sums_between_points_are_shared_out_anew(rank, world, sums, tmp_path):
+    """Each process has its own back; if there are more or fewer, one has all."""
+    saves = [{"names": ["loss"], "sums": torch.full((4, 2), value)} for value in (2.0, 4.0)]
+    run = make_run(tmp_path / "run")
+    run.accelerator = SimpleNamespace(process_index=rank, num_processes=world, device=torch.device("cpu"))
+    _load_means(run, saves)
+    assert (run.means.sums is None) == (sums is None)
+    if sums is not None:
+        assert torch.equal(run.means.sums, torch.full((4, 2), sums)) and run.means.names == ["loss"]
+    _load_means(run, [{"names": [], "sums": None}] * 5)  # saved at a point: there are none
 
 
 def test_a_tokenizer_lies_beside_the_checkpoint(tmp_path, monkeypatch):

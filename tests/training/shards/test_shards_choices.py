@@ -114,6 +114,13 @@ def test_clip_is_shown_pictures_of_the_size_asked_for(clear, clip, tmp_path, mon
         assert json.loads((tmp_path / str(size) / "embeddings.json").read_text())["size"] == size
 
 
+def test_a_picture_is_decoded_no_smaller_than_resizing_needs(clear, clip, monkeypatch):
+    asked, real = [], embed.open_picture
+    monkeypatch.setattr(embed, "open_picture", lambda data, least: asked.append(least) or real(data, least))
+    embed.main([clear, "--clip", "some", "--workers", "1", "--size", "8"])
+    assert set(asked) == {24}
+
+
 @pytest.mark.parametrize("words", [["--background", "black"], ["--size", "8"], ["--tokens"]])
 def test_what_is_asked_for_anew_is_embedded_anew_and_else_nothing(clear, clip, tmp_path, words, monkeypatch):
     written, real = [], embed.save_rows
