@@ -233,6 +233,9 @@ def drawn(
     timed: called with "prior", "decoder" and "upsamplers" for what each stage of a batch is done in.
     """
     for wish in wishes:
+        if wish.sketch is not None and wish.sketch[1] == 0:  # nothing is drawn over it
+            yield from (to_pil(wish.sketch[0][0]) for _ in wish.seeds)
+            continue
         with timed("prior"):
             wish = pipeline.understood(wish)
         with timed("decoder"):
