@@ -94,6 +94,7 @@ DOORS = {
     "xformers": {"unclip.nets.attention"},
     "pillow_heif": {"unclip.data.formats"},
     "fastapi": {"unclip.app.server"},
+    "fastapi_offline": {"unclip.app.server"},
     "starlette": {"unclip.app.server"},
     "anyio": {"unclip.app.server"},
     "prometheus_client": {"unclip.app.server"},

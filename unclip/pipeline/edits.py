@@ -40,12 +40,7 @@ STEPS, FORGETFUL = 50, ("ddpm",)  # of the decoder, unless told otherwise; sampl
 
 
 def vary(
-    pipeline: Drawing,
-    picture: Picture,
-    n: int,
-    spread: float,
-    seed: int,
-    **options: Unpack[Followed],
+    pipeline: Drawing, picture: Picture, n: int, spread: float, seed: int, **options: Unpack[Followed]
 ) -> Wish:
     """What ``Pipeline.vary`` draws."""
     share = _share("spread", spread)
@@ -59,12 +54,7 @@ def vary(
 
 
 def interpolate(
-    pipeline: Drawing,
-    a: Picture | str,
-    b: Picture | str,
-    n: int,
-    seed: int,
-    **options: Unpack[Followed],
+    pipeline: Drawing, a: Picture | str, b: Picture | str, n: int, seed: int, **options: Unpack[Followed]
 ) -> Wish:
     """What ``Pipeline.interpolate`` draws."""
     n = integer("n", n, 2)

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import mimetypes
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi import FastAPI, Response
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
+from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.middleware.cors import CORSMiddleware
 
 from ... import __version__
 from ...pipeline.pipeline import Pipeline
 from . import errors, images
-from .guard import Guard
+from .guard import CSP, Guard
 from .house import House
 from .settings import Settings
 
+DOCS = "/docs/files"
 PAGE = Path(__file__).parent / "page"
 mimetypes.add_type("text/javascript", ".js")  # whatever the machine's own list says
 
@@ -42,12 +48,13 @@ def application(models: Mapping[str, Pipeline], settings: Settings = Settings())
         house.batcher.thread.shutdown()
         house.store.close()
 
-    app = FastAPI(title="unclip", version=__version__, lifespan=life, docs_url=None, redoc_url=None)
+    app = FastAPIOffline(None, None, title="unclip", version=__version__, lifespan=life, static_url=DOCS)
     app.state.house = house
     errors.add_to(app)
     app.include_router(images.router)
     _add_models(app, house)
     _add_health(app, house)
+    _add_docs(app)
     _add_page(app)
     if settings.origins:
         app.add_middleware(
@@ -87,9 +94,31 @@ def _add_health(app: FastAPI, house: House) -> None:
         return JSONResponse({"status": "ok", "models": list(house.models)})
 
     @app.get("/metrics", tags=["server"])
-    async def metrics(request: Request) -> Response:
+    async def metrics() -> Response:
         """Counters for Prometheus."""
         return Response(generate_latest(house.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _add_docs(app: FastAPI) -> None:
+    page = get_swagger_ui_html(
+        openapi_url=str(app.openapi_url),
+        title="unclip",
+        swagger_js_url=f"{DOCS}/swagger-ui-bundle.js",
+        swagger_css_url=f"{DOCS}/swagger-ui.css",
+        swagger_favicon_url=f"{DOCS}/favicon.png",
+    )
+    text = bytes(page.body).decode()
+    hashes = [
+        base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        for script in re.findall(r"<script>(.*?)</script>", text, re.S)
+    ]
+    allowed = " ".join(f"'sha256-{one}'" for one in hashes)
+    csp = CSP.replace("script-src 'self'", f"script-src 'self' {allowed}")
+    csp = csp.replace("style-src 'self'", "style-src 'self' 'unsafe-inline'")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return HTMLResponse(text, headers={"Content-Security-Policy": csp})
 
 
 def _add_page(app: FastAPI) -> None:

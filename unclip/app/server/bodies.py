@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import anyio
@@ -20,7 +21,6 @@ A = TypeVar("A", bound=Asked)
 JSON_BYTES, FORM_BYTES = 1 << 20, 52 << 20  # of a whole request; a picture may have 50 MB
 FIELDS, FILES, FIELD_BYTES = 64, 16, 256 << 10  # of a form
 PIXELS = 4096 * 4096  # the largest picture that is decoded
-SIDE = 1024  # what a larger one is reduced to
 SIGNS = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"RIFF": "WEBP"}
 decoding = anyio.CapacityLimiter(2)  # pictures at a time, for their memory
 
@@ -83,16 +83,8 @@ async def picture_of(data: bytes, name: str) -> Image.Image:
             code="invalid_image",
         )
 
-    def decoded() -> Image.Image:
-        picture = open_picture(data, pixels=PIXELS)
-        scale = SIDE / min(picture.size)
-        if scale < 1:
-            size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-            picture = picture.resize(size, Image.Resampling.LANCZOS)
-        return picture
-
     try:
-        return await anyio.to_thread.run_sync(decoded, limiter=decoding)
+        return await anyio.to_thread.run_sync(partial(open_picture, data, pixels=PIXELS), limiter=decoding)
     except PictureError as error:
         raise Refused(f"Invalid value for {name!r}: {error}", param=name, code="invalid_image") from None
 

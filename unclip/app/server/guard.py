@@ -13,7 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import Refused
-from .metrics import Metrics
+from .queue.metrics import Metrics
 from .settings import LOOPBACK, Settings
 
 BODY_SECONDS = 60.0  # in which a request's body must have come

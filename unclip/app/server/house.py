@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...options import Options
 from ...pipeline.pipeline import Pipeline
-from ...pipeline.request import Wish, override, sampling_of
+from ...pipeline.request import RESAMPLINGS, override, sampling_of
 from ...stages import Prior
-from .batches import Batcher
 from .errors import Refused
-from .metrics import Metrics
+from .queue.batches import Batcher
+from .queue.metrics import Metrics
 from .settings import Settings
 from .store import Store
 
@@ -68,16 +69,18 @@ class House:
         }
         return {**self.described(name), "unclip": facts}
 
-    def check_cost(self, pipeline: Pipeline, wish: Wish) -> None:
-        """``Refused`` for more steps than a picture may take."""
-        decoder, options = pipeline.decoder, wish.options
-        steps = decoder.count(sampling_of(pipeline, decoder, options))
-        if wish.canvas is not None and not decoder.config.inpaint:
-            steps *= options.resamplings or 10
+    def check_cost(self, pipeline: Pipeline, asked: Options, hole: bool) -> None:
+        """``Refused`` for more steps than a picture may take, ``ValueError`` for none that the model knows.
+
+        hole: whether only a part is drawn anew.
+        """
+        decoder, prior = pipeline.decoder, pipeline.prior
+        steps = decoder.count(sampling_of(pipeline, decoder, asked))
+        if hole and not decoder.config.inpaint:
+            steps *= asked.resamplings or RESAMPLINGS
         for stage in pipeline.upsamplers:
-            steps += stage.count(sampling_of(pipeline, stage, options))
-        prior = pipeline.prior
-        if options.prior_steps is not None and isinstance(prior, Prior):
-            steps += prior.count(override(prior.config.sampling, steps=options.prior_steps))
+            steps += stage.count(sampling_of(pipeline, stage, asked))
+        if isinstance(prior, Prior):
+            steps += prior.count(override(prior.config.sampling, steps=asked.prior_steps))
         if steps > STEPS:
             raise Refused(f"{steps:,} steps a picture are more than {STEPS:,}; ask for fewer", param="steps")

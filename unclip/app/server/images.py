@@ -1,30 +1,27 @@
-"""``/v1/images/...``: each verb reads what is asked for, makes a ``Wish`` of it, and lets it wait."""
+"""``/v1/images/...``: each verb reads what is asked for, and says what makes a ``Wish`` of it."""
 
 from __future__ import annotations
 
-import asyncio
-import secrets
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
+from PIL import Image
 
+from ...pipeline import edits
 from ...pipeline.pipeline import Pipeline
 from ...pipeline.request import Wish, wish_of
-from .asked import Asked, Generation
-from .batches import Job, Left
-from .bodies import JSON_BYTES, read_json
+from .answering import Asking, answered
+from .asked import Asked, Edit, Generation, Interpolation, Variation
+from .bodies import FORM_BYTES, JSON_BYTES, one, picture_of, read_form, read_json
 from .errors import Refused
 from .house import House
-from .replies import Events, Reply
+from .mask import hole_of, one_size
 
 router = APIRouter(prefix="/v1/images", tags=["images"])
-Ready = tuple[Asked, Callable[[Pipeline, int], Awaitable[Wish]]]
-"""What is asked for, and what makes a wish of it, by the model and the seed."""
+JSON, FORM = "application/json", "multipart/form-data"
 
 
-def body(kind: type[Asked], media: str, files: tuple[str, ...] = ()) -> dict[str, Any]:
+def body(kind: type[Asked], media: str, *files: str) -> dict[str, Any]:
     """The description of a request's body, for ``/docs``."""
     schema = kind.model_json_schema()
     for name in files:
@@ -32,69 +29,95 @@ def body(kind: type[Asked], media: str, files: tuple[str, ...] = ()) -> dict[str
     return {"requestBody": {"required": True, "content": {media: {"schema": schema}}}}
 
 
-@router.post("/generations", max_body_size=JSON_BYTES, openapi_extra=body(Generation, "application/json"))
+def said(pipeline: Pipeline, prompt: str) -> str | None:
+    """The prompt; nothing for a model that takes none, of which clients send an empty one."""
+    return prompt if prompt or pipeline.takes_prompt else None
+
+
+@router.post("/generations", max_body_size=JSON_BYTES, openapi_extra=body(Generation, JSON))
 async def generations(request: Request) -> Response:
     """Pictures of a prompt."""
 
-    async def read(job: Job) -> Ready:
+    async def read() -> Asking:
         asked = await read_json(request, Generation)
 
-        async def wish(pipeline: Pipeline, seed: int) -> Wish:
-            return wish_of(pipeline, asked.prompt, n=asked.n, seed=seed, **asked.options)
+        def wish(pipeline: Pipeline, seed: int) -> Wish:
+            return wish_of(pipeline, said(pipeline, asked.prompt), n=asked.n, seed=seed, **asked.options)
 
-        return asked, wish
+        return Asking(asked, wish, asked.prompt)
 
     return await answered(request, "image_generation", read)
 
 
-async def answered(request: Request, kind: str, read: Callable[[Job], Awaitable[Ready]]) -> Response:
-    """A request from its place in the queue to its answer; its body is read once it has a place."""
-    house: House = request.app.state.house
-    job = house.batcher.admit()
-    try:
-        asked, wish = await read(job)
-        name, pipeline = house.model(asked.model)
-        side = asked.side(pipeline.size, name, house.settings.resize)
-        seed = secrets.randbelow(1 << 32) if asked.seed is None else asked.seed
-        made = await wish(pipeline, seed)
-        house.check_cost(pipeline, made)
-        reply = Reply(
-            asked, kind, name, side, seed, str(request.url_for("files", name="")), house.store, house.metrics
-        )
-        house.batcher.put(job, name, made, asked.partial_images if asked.stream else 0)
-        if asked.stream:
-            return Events(job, reply.events(job))
-        answer = await unless_gone(request, reply.whole(job))
-    except BaseException as error:
-        job.leave()
-        if isinstance(error, Left):
-            house.metrics.left.inc()
-            return Response(status_code=499)  # as nginx has it; nobody reads it
-        raise
-    job.leave()
-    return JSONResponse(answer)
+@router.post("/edits", max_body_size=FORM_BYTES, openapi_extra=body(Edit, FORM, "image", "mask"))
+async def edit(request: Request) -> Response:
+    """Pictures with the transparent part of the mask, or of the picture itself, drawn anew.
+
+    Of a picture without either the whole is drawn over as the prompt says (SDEdit), as far as ``strength``.
+    """
+
+    async def read() -> Asking:
+        asked, files = await read_form(request, Edit)
+        picture = await picture_of(one(files, "image"), "image")
+        mask = await picture_of(one(files, "mask"), "mask") if "mask" in files else None
+        hole = hole_of(picture, mask)
+
+        def wish(pipeline: Pipeline, seed: int) -> Wish:
+            prompt = said(pipeline, asked.prompt)
+            if hole is None:
+                start = one_size(picture)
+                return edits.redraw(
+                    pipeline, start, prompt, asked.strength, asked.n, seed, None, **asked.options
+                )
+            image, white = hole
+            return wish_of(pipeline, prompt, n=asked.n, seed=seed, image=image, mask=white, **asked.options)
+
+        return Asking(asked, wish, asked.prompt, pictures=files, hole=hole is not None)
+
+    return await answered(request, "image_edit", read)
 
 
-async def unless_gone(request: Request, work: Any) -> Any:
-    """The result of ``work``; ``Left`` once the client has gone."""
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_left(request))
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise Left
-        return working.result()
-    finally:
-        working.cancel()
-        leaving.cancel()
+@router.post("/variations", max_body_size=FORM_BYTES, openapi_extra=body(Variation, FORM, "image"))
+async def variations(request: Request) -> Response:
+    """Pictures of what CLIP sees in one."""
+
+    async def read() -> Asking:
+        asked, files = await read_form(request, Variation)
+        picture = one_size(await picture_of(one(files, "image"), "image"))
+
+        def wish(pipeline: Pipeline, seed: int) -> Wish:
+            return edits.vary(pipeline, picture, asked.n, asked.spread, seed, **asked.options)
+
+        return Asking(asked, wish, pictures=files)
+
+    return await answered(request, "image_variation", read)
 
 
-async def _left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+@router.post("/interpolations", max_body_size=FORM_BYTES, openapi_extra=body(Interpolation, FORM, "image[]"))
+async def interpolations(request: Request) -> Response:
+    """Pictures on the way from one picture or prompt to another; the pictures come first."""
+
+    async def read() -> Asking:
+        asked, files = await read_form(request, Interpolation)
+        pictures = [one_size(await picture_of(data, "image")) for data in files.get("image", [])]
+        # A text that ends as a picture's file does would be opened; with a space behind it, it does not.
+        ends: list[Image.Image | str] = [*pictures, *(f"{text} " for text in asked.prompt)]
+        if len(ends) != 2:
+            raise Refused(
+                f"a path leads from one picture or prompt to another; these are {len(ends)}", param="image"
+            )
+
+        a, b = ends
+
+        def wish(pipeline: Pipeline, seed: int) -> Wish:
+            return edits.interpolate(pipeline, a, b, asked.n, seed, **asked.options)
+
+        return Asking(asked, wish, " / ".join(asked.prompt) or None, pictures=files)
+
+    return await answered(request, "image_interpolation", read)
 
 
-@router.get("/files/{name:path}", name="files", include_in_schema=False)
+@router.get("/files/{name}", name="files", include_in_schema=False)
 async def files(name: str, request: Request) -> Response:
     """A picture that was answered by its address."""
     house: House = request.app.state.house
@@ -102,5 +125,4 @@ async def files(name: str, request: Request) -> Response:
     if data is None:
         raise Refused("there is no such picture, or none any more: addresses live for an hour", 404)
     media = f"image/{name.rpartition('.')[2]}"
-    headers = {"Cache-Control": "private, max-age=3600, immutable", "Content-Disposition": "inline"}
-    return Response(data, media_type=media, headers=headers)
+    return Response(data, media_type=media, headers={"Cache-Control": "private, max-age=3600, immutable"})

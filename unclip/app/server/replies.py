@@ -17,10 +17,10 @@ from starlette.types import Receive, Scope, Send
 
 from ...data.images import to_pil
 from .asked import Asked
-from .batches import Finished, Job, Partial, Place
 from .bodies import as_event
 from .errors import refusal
-from .metrics import Metrics
+from .queue.jobs import Finished, Job, Partial, Place
+from .queue.metrics import Metrics
 from .store import Store
 
 SECONDS = 15.0  # between signs of life where nothing happens
