@@ -10,10 +10,11 @@ key of the server. SIGTERM and Ctrl-C finish what is being drawn and refuse the 
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
+import warnings
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -107,22 +108,13 @@ def main(argv: list[str] | None = None) -> int:
     def work() -> None:
         settings = settings_of(args)
         try:
-            import uvicorn
-
-            from .server.application import application
+            from .server.application import application, server_of
         except ImportError as error:
             raise ImportError(f"{NEEDS} ({error})") from None
-        app = application(loaded(args), settings)
-
-        class Server(uvicorn.Server):
-            """Refuses what waits as soon as it is told to end, so that it can."""
-
-            def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-                app.state.house.batcher.close_soon()
-                super().handle_exit(sig, frame)
-
-        config = uvicorn.Config(app, host=args.host, port=args.port, log_level="info", server_header=False)
-        Server(config).run()
+        if not args.log_prompts:  # which warnings hold the ends of
+            warnings.simplefilter("ignore")
+        logging.basicConfig(level=logging.INFO, format="%(levelname)s:     %(message)s")
+        server_of(application(loaded(args), settings), args.port).run()
 
     return cli.run("unclip serve", work)
 

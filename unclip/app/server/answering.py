@@ -7,8 +7,10 @@ import logging
 import secrets
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
+import anyio
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
@@ -28,7 +30,8 @@ class Asking:
     """What a client asks for, read and checked."""
 
     asked: Asked
-    wish: Callable[[Pipeline, int], Wish]  # of the model and a seed; called by the thread of the models
+    wish: Callable[[Pipeline, int], Wish]  # of the model and a seed
+    computes: bool = False  # whether that needs the networks, and so their thread, between two batches
     prompt: str | None = None
     pictures: Mapping[str, list[bytes]] = field(default_factory=dict)  # the files that came with it
     hole: bool = False  # whether only a part is drawn anew
@@ -47,7 +50,9 @@ async def answered(request: Request, kind: str, read: Callable[[], Awaitable[Ask
         seed = secrets.randbelow(1 << 32) if asked.seed is None else asked.seed
         if house.settings.log_prompts:
             log.info("%s %s %r seed %s", request.scope["request_id"], kind, asking.prompt, seed)
-        wish = await unless_gone(request, house.batcher.apart(job, lambda: asking.wish(pipeline, seed)))
+        make = partial(asking.wish, pipeline, seed)
+        making = house.batcher.apart(job, make) if asking.computes else anyio.to_thread.run_sync(make)
+        wish = await unless_gone(request, making)
         base = str(request.url_for("files", name="-")).removesuffix("-")
         reply = Reply(asked, kind, name, side, seed, base, house.store, house.metrics)
         house.batcher.put(job, name, wish, asked.partial_images if asked.stream else 0)

@@ -10,8 +10,10 @@ import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+import uvicorn
 from fastapi import FastAPI, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
@@ -19,6 +21,7 @@ from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.middleware.cors import CORSMiddleware
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ... import __version__
 from ...pipeline.pipeline import Pipeline
@@ -28,6 +31,8 @@ from .house import House
 from .settings import Settings
 
 DOCS = "/docs/files"
+HEAD_SECONDS = 20.0  # in which a request's head must have come
+CONNECTIONS = 512  # at a time; of more each is told to come again
 PAGE = Path(__file__).parent / "page"
 mimetypes.add_type("text/javascript", ".js")  # whatever the machine's own list says
 
@@ -66,6 +71,59 @@ def application(models: Mapping[str, Pipeline], settings: Settings = Settings())
         )
     app.add_middleware(Guard, settings=settings, metrics=house.metrics)
     return app
+
+
+class Server(uvicorn.Server):
+    """Refuses what waits as soon as it is told to end, so that it can."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.config.app.state.house.batcher.close_soon()  # type: ignore[union-attr]
+        super().handle_exit(sig, frame)
+
+
+class Hasty(H11Protocol):
+    """Hangs up on connections over which no whole head of a request comes in ``HEAD_SECONDS``."""
+
+    late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect()
+
+    def data_received(self, data: bytes) -> None:
+        if self._idle and self.late is None:
+            self._expect()
+        super().data_received(data)
+        if not self._idle and self.late is not None:
+            self.late.cancel()
+            self.late = None
+
+    @property
+    def _idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _expect(self) -> None:
+        self.late = self.loop.call_later(HEAD_SECONDS, self._hang_up)
+
+    def _hang_up(self) -> None:
+        self.late = None
+        if self._idle:
+            self.transport.close()
+
+
+def server_of(app: FastAPI, port: int) -> Server:
+    """The server of an application, at the host of its settings; 0 = any port that is free."""
+    settings: Settings = app.state.house.settings
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=port,
+        http=Hasty,
+        log_level="info",
+        server_header=False,
+        limit_concurrency=CONNECTIONS,
+    )
+    return Server(config)
 
 
 def _add_models(app: FastAPI, house: House) -> None:

@@ -44,7 +44,7 @@ async def generations(request: Request) -> Response:
         def wish(pipeline: Pipeline, seed: int) -> Wish:
             return wish_of(pipeline, said(pipeline, asked.prompt), n=asked.n, seed=seed, **asked.options)
 
-        return Asking(asked, wish, asked.prompt)
+        return Asking(asked, wish, prompt=asked.prompt)
 
     return await answered(request, "image_generation", read)
 
@@ -72,7 +72,7 @@ async def edit(request: Request) -> Response:
             image, white = hole
             return wish_of(pipeline, prompt, n=asked.n, seed=seed, image=image, mask=white, **asked.options)
 
-        return Asking(asked, wish, asked.prompt, pictures=files, hole=hole is not None)
+        return Asking(asked, wish, prompt=asked.prompt, pictures=files, hole=hole is not None)
 
     return await answered(request, "image_edit", read)
 
@@ -88,7 +88,7 @@ async def variations(request: Request) -> Response:
         def wish(pipeline: Pipeline, seed: int) -> Wish:
             return edits.vary(pipeline, picture, asked.n, asked.spread, seed, **asked.options)
 
-        return Asking(asked, wish, pictures=files)
+        return Asking(asked, wish, computes=True, pictures=files)
 
     return await answered(request, "image_variation", read)
 
@@ -112,7 +112,8 @@ async def interpolations(request: Request) -> Response:
         def wish(pipeline: Pipeline, seed: int) -> Wish:
             return edits.interpolate(pipeline, a, b, asked.n, seed, **asked.options)
 
-        return Asking(asked, wish, " / ".join(asked.prompt) or None, pictures=files)
+        texts = " / ".join(asked.prompt) or None
+        return Asking(asked, wish, computes=True, prompt=texts, pictures=files)
 
     return await answered(request, "image_interpolation", read)
 
