@@ -93,6 +93,12 @@ DOORS = {
     "pyarrow": {"training.shards.tables"},
     "xformers": {"unclip.nets.attention"},
     "pillow_heif": {"unclip.data.formats"},
+    "fastapi": {"unclip.app.server"},
+    "fastapi_offline": {"unclip.app.server"},
+    "starlette": {"unclip.app.server"},
+    "anyio": {"unclip.app.server"},
+    "prometheus_client": {"unclip.app.server"},
+    "uvicorn": {"unclip.app.server", "unclip.app.serve"},
 }
 TYPES = {"_typeshed"}  # where type checkers keep the standard library's own
 DYNAMIC = ("import_module", "__import__")

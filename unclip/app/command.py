@@ -1,5 +1,5 @@
 """The command ``unclip "a goldfish"``: draws a picture and says where it is. Its first word may be a verb:
-``unclip batch``, one of ``verbs.VERBS``, or ``unclip draw`` for a prompt that is one.
+``unclip batch``, ``unclip serve``, one of ``verbs.VERBS``, or ``unclip draw`` for a prompt that is one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="unclip",
         description="Draw pictures of a text.",
-        epilog="unclip batch LINES FOLDER draws a picture for every line of a file; from pictures start\n"
+        epilog="unclip batch LINES FOLDER draws a picture for every line of a file; unclip serve draws for "
+        "programs and\nbrowsers; from pictures start\n"
         f"{', '.join(f'unclip {verb}' for verb in verbs.VERBS)}; each has a --help.\n"
         'A prompt that is such a word is drawn by unclip draw: unclip draw "batch"',
     )
@@ -149,6 +150,10 @@ def main(argv: list[str] | None = None) -> int:
         from . import batch
 
         return batch.main(argv[1:])
+    if argv[:1] == ["serve"]:
+        from . import serve
+
+        return serve.main(argv[1:])
     if argv and argv[0] in verbs.VERBS:
         return verbs.main(argv)
     argv = argv[1:] if argv[:1] == ["draw"] else argv

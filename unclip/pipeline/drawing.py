@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, Unpack
 
@@ -233,12 +234,26 @@ class Drawing(Model):
         return autocast(self.device, enabled=False if text or self.device.type == "cpu" else None)
 
 
-def drawn(pipeline: Drawing, wishes: Iterable[Wish]) -> Iterator[Image.Image]:
-    """The pictures of wishes in turn; each wish is one batch (``Wish.batches``), drawn when it is reached."""
+def drawn(
+    pipeline: Drawing,
+    wishes: Iterable[Wish],
+    timed: Callable[[str], AbstractContextManager[object]] = nullcontext,
+) -> Iterator[Image.Image]:
+    """The pictures of wishes in turn; each wish is one batch (``Wish.batches``), drawn when it is reached.
+
+    timed: called with "prior", "decoder" and "upsamplers" for what each stage of a batch is done in.
+    """
     for wish in wishes:
-        wish = pipeline.understood(wish)
-        pictures = pipeline.upsample(pipeline.decode(wish), wish)
-        yield from map(to_pil, pictures.float().cpu())
+        if wish.sketch is not None and wish.sketch[1] == 0:  # nothing is drawn over it
+            yield from (to_pil(wish.sketch[0][0]) for _ in wish.seeds)
+            continue
+        with timed("prior"):
+            wish = pipeline.understood(wish)
+        with timed("decoder"):
+            pictures = pipeline.decode(wish)
+        with timed("upsamplers"):
+            pictures = pipeline.upsample(pictures, wish).float().cpu()
+        yield from map(to_pil, pictures)
 
 
 def _sound(x: Tensor, name: str, part: nn.Module) -> Tensor:

@@ -41,15 +41,9 @@ STEPS, FORGETFUL = 50, ("ddpm",)  # of the decoder, unless told otherwise; sampl
 
 
 def vary(
-    pipeline: Drawing,
-    picture: Picture,
-    n: int,
-    spread: float,
-    seed: int,
-    batch_size: int,
-    **options: Unpack[Followed],
-) -> list[Image.Image]:
-    """See ``Pipeline.vary``."""
+    pipeline: Drawing, picture: Picture, n: int, spread: float, seed: int, **options: Unpack[Followed]
+) -> Wish:
+    """What ``Pipeline.vary`` draws."""
     share = _share("spread", spread)
     wish = _wish(pipeline, "vary", options, n, seed)
     image = fitted(picture, pipeline.size).to(pipeline.device)
@@ -57,19 +51,13 @@ def vary(
     if share < 1:
         own = inverted(pipeline, wish.rows([0]), image)
         wish = replace(wish, start=slerp(own, fresh(pipeline, wish), share))
-    return pipeline.drawn(wish, batch_size)
+    return wish
 
 
 def interpolate(
-    pipeline: Drawing,
-    a: Picture | str,
-    b: Picture | str,
-    n: int,
-    seed: int,
-    batch_size: int,
-    **options: Unpack[Followed],
-) -> list[Image.Image]:
-    """See ``Pipeline.interpolate``."""
+    pipeline: Drawing, a: Picture | str, b: Picture | str, n: int, seed: int, **options: Unpack[Followed]
+) -> Wish:
+    """What ``Pipeline.interpolate`` draws."""
     n = integer("n", n, 2)
     wish = _wish(pipeline, "interpolate", options, n, seed)
     starts = [end_of(one) for one in (a, b)]
@@ -77,8 +65,7 @@ def interpolate(
     ends = [_end(pipeline, one, wish.rows([0]), seed) for one in starts]
     shares = torch.linspace(0, 1, n, dtype=torch.float64).tolist()
     embed, start = (torch.cat([slerp(x, y, share) for share in shares]) for x, y in zip(*ends, strict=True))
-    wish = replace(wish, seeds=[wish.seeds[0]] * n, embed=embed, start=start)
-    return pipeline.drawn(wish, batch_size)
+    return replace(wish, seeds=[wish.seeds[0]] * n, embed=embed, start=start)
 
 
 def edit(
@@ -89,10 +76,9 @@ def edit(
     strength: float,
     n: int,
     seed: int,
-    batch_size: int,
     **options: Unpack[Followed],
-) -> list[Image.Image]:
-    """See ``Pipeline.edit``."""
+) -> Wish:
+    """What ``Pipeline.edit`` draws."""
     strength, n = _share("strength", strength), integer("n", n, 1)
     wish = _wish(pipeline, "edit", options, n, seed)
     image = fitted(picture, pipeline.size).to(pipeline.device)
@@ -102,8 +88,7 @@ def edit(
     towards = embed.norm(dim=-1, keepdim=True) * difference
     shares = [strength] if n == 1 else torch.linspace(0, strength, n, dtype=torch.float64).tolist()
     turned = torch.cat([slerp(embed, towards, share) for share in shares])
-    wish = replace(wish, seeds=[wish.seeds[0]] * n, embed=turned, start=start.expand(n, -1, -1, -1))
-    return pipeline.drawn(wish, batch_size)
+    return replace(wish, seeds=[wish.seeds[0]] * n, embed=turned, start=start.expand(n, -1, -1, -1))
 
 
 def redraw(
@@ -113,20 +98,17 @@ def redraw(
     strength: float,
     n: int,
     seed: int,
-    batch_size: int,
     image_prompt: ImagePrompt | None,
     **options: Unpack[Followed],
-) -> list[Image.Image]:
-    """See ``Pipeline.redraw``."""
+) -> Wish:
+    """What ``Pipeline.redraw`` draws."""
     strength = _share("strength", strength)
     _no_more("redraw", options)
     wish = wish_of(pipeline, prompt, n=n, seed=seed, image_prompt=image_prompt, **options)
     sketch = square(opened(picture), pipeline.size)
-    if strength == 0:
-        return [sketch.copy() for _ in range(len(wish))]
     if strength < 1:
         wish = replace(wish, sketch=(to_tensor(sketch)[None].to(pipeline.device), strength))
-    return pipeline.drawn(wish, batch_size)
+    return wish
 
 
 def upscale(

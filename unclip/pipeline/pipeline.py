@@ -97,7 +97,7 @@ class Pipeline(Drawing):
 
         Raises ``ValueError`` for a model whose CLIP or decoder knows no pictures, and for ddpm.
         """
-        return edits.vary(self, picture, n, spread, seed, batch_size, **options)
+        return self.drawn(edits.vary(self, picture, n, spread, seed, **options), batch_size)
 
     def interpolate(
         self,
@@ -115,7 +115,7 @@ class Pipeline(Drawing):
         file of one (.png, .jpg, ...), brings its own, as in ``vary`` with spread 0; any other text has the
         prior's embedding, and the seed's noise. Raises ``ValueError`` as ``vary`` does, and for n below 2.
         """
-        return edits.interpolate(self, a, b, n, seed, batch_size, **options)
+        return self.drawn(edits.interpolate(self, a, b, n, seed, **options), batch_size)
 
     def edit(
         self,
@@ -140,7 +140,8 @@ class Pipeline(Drawing):
 
         Raises ``ValueError`` as ``vary`` does, and for texts that are the same to CLIP.
         """
-        pictures = edits.edit(self, picture, source, target, strength, n, seed, batch_size, **options)
+        wish = edits.edit(self, picture, source, target, strength, n, seed, **options)
+        pictures = self.drawn(wish, batch_size)
         return pictures[0] if n == 1 else pictures
 
     def redraw(
@@ -168,7 +169,8 @@ class Pipeline(Drawing):
         Returns what ``generate`` does, and raises ``ValueError`` as it does.
         """
         single = (prompt is None or isinstance(prompt, str)) and n == 1
-        pictures = edits.redraw(self, picture, prompt, strength, n, seed, batch_size, image_prompt, **options)
+        wish = edits.redraw(self, picture, prompt, strength, n, seed, image_prompt, **options)
+        pictures = self.drawn(wish, batch_size)
         return pictures[0] if single else pictures
 
     def inpaint(

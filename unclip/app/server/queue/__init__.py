@@ -1,0 +1,1 @@
+"""Where requests wait, and are drawn together."""
