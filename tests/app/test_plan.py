@@ -113,7 +113,8 @@ def test_what_guides_is_planned_from_its_file_and_a_run_as_its_decoder(tmp_path)
         part, x = on_meta(parts[name].config), torch.empty(1, 3, 8, 8, device="meta")
         part.requires_grad_(False)
         look = part.logits if name == "classifier" else part.encode_image
-        seen = peak_activations(lambda: look(x, torch.ones(1, dtype=torch.int64, device="meta")))
+        t = torch.ones(1, dtype=torch.int64, device="meta")
+        seen = peak_activations(lambda look=look, x=x, t=t: look(x, t))
         assert rows[name].activations > 1.2 * seen
     made.decoder.save(tmp_path / "run" / "decoder.safetensors")
     for path in (tmp_path / "run", tmp_path / "run" / "decoder.safetensors"):

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 import options_inference
+import options_serve
 import options_training
 import options_verbs
 import pytest
@@ -19,7 +20,12 @@ from programs import arguments, calls_of, changes
 import unclip.app.verbs
 from unclip.options import Asked, Options
 
-PROGRAMS = {**options_inference.PROGRAMS, **options_training.PROGRAMS, **options_verbs.PROGRAMS}
+PROGRAMS = {
+    **options_inference.PROGRAMS,
+    **options_serve.PROGRAMS,
+    **options_training.PROGRAMS,
+    **options_verbs.PROGRAMS,
+}
 CASES = [
     pytest.param(program, case, id=f"{file}-{number}-{case}")
     for file, some in PROGRAMS.items()
