@@ -1,6 +1,6 @@
 """Autoguidance, against its formula in every space, an integral that is known, and itself."""
 
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -56,7 +56,7 @@ def test_the_flow_between_two_gaussians_is_known():
     denoise = autoguided(gaussian(SCHEDULE, 0.3), gaussian(SCHEDULE, 0.6), SCALE)
     start = torch.ones(1, 1, dtype=torch.float64)
     x, walk = start, list(range(99, 0, -1))
-    for t, s in zip(walk, walk[1:], strict=False):  # DDIM's step, which is Euler's in these units
+    for t, s in pairwise(walk):  # DDIM's step, which is Euler's in these units
         out = denoise(x, torch.tensor([t]))
         now = SCHEDULE.at(torch.tensor([s]))
         x = now.alpha * out.x0 + now.sigma * out.eps

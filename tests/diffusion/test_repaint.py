@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -67,7 +68,7 @@ def test_with_nothing_known_and_no_resampling_it_is_the_sampler_a_step_at_a_time
     assert [step.t for step in walk] == steps[1:]
     if sampler == "ddpm":
         return  # draws its own noise between
-    for t, s, step in zip(steps, steps[1:], walk, strict=False):
+    for (t, s), step in zip(pairwise(steps), walk, strict=True):
         *_, last = sample(x, [t, s])
         assert torch.equal(step.x, last.x)
         x = last.x

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -29,7 +31,7 @@ def torn(x: torch.Tensor, t: torch.Tensor) -> Prediction:
 def test_tiles_cover_a_length_and_each_other_by_a_quarter(length, side):
     starts = places(length, side)
     assert starts[0] == 0 and starts[-1] == length - side
-    steps = [b - a for a, b in zip(starts, starts[1:], strict=False)]
+    steps = [b - a for a, b in pairwise(starts)]
     assert all(0 < step <= side - side // 4 for step in steps)
     assert not steps or max(steps) - min(steps) <= 1  # evenly
     fewer = len(starts) - 2  # steps of one tile less, with which a quarter would not be in common

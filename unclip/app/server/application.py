@@ -154,7 +154,7 @@ def _add_health(app: FastAPI, house: House) -> None:
     @app.get("/metrics", tags=["server"])
     async def metrics() -> Response:
         """Counters for Prometheus."""
-        return Response(generate_latest(house.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(house.metrics.collectors), media_type=CONTENT_TYPE_LATEST)
 
 
 def _add_docs(app: FastAPI) -> None:

@@ -19,7 +19,13 @@ from .store import Store
 
 # Names of models that clients have built in; the first model answers for them.
 STANDS_IN = ("dall-e-", "gpt-image-", "chatgpt-image-")
-VERBS = ("generations", "edits", "variations", "interpolations")
+VERBS = (
+    "generate",
+    "inpaint",
+    "redraw",
+    "vary",
+    "interpolate",
+)  # the last two need CLIP
 STEPS = 4000  # of one picture, all stages together: 250 are many, a hole of RePaint takes 10 times as many
 
 
@@ -57,7 +63,7 @@ class House:
         """... and as our page needs it."""
         _, pipeline = self.model(name)
         sampling = pipeline.decoder.config.sampling
-        verbs = VERBS if pipeline.decoder.takes_image and pipeline.sees else VERBS[:2]
+        verbs = VERBS if pipeline.decoder.takes_image and pipeline.sees else VERBS[:3]
         facts = {
             "size": pipeline.size,
             "verbs": list(verbs),

@@ -22,7 +22,7 @@ export async function models() {
   const list = await (await called("models")).json();
   return Promise.all(list.data.map(async ({ id }) => {
     const one = await (await called(`models/${encodeURIComponent(id)}`)).json();
-    return { id, ...one.unclip, verbs: one.unclip.verbs.map((path) => NAMES[path]) };
+    return { id, ...one.unclip };
   }));
 }
 
@@ -46,9 +46,6 @@ export async function* drawing(asked, signal) {
     }
   }
 }
-
-// Verbs by the paths at which they are asked for.
-const NAMES = { generations: "generate", edits: "inpaint", variations: "vary", interpolations: "interpolate" };
 
 const VERBS = {
   generate: (asked) => ["images/generations", JSON.stringify(streamed(asked, { prompt: asked.prompt }))],

@@ -1,6 +1,8 @@
-"""What a server counts, for Prometheus, each in a registry of its own."""
+"""What a server counts, for Prometheus, each server for itself."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -12,20 +14,21 @@ class Metrics:
     """Counters of one server."""
 
     def __init__(self) -> None:
-        self.registry = registry = CollectorRegistry()
+        self.collectors = CollectorRegistry()
+        own: dict[str, Any] = {"registry": self.collectors}  # not the one that a process shares
         self.requests = Counter(
-            "unclip_requests", "Requests answered, by path and status", ["path", "status"], registry=registry
+            "unclip_requests", "Requests answered, by path and status", ["path", "status"], **own
         )
-        self.waiting = Gauge("unclip_queue_requests", "Requests that wait to be drawn", registry=registry)
+        self.waiting = Gauge("unclip_queue_requests", "Requests that wait to be drawn", **own)
         self.batch = Histogram(
-            "unclip_batch_pictures", "Pictures of a run of the network", buckets=SIZES, registry=registry
+            "unclip_batch_pictures", "Pictures of a run of the network", buckets=SIZES, **own
         )
         self.seconds = Histogram(
             "unclip_stage_seconds",
             "Seconds of a batch by stage, of a request in the queue, of making a picture's file",
             ["stage"],
             buckets=SECONDS,
-            registry=registry,
+            **own,
         )
-        self.pictures = Counter("unclip_pictures", "Pictures drawn", ["model"], registry=registry)
-        self.left = Counter("unclip_requests_left", "Requests whose client went away", registry=registry)
+        self.pictures = Counter("unclip_pictures", "Pictures drawn", ["model"], **own)
+        self.left = Counter("unclip_requests_left", "Requests whose client went away", **own)
