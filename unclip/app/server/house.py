@@ -19,13 +19,7 @@ from .store import Store
 
 # Names of models that clients have built in; the first model answers for them.
 STANDS_IN = ("dall-e-", "gpt-image-", "chatgpt-image-")
-VERBS = (
-    "generate",
-    "inpaint",
-    "redraw",
-    "vary",
-    "interpolate",
-)  # the last two need CLIP
+VERBS = ("generate", "inpaint", "redraw", "vary", "interpolate")  # the last two need CLIP
 STEPS = 4000  # of one picture, all stages together: 250 are many, a hole of RePaint takes 10 times as many
 
 
