@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import sys
@@ -41,6 +42,7 @@ def _child(function: Callable, args: tuple, env: dict[str, str], log: Path) -> N
         os.dup2(file.fileno(), 2)
         sys.stdout = sys.stderr = file
         os.environ.update(env)
+        faulthandler.enable(file)  # what ends without a word of Python says where it was
         multiprocessing.set_start_method("fork", force=True)  # for data workers
         torch.set_num_threads(1)
         tqdm.set_lock(threading.RLock())  # forks share tqdm's own, and one that was killed keeps it for ever
@@ -112,4 +114,6 @@ class Processes:
 
     def succeed(self) -> None:
         codes = self.wait()
-        assert codes == [0] * self.n, "\n".join(self.log(rank)[-3000:] for rank in range(self.n))
+        ends = enumerate(codes)
+        told = [f"rank {rank} ended with {code}:\n{self.log(rank)[-3000:]}" for rank, code in ends]
+        assert codes == [0] * self.n, "\n".join(told)

@@ -6,14 +6,9 @@ import re
 
 import pytest
 from places import ROOT
+from promises import FILE, HOLDING, PROMISES, named_in
 
 DOCS = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
-PROMISES = [
-    line
-    for line in (ROOT / "docs" / "trust.md").read_text(encoding="utf-8").splitlines()
-    if line.startswith("|") and line not in ("| promise | test |", "|---|---|")
-]
-FILE = re.compile(r"\[(\w+)\]\(\.\./(tests/[\w/]+/(\w+)\.py)\)((?:,? `\w+`)+)")
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *DOCS])
@@ -24,7 +19,7 @@ def test_pages_point_to_what_there_is(page):
 
 @pytest.mark.parametrize("row", PROMISES, ids=lambda row: row.split(" | ")[0].strip("| "))
 def test_every_promise_has_its_test(row):
-    tests = row.removesuffix(" |").rpartition(" | ")[2]
+    tests = named_in(row)
     files = list(FILE.finditer(tests))
     assert files and FILE.sub("", tests).strip(" ,;") == ""  # nothing besides
     for file in files:
@@ -47,5 +42,11 @@ def test_commands_that_draw_the_pages_own_pictures_may_replace_them():
     assert len(drawing) > 10 and [one for one in drawing if "--overwrite" not in one] == []
 
 
-def test_promises_are_seen():
+def test_what_holds_a_promise_bears_the_mark(request):
     assert len(PROMISES) > 20
+    items = request.session.items
+    there = [(item.path.relative_to(ROOT).as_posix(), item.originalname, item) for item in items]
+    held = [(name, item) for file, name, item in there if (file, name) in HOLDING]
+    assert [name for name, item in held if item.get_closest_marker("attack") is None] == []
+    whole = len({file for file, _, _ in there}) > 100
+    assert not whole or {(file, name) for file, name, _ in there} >= HOLDING
