@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .models import DEFAULT_MODEL, known_models, load, shipped_models
+from .version import __version__
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from .pipeline.pipeline import Pipeline
 
-__version__ = "0.1.0"
 __all__ = [
-    "DEFAULT_MODEL", "Pipeline", "edit", "generate", "inpaint", "interpolate", "known_models", "load",
-    "redraw", "shipped_models", "upscale", "vary",
+    "DEFAULT_MODEL", "Pipeline", "__version__", "edit", "generate", "inpaint", "interpolate", "known_models",
+    "load", "redraw", "save", "shipped_models", "upscale", "vary",
 ]  # fmt: skip
 
 
@@ -58,6 +58,13 @@ def generate(
              guidance_scale, negative_prompt, ...
     """
     return _asked("generate", prompt, model=model, **options)
+
+
+def save(picture: Image, path: str | Path) -> None:
+    """Write a picture as a PNG that says how it was made, which PIL's own ``save`` would leave out."""
+    from .data.images import save_png
+
+    save_png(picture, path)
 
 
 def vary(

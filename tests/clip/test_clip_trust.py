@@ -33,6 +33,7 @@ def no_network(monkeypatch):
         raise OSError("there is no network here")
 
     monkeypatch.setattr(socket, "getaddrinfo", ask)
+    monkeypatch.setattr("time.sleep", lambda _: None)  # libraries try again, each time later
     monkeypatch.setattr(socket.socket, "connect", lambda _, address: ask(address))
     yield asked
     assert not asked

@@ -98,6 +98,7 @@ UNCLIP = Program(
                           "film_strip.columns": None, "save_png'.image": None, "save_png'.path": None}),
      "columns": (["--columns", "3"], {"film_strip.columns": 3}),
      "overwrite": (["--overwrite"], {}),  # what is there: test_overwrite
+     "metadata": (["--no-metadata"], {"save_png.metadata": False}),
      "image": (["--image", "i.png"], {"generate.image": (4, 4)}),
      "mask": (["--mask", "m.png"], {"generate.mask": (4, 4)}),
      "image_prompt": (["--image-prompt", "o.png", "0.7", "--image-prompt", "a v1.2 dog"],
@@ -121,6 +122,7 @@ BATCH = Program(
      "output": (["x"], {"draw.folder": Path("x")}),
      "batch_size": (["--batch-size", "6"], {"draw.batch_size": 6}),
      "overwrite": (["--overwrite"], {"draw.overwrite": True}),
+     "metadata": (["--no-metadata"], {"draw.metadata": False}),
      **counted("draw"), **model(["--model", "other"]), **sampling("draw")},
     {"draw.pipeline": MODEL})
 

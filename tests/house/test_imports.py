@@ -18,31 +18,34 @@ MOST_FILES, MOST_LINES = 12, 310  # of a room (besides __init__ and __main__), a
 # What the files of a room may import of ours, besides the room itself; late imports and annotations count.
 MODELS = (
     "config files command_line options checkpoint data nets clip stages guides resources diffusion "
-    "degradation pipeline convert"
+    "degradation pipeline convert provenance version"
 )
 LAW = {
     room: {f"unclip.{name}" for name in below.split()}
     for room, below in {
         "unclip.config": "files",
         "unclip.files": "",
+        "unclip.version": "",
+        "unclip.provenance": "config files version",
         "unclip.command_line": "",
         "unclip.resources": "",
         "unclip.diffusion": "",
         "unclip.degradation": "diffusion.noise",
-        "unclip.data": "files config diffusion.noise",
+        "unclip.data": "files config diffusion.noise provenance",
         "unclip.nets": "config",
         "unclip.checkpoint": "config files resources",
         "unclip.options": "config diffusion stages",
         "unclip.clip": "nets config files checkpoint resources",
         "unclip.stages": "diffusion degradation nets config files checkpoint resources",
         "unclip.guides": "stages clip diffusion nets config checkpoint",
-        "unclip.pipeline": "options guides stages clip diffusion nets data config files checkpoint resources",
+        "unclip.pipeline": "options guides stages clip diffusion nets data config files checkpoint resources "
+        "provenance",
         "unclip.convert": "pipeline guides stages clip nets config files checkpoint resources",
         "unclip.batch": f"{MODELS}",
         "unclip.models": f"{MODELS}",
         "unclip.plan": f"{MODELS} models",
         "unclip.app": f"{MODELS} batch models plan __version__",
-        "unclip": "models pipeline",
+        "unclip": "models pipeline version data",
         "unclip.__main__": "app",
     }.items()
 }

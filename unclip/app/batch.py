@@ -30,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
     add("-n", type=int, default=1, metavar="N", help="pictures a prompt (default 1)")
     add("--batch-size", type=int, default=16, metavar="B", help="pictures drawn at a time (default 16)")
     add("--overwrite", action="store_true", help="replace pictures of other options or prompts")
+    cli.add_metadata(parser)
     add_model(parser)
     add_options(parser)
     return parser
@@ -54,6 +55,7 @@ def main(argv: list[str] | None = None) -> int:
             seed=args.seed,
             batch_size=args.batch_size,
             overwrite=args.overwrite,
+            metadata=args.metadata,
             **options_from(args),
         )
         print(

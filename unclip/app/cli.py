@@ -61,6 +61,15 @@ def add_overwrite(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
 
 
+def add_metadata(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--no-metadata",
+        dest="metadata",
+        action="store_false",
+        help="write pictures that do not say how they were made",
+    )
+
+
 def unused(path: Path) -> Path:
     """The path, or if there is such a file the next one: cat.png, cat-2.png, cat-3.png, ..."""
     names = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
@@ -79,8 +88,12 @@ def sheet(pictures: list[Image], columns: int = 4) -> Image:
     import torch
 
     from ..data.images import grid, to_tensor
+    from ..provenance import stamp_sheet
 
-    return grid(torch.stack([to_tensor(picture) for picture in pictures]), min(len(pictures), columns))
+    if len(pictures) == 1:
+        return pictures[0]
+    columns = min(len(pictures), columns)
+    return stamp_sheet(grid(torch.stack([to_tensor(one) for one in pictures]), columns), pictures, columns)
 
 
 def progress() -> Callable[[str, int, int], None] | None:

@@ -1,5 +1,6 @@
 """The command ``unclip "a goldfish"``: draws a picture and says where it is. Its first word may be a verb:
-``unclip batch``, ``unclip serve``, one of ``verbs.VERBS``, or ``unclip draw`` for a prompt that is one.
+``unclip batch``, ``serve``, ``again``, ``info``, one of ``verbs.VERBS``, or ``unclip draw`` for a prompt that
+is one of these.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ def parser() -> argparse.ArgumentParser:
         prog="unclip",
         description="Draw pictures of a text.",
         epilog="unclip batch LINES FOLDER draws a picture for every line of a file; unclip serve draws for "
-        "programs and\nbrowsers; from pictures start\n"
+        "programs and\nbrowsers; unclip info says how a picture was made, unclip again makes it once more; "
+        "from pictures start\n"
         f"{', '.join(f'unclip {verb}' for verb in verbs.VERBS)}; each has a --help.\n"
         'A prompt that is such a word is drawn by unclip draw: unclip draw "batch"',
     )
@@ -37,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     add("prompt", nargs="?", help='what to draw, such as "a goldfish"')
     add("-o", "--output", type=Path, help="file to write (default: the prompt's words, .png; or -2.png, ...)")
     cli.add_overwrite(parser)
+    cli.add_metadata(parser)
     add("-n", type=int, default=1, metavar="N", help="number of pictures, as one grid (default 1)")
     add(
         "--strip",
@@ -91,7 +94,7 @@ def draw(args: argparse.Namespace) -> Path:
     drawn = pipeline.generate(
         args.prompt, n=args.n, seed=args.seed, **options_from(args), **more, progress=cli.progress()
     )
-    save_png(cli.sheet(drawn) if isinstance(drawn, list) else drawn, output)
+    save_png(cli.sheet(drawn) if isinstance(drawn, list) else drawn, output, args.metadata)
     if args.strip:
         from .strip import film_strip
 
@@ -154,6 +157,10 @@ def main(argv: list[str] | None = None) -> int:
         from . import serve
 
         return serve.main(argv[1:])
+    if argv[:1] in (["again"], ["info"]):
+        from . import again
+
+        return again.main(argv)
     if argv and argv[0] in verbs.VERBS:
         return verbs.main(argv)
     argv = argv[1:] if argv[:1] == ["draw"] else argv

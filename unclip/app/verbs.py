@@ -121,6 +121,7 @@ def parser(verb: str) -> Parser:
         parser.add_argument(f"-{name}" if len(name) == 1 else flag(name), **how)
     parser.add_argument("-o", "--output", type=Path, help="file to write (default: of the words above)")
     cli.add_overwrite(parser)
+    cli.add_metadata(parser)
     add_model(parser)
     add_options(parser)
     return parser
@@ -137,7 +138,7 @@ def main(argv: list[str]) -> int:
         from ..data.images import save_png
 
         pictures = draw(verb, args)
-        save_png(cli.sheet(pictures, VERBS[verb].columns or len(pictures)), output)
+        save_png(cli.sheet(pictures, VERBS[verb].columns or len(pictures)), output, args.metadata)
         print(f"{output}  (model {args.model}, seed {args.seed}, {time.perf_counter() - start:.1f} s)")
 
     return cli.run(f"unclip {verb}", work)

@@ -87,9 +87,9 @@ class Album:
     def __contains__(self, file: str) -> bool:
         return file in self.rows
 
-    def add(self, row: dict[str, Any], picture: Image.Image) -> None:
-        """Save ``picture`` as ``row["file"]``, whole or not at all, and then list it."""
-        save_png(picture, self.folder / row["file"])
+    def add(self, row: dict[str, Any], picture: Image.Image, metadata: bool = True) -> None:
+        """Save ``picture`` as ``row["file"]``, whole or not at all, and then list it; see ``save_png``."""
+        save_png(picture, self.folder / row["file"], metadata)
         self._stream.write(_line(row))
         self.rows[row["file"]] = row
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from pathlib import Path
 from typing import Any, Unpack
 
-import torch
 from tqdm import tqdm
 
 from ..files import words
@@ -18,17 +16,6 @@ from ..pipeline.pipeline import Pipeline
 from ..pipeline.prompts import cuts
 from ..pipeline.request import wish_of
 from .album import Album
-
-
-def identity(pipeline: Pipeline) -> str:
-    """The model's name and a digest of all that its pictures depend on: weights and configurations."""
-    digest = hashlib.sha256()
-    for stage in (pipeline.prior, pipeline.decoder, *pipeline.upsamplers):
-        digest.update(b"" if stage is None else stage.config.model_dump_json().encode())
-    for name, value in pipeline.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return f"{pipeline.name} {digest.hexdigest()[:12]}"
 
 
 def file_name(line: int, prompt: str, k: int) -> str:
@@ -45,18 +32,20 @@ def draw(
     seed: int = 0,
     batch_size: int = 16,
     overwrite: bool = False,
+    metadata: bool = True,
     **options: Unpack[Asked],
 ) -> int:
     """Draw what ``folder`` lacks of ``n`` pictures of each of ``prompts``; returns how many those were.
 
     prompts: by line number, as ``read_prompts`` gives them.
+    metadata: whether each picture says how it was made.
     options: fields of ``Options``.
 
     Raises ``ValueError`` for what ``generate`` refuses, before anything is written, and as ``Album`` does.
     """
     wish = wish_of(pipeline, list(prompts.values()), n=n, seed=seed, **options)
     batch_size, settings = integer("batch_size", batch_size, 1), wish.options.model_dump()
-    model = identity(pipeline)
+    model = f"{pipeline.name} {pipeline.digest()}"
     rows: list[dict[str, Any]] = [
         {"file": file_name(line, prompt, k), "line": line, "prompt": prompt, "k": k}
         for line, prompt in prompts.items()
@@ -76,7 +65,7 @@ def draw(
                 with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", message="the prompt is longer")  # said with its line
                     picture = next(pictures)
-                album.add(rows[number] | facts, picture)
+                album.add(rows[number] | facts, picture, metadata)
                 bar.update()
     return len(missing)
 

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..files import named
+from ..provenance import png_info
 from .pictures import flatten
 
 
@@ -50,14 +51,17 @@ def grid(
     return sheet
 
 
-def save_png(image: Image.Image, path: str | Path) -> None:
-    """Write a PNG whole or not at all; its folder is made if need be. Raises ``OSError``."""
+def save_png(image: Image.Image, path: str | Path, metadata: bool = True) -> None:
+    """Write a PNG whole or not at all; its folder is made if need be. Raises ``OSError``.
+
+    metadata: whether it says how it was made, if the picture does (see ``provenance``).
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
     try:
         with named(path), os.fdopen(handle, "wb") as file:
-            image.save(file, "PNG")
+            image.save(file, "PNG", pnginfo=png_info(image) if metadata else None)
         os.chmod(partial, 0o666 & ~_umask())  # mkstemp's files are private
         os.replace(partial, path)
     except BaseException:

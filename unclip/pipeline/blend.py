@@ -84,7 +84,7 @@ def mixture(
     What weighs nothing is left out. One text alone becomes the prompt, and a prompt alone needs no mixing.
     Raises ``ValueError`` for what is no part or no weight, and for a model that cannot take it.
     """
-    parts = [*_weighted(image_prompt), *([] if prompt is None else [(None, 1.0)])]
+    parts = [*weighted(image_prompt), *([] if prompt is None else [(None, 1.0)])]
     total = sum(weight for _, weight in parts)
     if total == 0:
         raise ValueError("the weights of the image prompt sum to 0: nothing is left to draw")
@@ -112,7 +112,8 @@ def seen(model: Model, parts: Sequence[tuple[Image.Image | str | None, float]]) 
     )
 
 
-def _weighted(image_prompt: ImagePrompt) -> list[tuple[Image.Image | str | None, float]]:
+def weighted(image_prompt: ImagePrompt) -> list[tuple[Image.Image | str | None, float]]:
+    """The parts of an image prompt, files opened, each with its weight; ``ValueError`` for what is none."""
     several = isinstance(image_prompt, list) or isinstance(image_prompt, tuple) and not _is_pair(image_prompt)
     parts: list[tuple[Image.Image | str | None, float]] = []
     for one in cast(Sequence[Part], image_prompt if several else [image_prompt]):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 from ..data.images import to_tensor
 from ..data.pictures import PictureError, open_picture, orientation, plain, square
 from ..files import read_whole
+from ..provenance import SOURCE, Argument, Taken, taken
 from ..stages.inpaint import known_part
 
 Picture = Image.Image | str | Path
@@ -56,9 +59,11 @@ def opened(picture: Picture) -> Image.Image:
     if not isinstance(picture, str | Path):
         raise ValueError(f"a picture is one of PIL or the path of a file, not {type(picture).__name__}")
     try:
-        return open_picture(read_whole(picture, BYTES))
+        image = open_picture(read_whole(picture, BYTES))
     except PictureError as error:
         raise ValueError(f"{picture} cannot be used as a picture: {error}") from None
+    image.info[SOURCE] = Path(picture).name
+    return image
 
 
 def end_of(end: Picture, text: bool = True) -> Image.Image | str:
@@ -95,3 +100,14 @@ def canvas_of(image: Picture, mask: Picture) -> Canvas:
     if not repaint.any():
         raise ValueError("the mask is black all over, and black is kept: there is nothing to paint anew")
     return Canvas(image, repaint[None, None])
+
+
+def said_of(value: object) -> Argument:
+    """An argument as a record has it: of pictures and tensors their sums."""
+    if isinstance(value, Image.Image):
+        return taken(value)
+    if isinstance(value, Tensor):
+        return Taken(sha256=hashlib.sha256(value.detach().cpu().contiguous().numpy().tobytes()).hexdigest())
+    if isinstance(value, list):
+        return [(cast(Taken | str | None, said_of(part)), weight) for part, weight in value]
+    return cast(Argument, value)

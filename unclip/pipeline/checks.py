@@ -108,6 +108,13 @@ def override(sampling: S, **changes: object) -> S:
     return sampling.model_copy(update={k: v for k, v in changes.items() if v is not None})
 
 
+def numbers(name: str, values: object, size: int) -> list[int]:
+    """An argument that chooses some of ``size``, counted from 0; ``ValueError`` names what is no choice."""
+    if not isinstance(values, Sequence) or isinstance(values, str | bytes) or not len(values):
+        raise ValueError(f"{name} must be a list of numbers from 0 to {size - 1}, not {values!r:.80}")
+    return [integer(f"each of {name}", value, 0, size - 1) for value in values]
+
+
 def integer(name: str, value: object, least: int | None = None, most: int | None = None) -> int:
     """An argument that must be a whole number; ``ValueError`` names it if it is none, too small or too large.
 

@@ -19,6 +19,7 @@ from ..diffusion.noise import Begun, Noise, fold
 from ..diffusion.samplers import Step
 from ..diffusion.tiles import Tile, Tiles
 from ..options import DEFAULTS, Asked, Options
+from ..provenance import stamp
 from ..resources.devices import autocast
 from ..stages import Conditions, Decoder, Sampling
 from ..stages.inpaint import put_back
@@ -26,7 +27,7 @@ from .checks import override
 from .guiding import guides, guiding
 from .model import Model
 from .prompts import Prompts, needed
-from .request import Progress, Watch, Wish, classes_of, origin_of, sampling_of, wish_of
+from .request import Progress, Watch, Wish, classes_of, origin_of, records, sampling_of, wish_of
 
 
 class Drawing(Model):
@@ -243,17 +244,18 @@ def drawn(
 
     timed: called with "prior", "decoder" and "upsamplers" for what each stage of a batch is done in.
     """
-    for wish in wishes:
-        if wish.sketch is not None and wish.sketch[1] == 0:  # nothing is drawn over it
-            yield from (to_pil(wish.sketch[0][0]) for _ in wish.seeds)
-            continue
-        with timed("prior"):
-            wish = pipeline.understood(wish)
-        with timed("decoder"):
-            pictures = pipeline.decode(wish)
-        with timed("upsamplers"):
-            pictures = pipeline.upsample(pictures, wish).float().cpu()
-        yield from map(to_pil, pictures)
+    for asked in wishes:
+        if asked.sketch is not None and asked.sketch[1] == 0:  # nothing is drawn over it
+            pictures = asked.sketch[0].expand(len(asked), -1, -1, -1).cpu()
+        else:
+            with timed("prior"):
+                wish = pipeline.understood(asked)
+            with timed("decoder"):
+                pictures = pipeline.decode(wish)
+            with timed("upsamplers"):
+                pictures = pipeline.upsample(pictures, wish).float().cpu()
+        made = records(pipeline, asked, (pictures.shape[-1],) * 2)
+        yield from map(stamp, map(to_pil, pictures), made) if made else map(to_pil, pictures)
 
 
 def _sound(x: Tensor, name: str, part: nn.Module) -> Tensor:

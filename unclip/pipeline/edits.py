@@ -23,12 +23,13 @@ from ..data.pictures import flatten, square
 from ..diffusion.noise import Noise
 from ..diffusion.samplers import invert
 from ..options import DEFAULTS
+from ..provenance import Verb, stamp
 from .blend import ImagePrompt
 from .canvas import Picture, end_of, fitted, opened
 from .checks import integer
 from .drawing import Drawing
 from .prompts import needed
-from .request import Followed, Wish, classes_of, prompts_of, sampling_of, wish_of
+from .request import Followed, Wish, classes_of, prompts_of, records, sampling_of, wish_of
 
 PIXELS = 1 << 24  # of the largest picture that is drawn: 4096 x 4096
 # Options that change nothing where only upsamplers draw; the second ones are of the prior.
@@ -45,13 +46,13 @@ def vary(
 ) -> Wish:
     """What ``Pipeline.vary`` draws."""
     share = _share("spread", spread)
-    wish = _wish(pipeline, "vary", options, n, seed)
+    wish, picture = _wish(pipeline, "vary", options, n, seed), opened(picture)
     image = fitted(picture, pipeline.size).to(pipeline.device)
     wish = replace(wish, embed=pipeline.encode_image(image).expand(len(wish), -1))
     if share < 1:
         own = inverted(pipeline, wish.rows([0]), image)
         wish = replace(wish, start=slerp(own, fresh(pipeline, wish), share))
-    return wish
+    return wish.made_by("vary", picture=picture, spread=share)
 
 
 def interpolate(
@@ -65,7 +66,8 @@ def interpolate(
     ends = [_end(pipeline, one, wish.rows([0]), seed) for one in starts]
     shares = torch.linspace(0, 1, n, dtype=torch.float64).tolist()
     embed, start = (torch.cat([slerp(x, y, share) for share in shares]) for x, y in zip(*ends, strict=True))
-    return replace(wish, seeds=[wish.seeds[0]] * n, embed=embed, start=start)
+    wish = replace(wish, seeds=[wish.seeds[0]] * n, embed=embed, start=start)
+    return wish.made_by("interpolate", a=starts[0], b=starts[1])
 
 
 def edit(
@@ -80,7 +82,7 @@ def edit(
 ) -> Wish:
     """What ``Pipeline.edit`` draws."""
     strength, n = _share("strength", strength), integer("n", n, 1)
-    wish = _wish(pipeline, "edit", options, n, seed)
+    wish, picture = _wish(pipeline, "edit", options, n, seed), opened(picture)
     image = fitted(picture, pipeline.size).to(pipeline.device)
     difference = text_difference(pipeline, source, target)
     embed = pipeline.encode_image(image)
@@ -88,7 +90,8 @@ def edit(
     towards = embed.norm(dim=-1, keepdim=True) * difference
     shares = [strength] if n == 1 else torch.linspace(0, strength, n, dtype=torch.float64).tolist()
     turned = torch.cat([slerp(embed, towards, share) for share in shares])
-    return replace(wish, seeds=[wish.seeds[0]] * n, embed=turned, start=start.expand(n, -1, -1, -1))
+    wish = replace(wish, seeds=[wish.seeds[0]] * n, embed=turned, start=start.expand(n, -1, -1, -1))
+    return wish.made_by("edit", picture=picture, source=source, target=target, strength=strength)
 
 
 def redraw(
@@ -105,10 +108,11 @@ def redraw(
     strength = _share("strength", strength)
     _no_more("redraw", options)
     wish = wish_of(pipeline, prompt, n=n, seed=seed, image_prompt=image_prompt, **options)
-    sketch = square(opened(picture), pipeline.size)
+    picture = opened(picture)
     if strength < 1:
+        sketch = square(picture, pipeline.size)
         wish = replace(wish, sketch=(to_tensor(sketch)[None].to(pipeline.device), strength))
-    return wish
+    return wish.made_by("redraw", picture=picture, strength=strength)
 
 
 def upscale(
@@ -125,7 +129,8 @@ def upscale(
     wish = wish_of(pipeline, prompt, seed=seed, wordless=True, **options)
     if len(wish) != 1:
         raise ValueError(f"a picture is upscaled by one prompt or none, not by {len(wish)}")
-    image = flatten(opened(picture))
+    picture = opened(picture)
+    image = flatten(picture)
     first = _entry(pipeline, image)
     stages = pipeline.upsamplers[first:]
     embeds, reads = (any(getattr(one, name) for one in stages) for name in ("takes_image", "takes_prompt"))
@@ -151,7 +156,9 @@ def upscale(
         slice(factor * at, factor * (at + side))
         for at, side in zip((top, left), image.size[::-1], strict=True)
     )
-    return to_pil(y[0, :, rows, columns].float().cpu())
+    drawn = to_pil(y[0, :, rows, columns].float().cpu())
+    told = replace(wish, enlarge=first).made_by("upscale", picture=picture)
+    return stamp(drawn, *records(pipeline, told, drawn.size))
 
 
 def _entry(pipeline: Drawing, image: Image.Image) -> int:
@@ -251,7 +258,7 @@ def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
     return of_a * a + of_b * b
 
 
-def _wish(pipeline: Drawing, verb: str, options: Followed, n: int, seed: int) -> Wish:
+def _wish(pipeline: Drawing, verb: Verb, options: Followed, n: int, seed: int) -> Wish:
     """What a verb that starts from a picture's own noise asks for: DDIM and no guidance by default.
 
     Raises ``ValueError`` if the model cannot do the verb.
@@ -275,7 +282,7 @@ def _wish(pipeline: Drawing, verb: str, options: Followed, n: int, seed: int) ->
     unguided: Followed = {"guidance_scale": 1.0, "autoguidance_scale": unled}
     asked = {"sampler": "ddim", "steps": STEPS, **unguided, **asked}
     unknown = torch.zeros(1, len(pipeline.decoder.embed_mean))  # until CLIP has seen the picture
-    return wish_of(pipeline, n=n, seed=seed, image_embed=unknown, **asked)
+    return wish_of(pipeline, n=n, seed=seed, image_embed=unknown, **asked).made_by(verb, image_embed=None)
 
 
 def _no_more(verb: str, options: Followed) -> None:

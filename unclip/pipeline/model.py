@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Self, cast
@@ -136,6 +137,7 @@ class Model(nn.Module):
     ) -> None:
         super().__init__()
         self._lends_to: torch.device | None = None  # see ``place``
+        self._digest: tuple[tuple[int, ...], str] | None = None
         self.name, self.description, self.tokenizer = name, description, tokenizer
         self.clip, self.prior, self.decoder, self.guide = clip, prior, decoder, guide
         self.classifier: Classifier | None = None
@@ -220,6 +222,20 @@ class Model(nn.Module):
                 torch.float32 if part is self.clip else dtype,
             )
         return self
+
+    def digest(self) -> str:
+        """Of all that its pictures depend on: weights and configurations; summed anew when these change."""
+        values = self.state_dict()
+        state = tuple(value._version for value in values.values())
+        if self._digest is None or self._digest[0] != state:
+            total = hashlib.sha256()
+            for stage in (self.prior, *self.picture_stages):
+                total.update(b"" if stage is None else stage.config.model_dump_json().encode())
+            for name, value in values.items():
+                total.update(name.encode())
+                total.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            self._digest = state, total.hexdigest()[:12]
+        return self._digest[1]
 
     def encode_text(self, prompts: list[str]) -> Prompts:
         """What the stages take of prompts; warns of what does not fit into a context."""

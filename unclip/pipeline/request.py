@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, Unpack
+from typing import TYPE_CHECKING, TypeVar, Unpack, cast
 
 import torch
 from PIL import Image
@@ -16,11 +16,12 @@ from ..data.batches import shrink
 from ..diffusion.noise import fold
 from ..diffusion.samplers import Step
 from ..options import DEFAULTS, Asked, Options, checked_text
+from ..provenance import Argument, Name, Record, Verb
 from ..stages import ARSampling, Conditions, Decoder, Origin, Sampling
 from ..stages.origin import with_detail
-from .blend import Blend, ImagePrompt, check_embed, mixture, seen
-from .canvas import Canvas, canvas_of
-from .checks import check_request, class_asked, integer, override
+from .blend import Blend, ImagePrompt, check_embed, mixture, seen, weighted
+from .canvas import Canvas, canvas_of, opened, said_of
+from .checks import check_request, class_asked, integer, numbers, override
 from .prompts import Prompts
 
 S = TypeVar("S", Sampling, ARSampling, Sampling | ARSampling)
@@ -35,14 +36,28 @@ Watch = Callable[[Step], None]
 
 
 class Followed(Asked, total=False):
-    """... and what is told of the steps."""
+    """... and what is told of the steps, and which of the pictures are drawn."""
 
     progress: Progress | None
     watch: Watch | None
+    only: Sequence[int] | None
 
 
 MOST = 1_000_000  # pictures that one call may ask for
+IN_FORCE = ("sampler", "steps", "guidance_scale")  # that are recorded though they be the plain ones
 RESAMPLINGS = 10  # of a decoder's steps, to fill a hole
+
+
+@dataclass(frozen=True)
+class Making:
+    """How one picture is asked for: ``Record`` has the same names."""
+
+    verb: Verb
+    seed: int
+    k: int
+    n: int
+    arguments: Mapping[Name, Argument]
+    batch_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +78,8 @@ class Wish:
     canvas: Canvas | None = None  # a picture to be inpainted, the same for all
     sketch: tuple[Tensor, float] | None = None  # a picture [1,3,S,S] to be drawn over, and how strongly
     enlarge: int | None = None  # the upsampler from which on they alone draw, of a picture of the user's
+    makings: Sequence[Making] = ()  # what is recorded of each picture; none = nothing
+    only: Sequence[int] | None = None  # the pictures that are drawn; None = all
     progress: Progress | None = None
     watch: Watch | None = None
     text: Prompts | None = None  # the texts, encoded
@@ -85,13 +102,30 @@ class Wish:
             classes=own(self.classes),
             embed=own(self.embed),
             start=own(self.start),
+            makings=[self.makings[k] for k in chosen] if self.makings else (),
+            only=None,
         )
+
+    def made_by(self, verb: Verb, **arguments: object) -> Wish:
+        """The same, recorded as asked for by a verb; arguments: more of its own, pictures among them, or None
+        for what is not to be recorded."""
+        said = {cast(Name, name): said_of(value) for name, value in arguments.items() if value is not None}
+        makings = []
+        for one in self.makings:
+            known = {name: value for name, value in one.arguments.items() if name not in arguments}
+            makings.append(replace(one, verb=verb, arguments=known | said))
+        return replace(self, makings=makings)
 
     def batches(self, size: int) -> Iterator[Wish]:
         """All pictures in turn, at most ``size`` at a time."""
         size = integer("batch_size", size, 1)
-        for start in range(0, len(self), size):
-            yield self.rows(range(start, min(start + size, len(self))))
+        rows = range(len(self)) if self.only is None else numbers("only", self.only, len(self))
+        alike = self.only is None and len(set(self.texts or ())) < 2  # then one is drawn again with these
+        of_size = (
+            replace(self, makings=[replace(one, batch_size=size) for one in self.makings]) if alike else self
+        )
+        for start in range(0, len(rows), size):
+            yield of_size.rows(rows[start : start + size])
 
 
 def wish_of(
@@ -107,6 +141,7 @@ def wish_of(
     wordless: bool = False,
     progress: Progress | None = None,
     watch: Watch | None = None,
+    only: Sequence[int] | None = None,
     **options: Unpack[Asked],
 ) -> Wish:
     """All pictures that a call asks for, prompt by prompt; the arguments are those of ``generate``.
@@ -150,17 +185,29 @@ def wish_of(
                 f"{n * len(prompts)} pictures need as many rows of image_embed, not {len(image_embed)}"
             )
     texts = [text for text in prompts if text is not None for _ in range(n)]
-    canvas = None if image is None or mask is None else canvas_of(image, mask)
+    if only is not None:
+        numbers("only", only, n * len(prompts))
+    told: dict[str, object] = {
+        "image_prompt": weighted(cast(ImagePrompt, image_prompt)) if parts else None,
+        "image_embed": image_embed,
+    }
+    canvas = None
+    if image is not None and mask is not None:
+        image, mask = opened(image), opened(mask)
+        canvas = canvas_of(image, mask)
+        told |= {"picture": image, "mask": mask}
     return Wish(
         seeds=[fold(seed, k) for k in range(n)] * len(prompts),
+        makings=[Making("generate", seed, k, n, {}) for k in range(n)] * len(prompts),
         texts=texts if model.takes_prompt and not alone else None,
         embed=image_embed,
         blend=seen(model, parts) if parts else None,
         options=settings,
         canvas=canvas,
+        only=only,
         progress=progress,
         watch=watch,
-    )
+    ).made_by("generate" if canvas is None else "inpaint", **told)
 
 
 def prompts_of(model: Model, prompt: str | Sequence[str] | None) -> list[str | None]:
@@ -210,3 +257,44 @@ def sampling_of(model: Model, stage: Decoder, options: Options) -> Sampling:
         return override(stage.config.sampling, steps=options.upsampler_steps)
     names = ("steps", "guidance_scale", "guidance_interval", "apg", "autoguidance_scale", "sampler")
     return override(stage.config.sampling, **{name: getattr(options, name) for name in names})
+
+
+def records(model: Model, wish: Wish, sides: tuple[int, int]) -> list[Record]:
+    """How each picture of a batch is made, if that is to be recorded; wish: before its texts are encoded.
+
+    sides: width and height of the pictures.
+    """
+    if not wish.makings:
+        return []
+    common = {
+        "model": model.name,
+        "digest": model.digest(),
+        "options": wish.options.model_dump(mode="json", exclude_defaults=True),
+        "in_force": in_force(model, wish),
+        "size": sides,
+        "device": str(model.device),
+        "dtype": str(model.decoder.network.out.weight.dtype).removeprefix("torch."),
+    }
+    texts: Sequence[str | None] = wish.texts or [None] * len(wish)
+    return [
+        Record(prompt=text, **vars(making), **common)
+        for making, text in zip(wish.makings, texts, strict=True)
+    ]
+
+
+def in_force(model: Model, wish: Wish) -> dict[str, dict[str, object]]:
+    """How each stage that is at work samples: its defaults, with what is asked for in their place."""
+    stages: dict[str, Sampling | ARSampling] = {}
+    if model.prior is not None and wish.texts is not None and wish.embed is None:
+        asked = {"steps": wish.options.prior_steps, "guidance_scale": wish.options.prior_guidance_scale}
+        stages["prior"] = override(model.prior.config.sampling, **asked)
+    if wish.enlarge is None:
+        stages["decoder"] = sampling_of(model, model.decoder, wish.options)
+    for number, stage in enumerate(model.upsamplers):
+        if number >= (wish.enlarge or 0):
+            stages[f"upsampler {number + 1}"] = sampling_of(model, stage, wish.options)
+    plain = {name: field.default for name, field in Sampling.model_fields.items() if name not in IN_FORCE}
+    return {
+        name: {key: value for key, value in stage.model_dump(mode="json").items() if value != plain.get(key)}
+        for name, stage in stages.items()
+    }

@@ -13,6 +13,7 @@ from serving import Running, file_of, picture
 
 from unclip.data.images import to_pil
 from unclip.pipeline.pipeline import Pipeline
+from unclip.provenance import record_of
 
 RED = Image.effect_mandelbrot((64, 64), (-2, -1, 1, 1), 20).convert("RGB")
 
@@ -40,6 +41,10 @@ def test_generations_are_those_of_the_pipeline(server: Running, pipeline: Pipeli
     assert answer.size == "64x64" and answer.output_format == "png" and answer.model == "tiny"
     assert answer.usage.total_tokens == 0 and answer.background == "opaque"
     assert apart(*drawn(answer)) > 1
+    made = [record_of(one) for one in drawn(answer)]
+    assert [(one.prompt, one.seed, one.k, one.n, one.verb) for one in made] == [
+        ("a fish", 7, k, 2, "generate") for k in range(2)
+    ]
 
 
 def test_without_a_seed_each_picture_is_another_and_its_seed_draws_it_again(server, pipeline):
@@ -107,6 +112,7 @@ def test_variations(server, pipeline):
         )
     expected = pipeline.vary(RED, 2, spread=0.5, seed=5, steps=4)
     assert max(apart(*both) for both in zip(drawn(answer), expected, strict=True)) <= 1
+    assert record_of(drawn(answer)[1]) == record_of(expected[1]).model_copy(update={"batch_size": None})
 
 
 def test_edits_of_what_is_transparent_in_a_mask_or_in_the_picture(server, pipeline):

@@ -16,6 +16,7 @@ from PIL import Image
 from starlette.types import Receive, Scope, Send
 
 from ...data.images import to_pil
+from ...provenance import png_info
 from .asked import Asked
 from .bodies import as_event
 from .errors import refusal
@@ -37,7 +38,7 @@ def encoded(picture: Image.Image, format: str, compression: int) -> bytes:
     """A picture as a file: png, jpeg or webp; compression is the quality of the latter two, 0 to 100."""
     file = io.BytesIO()
     if format == "png":
-        picture.save(file, "PNG", compress_level=1)
+        picture.save(file, "PNG", compress_level=1, pnginfo=png_info(picture))
     else:
         picture.save(file, format.upper(), quality=max(1, compression))
     return file.getvalue()

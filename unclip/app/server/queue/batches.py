@@ -53,6 +53,7 @@ def joined(wishes: Sequence[Wish]) -> Wish:
         embed=rows([wish.embed for wish in wishes]),
         start=rows([wish.start for wish in wishes]),
         classes=rows([wish.classes for wish in wishes]),
+        makings=[making for wish in wishes for making in wish.makings],
     )
 
 
