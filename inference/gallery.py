@@ -27,7 +27,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from unclip.app import cli
 from unclip.app.options import add_options, options_from
-from unclip.batch.lines import read_prompts
+from unclip.batch.reading import read_prompts
 from unclip.command_line import Parser, check_numbers
 from unclip.data.images import save_png
 from unclip.files import write_json
@@ -120,7 +120,7 @@ def sheet_of(pipeline: Pipeline, args: argparse.Namespace) -> Image.Image:
     if args.prompts:
         prompts = args.prompts
         if len(prompts) == 1 and Path(prompts[0]).is_file():
-            prompts = list(read_prompts(prompts[0]).values())
+            prompts = read_prompts(prompts[0])
         if args.blind is None:
             return sheet(prompts, draw(pipeline, prompts, args.side, **options))
         rows = draw(pipeline, prompts, args.side, **{**options, "n": 1})

@@ -1,12 +1,14 @@
-"""``python -m inference.batch``: what it makes, what it makes again, and what it refuses."""
+"""``unclip batch``: what it makes, what it makes again, and what it refuses."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
+import re
 
 import numpy as np
 import pytest
+import torch
+from batches import FILES, PROMPTS, index, pictures, run
 from pictures import pixels
 from PIL import Image
 
@@ -14,34 +16,12 @@ import unclip
 import unclip.app.command
 from inference import gallery
 from inference.benchmark import measure, table
-from unclip.app.batch import main
 from unclip.batch import album
 from unclip.batch import draw as batch
-from unclip.batch.lines import read_prompts
 from unclip.files import words
+from unclip.provenance import record_of
 
 pytestmark = pytest.mark.usefixtures("float32", "loaded")
-PROMPTS = "# animals\n\na goldfish\n  Cat & dog!  \na goldfish\n"
-FILES = ["0003-a-goldfish.png", "0004-cat-dog.png", "0005-a-goldfish.png"]
-
-
-@pytest.fixture
-def prompts(tmp_path: Path) -> Path:
-    path = tmp_path / "prompts.txt"
-    path.write_text(PROMPTS)
-    return path
-
-
-def run(prompts: Path, out: Path, tiny_model: Path, *options: str) -> int:
-    return main([str(prompts), str(out), "--model", str(tiny_model), *options])
-
-
-def index(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / album.INDEX).read_text().splitlines()]
-
-
-def pictures(out: Path) -> list[str]:
-    return sorted(path.name for path in out.glob("*.png"))
 
 
 def test_a_picture_a_line_and_an_index(prompts, tmp_path, tiny_model, pipeline, capsys):
@@ -50,16 +30,17 @@ def test_a_picture_a_line_and_an_index(prompts, tmp_path, tiny_model, pipeline, 
     assert pictures(out) == FILES
     rows = index(out)
     assert [row["file"] for row in rows] == FILES
-    assert rows[1] == {
-        "file": FILES[1],
-        "line": 4,
-        "prompt": "Cat & dog!",
-        "k": 0,
-        "seed": 7,
-        "model": f"{pipeline.name} {pipeline.digest()}",
-    }
+    size = (out / FILES[1]).stat().st_size
+    wanted = {"file": FILES[1], "line": 4, "prompt": "Cat & dog!", "k": 0, "seed": 7, "bytes": size}
+    assert {name: value for name, value in rows[1].items() if name != "row"} == wanted
+    settings = json.loads((out / album.OPTIONS).read_text())
+    assert settings["model"] == f"{pipeline.name} {pipeline.digest()}" and settings["seed"] == 7
     assert "3 pictures made of 3" in capsys.readouterr().out
-    assert {path.name for path in out.iterdir()} == {*FILES, album.INDEX, album.OPTIONS}
+    assert {path.name for path in out.iterdir()} == {
+        "0000", "index", "leases", album.INDEX, album.ERRORS, album.OPTIONS,
+    }  # fmt: skip
+    made = record_of(out / FILES[1])
+    assert (made.prompt, made.seed, made.k, made.n) == ("Cat & dog!", 7, 0, 1)
 
 
 def test_same_as_unclip_draws(prompts, tmp_path, tiny_model, pipeline):
@@ -70,7 +51,7 @@ def test_same_as_unclip_draws(prompts, tmp_path, tiny_model, pipeline):
     assert unclip.app.command.main(command) == 0
     assert abs(pixels(out / FILES[1]) - pixels(alone)).max() <= 1  # a batch rounds otherwise
     drawn = pipeline.generate("Cat & dog!", n=2, seed=3, steps=3, guidance_scale=1.5, negative_prompt="a car")
-    second = pixels(out / "0004-cat-dog-2.png")
+    second = pixels(out / "0000/0004-cat-dog-2.png")
     assert abs(second - np.asarray(drawn[1])).max() <= 1 < abs(second - pixels(alone)).max()
 
 
@@ -85,7 +66,7 @@ def test_again_makes_only_what_is_missing(prompts, tmp_path, tiny_model, capsys)
     capsys.readouterr()
     assert run(prompts, out, tiny_model) == 0
     assert "2 pictures made of 4" in capsys.readouterr().out
-    assert [row["file"] for row in index(out)] == [*FILES, "0006-a-red-car.png"] == pictures(out)
+    assert [row["file"] for row in index(out)] == [*FILES, "0000/0006-a-red-car.png"] == pictures(out)
     assert all((out / file).stat().st_mtime_ns == before[file] for file in (FILES[0], FILES[2]))
     assert abs(pixels(out / FILES[1]) - wanted).max() <= 1
 
@@ -109,7 +90,7 @@ def test_other_options_are_refused_unless_overwritten(prompts, tmp_path, tiny_mo
     old = pixels(out / FILES[0])
     assert run(prompts, out, tiny_model, *changed) == 2
     message = capsys.readouterr().err
-    assert said in message and "3 pictures" in message and "--overwrite" in message
+    assert said in message and "--overwrite" in message
     assert (pixels(out / FILES[0]) == old).all()
     assert run(prompts, out, tiny_model, *changed, "--overwrite") == 0
     assert (pixels(out / FILES[0]) != old).any() and pictures(out) == FILES
@@ -128,43 +109,49 @@ def test_other_words_are_refused_unless_overwritten(prompts, tmp_path, tiny_mode
     assert (out / FILES[0]).stat().st_mtime_ns == kept
 
 
-def test_another_model_is_refused(prompts, tmp_path, tiny_model, pipeline):
+def test_another_model_is_refused(prompts, tmp_path, tiny_model, pipeline, monkeypatch, capsys):
     other = unclip.load(tiny_model)
     assert other.digest() == pipeline.digest()
     other.decoder.embed_mean += 1e-3
-    lines = read_prompts(prompts)
-    batch.draw(pipeline, lines, tmp_path / "out")
-    with pytest.raises(ValueError, match="model tiny .*, not tiny"):
-        batch.draw(other, lines, tmp_path / "out")
+    assert run(prompts, tmp_path / "out", tiny_model) == 0
+    monkeypatch.setattr("unclip.app.cli.load", lambda *_: other)
+    assert run(prompts, tmp_path / "out", tiny_model) == 2
+    assert re.search("model tiny .*, not tiny", capsys.readouterr().err)
 
 
 def test_stopped_in_the_middle(prompts, tmp_path, tiny_model, monkeypatch, capsys):
+    """Between two batches, and in the midst of a file: what was listed stays, the rest is drawn again."""
     out = tmp_path / "out"
     save, calls = Image.Image.save, []
 
     def interrupted(picture: Image.Image, file, *args, **how) -> None:
         calls.append(file)
-        if len(calls) == 2:
+        if len(calls) == 3:
             file.write(b"half a picture")
             raise KeyboardInterrupt
         save(picture, file, *args, **how)
 
     monkeypatch.setattr(Image.Image, "save", interrupted)
-    assert run(prompts, out, tiny_model) == 130
-    assert [row["file"] for row in index(out)] == FILES[:1]
-    assert {path.name for path in out.iterdir()} == {FILES[0], album.INDEX, album.OPTIONS}
-    assert run(prompts, out, tiny_model) == 0
-    assert [row["file"] for row in index(out)] == FILES
-    assert "2 pictures made of 3" in capsys.readouterr().out
+    assert run(prompts, out, tiny_model, "--batch-size", "1") == 130
+    assert pictures(out) == FILES[:2] and index(out) == []
+    assert [path.name for path in (out / "leases").iterdir()] == []
+    assert run(prompts, out, tiny_model, "--batch-size", "1") == 0
+    assert [row["file"] for row in index(out)] == FILES == pictures(out)
+    assert "1 pictures made of 3" in capsys.readouterr().out
+    assert not list(out.rglob(".*")) and not list(out.rglob("*.part"))
 
 
-def test_a_killed_run_leaves_a_usable_folder(prompts, tmp_path, tiny_model):
-    """A picture that is not listed yet, and half a line in the index."""
+def test_a_killed_run_leaves_a_usable_folder(prompts, tmp_path, tiny_model, capsys):
+    """Pictures that are listed by no complete block, and half a line of one that was begun."""
     out = tmp_path / "out"
-    run(prompts, out, tiny_model)
-    lines = (out / album.INDEX).read_text().splitlines()
-    (out / album.INDEX).write_text(lines[0] + "\n" + lines[1][:20])
-    assert run(prompts, out, tiny_model) == 0
+    run(prompts, out, tiny_model, "--batch-size", "1")
+    (block,) = (out / "index").iterdir()
+    lines = block.read_text().splitlines()
+    block.with_suffix(".part").write_text(lines[0] + "\n" + lines[1][:20])
+    block.unlink()
+    capsys.readouterr()
+    assert run(prompts, out, tiny_model, "--batch-size", "1") == 0
+    assert "2 pictures made of 3" in capsys.readouterr().out
     assert [row["file"] for row in index(out)] == FILES
 
 
@@ -180,12 +167,10 @@ def test_a_long_prompt_is_noted_with_its_line(tmp_path, tiny_model, capsys):
 @pytest.mark.parametrize(
     ("content", "options", "said"),
     [
-        (b"", [], "holds no prompt"),
-        (b"# nothing\n\n  \n", [], "holds no prompt"),
-        (b"a caf\xe9\n", [], "not UTF-8"),
         (None, [], "there is no file"),
-        (b"a cat\n", ["-n", "0"], "n must be at least 1"),
-        (b"a cat\n", ["--batch-size", "0"], "batch_size must be at least 1"),
+        (b"a cat\n", ["-n", "0"], "-n must be at least 1"),
+        (b"a cat\n", ["--batch-size", "0"], "--batch-size must be at least 1"),
+        (b"a cat\n", ["--shards", "--parquet"], "give one of them"),
         (b"a cat\n", ["--steps", "0"], "steps"),
         (b"a cat\n", ["--sampler", "euler"], "unknown sampler"),
     ],
@@ -197,6 +182,48 @@ def test_bad_input_is_one_message(tmp_path, tiny_model, capsys, content, options
     assert run(prompts, out, tiny_model, *options) == 2
     assert said in capsys.readouterr().err
     assert not pictures(out)
+
+
+def test_memory_that_runs_out_costs_no_picture(tmp_path, pipeline, monkeypatch):
+    """A device that holds two pictures, asked for five at a time."""
+    real, sizes = batch.drawn, []
+
+    def small(model, wishes):
+        (wish,) = wishes
+        sizes.append(len(wish))
+        if len(wish) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        yield from real(model, [wish])
+
+    monkeypatch.setattr(batch, "drawn", small)
+    drawn = list(batch.draw(pipeline, ["a cat", {"prompt": "a dog", "seed": 9}], n=5, batch_size=5))
+    assert [(row["row"], row["k"]) for row in drawn] == [(row, k) for row in (0, 1) for k in range(5)]
+    assert sizes == [5, 2, 2, 1, 2, 2, 1]
+    monkeypatch.setattr(batch, "drawn", real)
+    for row, picture in zip(drawn, pipeline.generate(["a cat", "a cat"], n=5)[:5], strict=False):
+        assert np.abs(np.asarray(row["picture"], dtype=int) - np.asarray(picture, dtype=int)).max() <= 1
+    with pytest.raises(RuntimeError, match="something else"):
+        monkeypatch.setattr(batch, "drawn", lambda *_: (_ for _ in ()).throw(RuntimeError("something else")))
+        list(batch.draw(pipeline, ["a cat"]))
+
+
+def test_an_engine_of_somebody_elses_reads_any_number_of_rows(pipeline):
+    """They are taken as they are needed."""
+    taken = []
+
+    def endless():
+        while True:
+            taken.append(1)
+            yield {"prompt": "a cat", "steps": 1, "mine": 1} if len(taken) == 2 else "a cat"
+
+    rows = batch.draw(pipeline, endless(), batch_size=4, steps=1, prior_steps=1)
+    first = next(rows)
+    assert first["prompt"] == "a cat" and first["k"] == 0 and first["picture"].size == (64, 64)
+    assert len(taken) == batch.BLOCK
+    some = [next(rows) for _ in range(batch.BLOCK)]
+    assert [row["error"] for row in some if "error" in row] == ["mine: unknown key"]
+    with pytest.raises(ValueError, match="steps"):
+        next(batch.draw(pipeline, ["a cat"], steps=0))
 
 
 def test_output_that_is_a_file(prompts, tiny_model, capsys):

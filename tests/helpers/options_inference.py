@@ -20,6 +20,8 @@ import inference.likelihood
 import unclip.app.batch
 import unclip.app.command
 from inference.ladder import Entry
+from unclip.batch.asking import COLUMNS
+from unclip.batch.work import Report
 from unclip.diffusion.noise import fold
 from unclip.options import Options
 from unclip.pipeline.pipeline import Pipeline
@@ -115,16 +117,27 @@ PLAN = Program(
      **model(["--model", "other"], "plan")},
     {})
 
+REPORTED = Report(made=1)
 BATCH = Program(
     unclip.app.batch.main, {"prompts": ["lines.txt"], "output": ["out"]},
-    {**LOADED, "unclip.batch.draw.draw": 0},
-    {"prompts": (["others.txt"], {"draw.prompts": {1: "a dog", 2: "a car"}}),
-     "output": (["x"], {"draw.folder": Path("x")}),
-     "batch_size": (["--batch-size", "6"], {"draw.batch_size": 6}),
-     "overwrite": (["--overwrite"], {"draw.overwrite": True}),
-     "metadata": (["--no-metadata"], {"draw.metadata": False}),
-     **counted("draw"), **model(["--model", "other"]), **sampling("draw")},
-    {"draw.pipeline": MODEL})
+    {**LOADED, "unclip.batch.reading.Source": "a source", "unclip.batch.work.run": REPORTED,
+     "unclip.plan.fitting": 7},
+    {"prompts": (["others.txt"], {"Source.path": Path("others.txt")}),
+     "output": (["y"], {"run.folder": Path("y")}),
+     "format": (["--format", "csv"], {"Source.format": "csv"}),
+     "ignore": (["--ignore", "a", "--ignore", "b"], {"Source.ignored": ["a", "b"]}),
+     "batch_size": (["--batch-size", "6"], {"run.batch_size": 6, "run.usual": 6, "fitting.pipeline": None}),
+     "block": (["--block", "3"], {"run.block": 3}),
+     "shards": (["--shards"], {"run.form": "shards"}),
+     "parquet": (["--parquet"], {"run.form": "parquet"}),
+     "sheet": (["--sheet"], {"run.sheet": True}),
+     "verify": (["--verify"], {"run.verify": True}),
+     "wait": (["--no-wait"], {"run.wait": False}),
+     "lease": (["--lease", "9"], {"run.expires": 9.0}),
+     "overwrite": (["--overwrite"], {"run.overwrite": True}),
+     "metadata": (["--no-metadata"], {"run.metadata": False}),
+     **counted("run"), **model(["--model", "other"]), **sampling("run")},
+    {"run.pipeline": MODEL, "run.source": "a source", "run.told": "a function", "Source.columns": COLUMNS})
 
 SHEET = {**LOADED, "inference.gallery.draw": [[PICTURE]], "inference.gallery.draw_classes": [[PICTURE] * 6],
          "inference.gallery.save_png": None, "inference.gallery.sheet": PICTURE,

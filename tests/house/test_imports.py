@@ -93,7 +93,7 @@ DOORS = {
     "webdataset": {"unclip.data.reading", "unclip.data.writing", "training.icons"},
     "sklearn": {"training.digits"},
     "tokenizers": {"unclip.stages.tokenizer"},
-    "pyarrow": {"training.shards.tables"},
+    "pyarrow": {"training.shards.tables", "unclip.batch.reading", "unclip.batch.sinks"},
     "xformers": {"unclip.nets.attention"},
     "pillow_heif": {"unclip.data.formats"},
     "fastapi": {"unclip.app.server"},

@@ -16,7 +16,7 @@ from training.shards.build import LEFT_OUT, build
 from training.shards.prepare import Options
 from training.shards.sources import items_of
 from training.tasks.recipes import PictureRecipe
-from unclip.batch.lines import read_prompts
+from unclip.batch.reading import read_prompts
 from unclip.checkpoint import CheckpointError
 from unclip.clip import load_clip
 from unclip.config import load_config

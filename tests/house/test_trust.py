@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
 import tarfile
@@ -18,7 +17,6 @@ from training.embed import _samples
 from training.programs import program
 from training.run import saves
 from training.shards.sources import items_of
-from unclip.batch.album import Album
 from unclip.checkpoint import CheckpointError
 from unclip.config import Config, ConfigError, load_config
 from unclip.data.addresses import as_file, checked, is_address, programs_in
@@ -129,20 +127,6 @@ def test_a_recipe_does_not_see_the_environment(asked, tmp_path, monkeypatch):
         load_config(Recipe, recipe(tmp_path, f"out: {asked}"))
     assert "a secret" not in str(error.value)
     assert load_config(Recipe, recipe(tmp_path, "out: a\ndata: {b: ['${out}/c']}")).data == {"b": ["a/c"]}
-
-
-@pytest.mark.parametrize(
-    "file", ["../x", "/etc/passwd", "0001-a/../../x.png", "x.png", "batch.json", 7, None]
-)
-def test_an_index_names_no_file_but_the_programs_own(file, tmp_path):
-    folder, other = tmp_path / "out", tmp_path / "x"
-    folder.mkdir()
-    other.write_text("mine")
-    row = {"file": file, "line": 1, "prompt": "a cat", "k": 0}
-    (folder / "index.jsonl").write_text(json.dumps(row) + "\n")
-    with pytest.raises(ValueError, match="which this program does not write"):
-        Album(folder, {1: "a dog"}, {}, overwrite=True)
-    assert other.read_text() == "mine"
 
 
 def _mine(folder: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +11,7 @@ from tiny_glide import model as glide
 from tiny_models import tiny_pipeline
 
 from inference import benchmark, gallery
+from unclip.app import batch as command
 from unclip.batch import draw as batch
 from unclip.diffusion.noise import fold
 from unclip.options import Options
@@ -75,72 +74,49 @@ def wishes(monkeypatch) -> list[Wish]:
             asked.append(wish)
             yield from (Image.new("RGB", (4, 4), (len(asked), k, 0)) for k in range(len(wish)))
 
-    monkeypatch.setattr(batch, "identity", lambda pipeline: "noted 1")
     monkeypatch.setattr(batch, "drawn", drawn)
     return asked
 
 
 @pytest.mark.parametrize("n, batch_size", [(1, 2), (2, 2), (3, 2), (1, 9), (3, 4)])
-def test_a_batch_asks_for_what_is_missing_and_writes_each_where_it_belongs(tmp_path, wishes, n, batch_size):
-    model, prompts = tiny_pipeline(), {1: "a cat", 3: "a dog", 4: "a car"}
-    options = {"steps": 3, "negative_prompt": "a bus", "class_": None}
-    assert batch.draw(model, prompts, tmp_path, n=n, seed=5, batch_size=batch_size, **options) == 3 * n
-    settings = Options(**options).model_dump()
-    pairs = [(line, k) for line in prompts for k in range(n)]
+def test_rows_of_equal_options_share_batches_and_each_picture_is_of_its_row(wishes, n, batch_size):
+    given = {"steps": 3, "negative_prompt": "a bus"}
+    rows = ["a cat", {"prompt": "a dog"}, {"prompt": "a bird", "steps": 5}, "a car"]
+    drawn = list(batch.draw(tiny_pipeline(), rows, n=n, seed=5, batch_size=batch_size, **given))
+    pairs = [(text, k) for text in ("a cat", "a dog", "a car") for k in range(n)]
     cut = [pairs[start : start + batch_size] for start in range(0, 3 * n, batch_size)]
+    cut += [
+        [("a bird", k) for k in range(n)][start : start + batch_size] for start in range(0, n, batch_size)
+    ]
     assert [list(zip(wish.texts, wish.seeds, strict=True)) for wish in wishes] == [
-        [(prompts[line], fold(5, k)) for line, k in some] for some in cut
+        [(text, fold(5, k)) for text, k in some] for some in cut
     ]
-    assert all(wish.options == Options(**options) for wish in wishes)
-    rows = [json.loads(line) for line in (tmp_path / "index.jsonl").read_text().splitlines()]
-    assert rows == [
-        {
-            "file": batch.file_name(line, prompt, k),
-            "line": line,
-            "prompt": prompt,
-            "k": k,
-            "seed": 5,
-            "model": "noted 1",
-        }
-        for line, prompt in prompts.items()
-        for k in range(n)
-    ]
-    for call, some in enumerate(cut):
-        for at, (line, k) in enumerate(some):
-            file = tmp_path / batch.file_name(line, prompts[line], k)
-            assert Image.open(file).getpixel((0, 0)) == (call + 1, at, 0)
-    assert json.loads((tmp_path / "batch.json").read_text()) == {"model": "noted 1", "seed": 5, **settings}
-    assert batch.draw(model, prompts, tmp_path, n=n, seed=5, batch_size=batch_size, **options) == 0
-    with pytest.raises(ValueError, match="drawn with seed 5, not 6"):
-        batch.draw(model, prompts, tmp_path, n=n, seed=6, batch_size=batch_size, **options)
-    assert batch.draw(model, prompts, tmp_path, n=n, seed=6, overwrite=True, **options) == 3 * n
+    steps = [5 if some[0][0] == "a bird" else 3 for some in cut]
+    assert [wish.options for wish in wishes] == [Options(**{**given, "steps": count}) for count in steps]
+    order = [(call, at, text, k) for call, some in enumerate(cut, 1) for at, (text, k) in enumerate(some)]
+    assert [(*row["picture"].getpixel((0, 0))[:2], row["prompt"], row["k"]) for row in drawn] == order
+    number = {"a cat": 0, "a dog": 1, "a bird": 2, "a car": 3}
+    assert all(row["row"] == number[row["prompt"]] and row["seed"] == 5 for row in drawn)
 
 
 @pytest.mark.parametrize(
     "given, said", [({"n": 0}, "n must be at least 1"), ({"batch_size": 0}, "batch_size must be at least 1")]
 )
-def test_senseless_counts_are_refused(tmp_path, given, said):
+def test_senseless_counts_are_refused(given, said):
     with pytest.raises(ValueError, match=said):
-        batch.draw(tiny_pipeline(), {1: "a"}, tmp_path / "x", **{"n": 1, "seed": 0, "batch_size": 1, **given})
-    assert not (tmp_path / "x").exists()
+        next(batch.draw(tiny_pipeline(), ["a"], **given))
 
 
-def test_what_is_cut_off_is_noted_with_its_place_once(tmp_path, wishes):
-    long = " ".join(["cat"] * 14 + ["dog"])
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        batch.draw(tiny_pipeline(), {1: "a", 2: long}, tmp_path, n=3, negative_prompt=f"{long} fish")
-    assert [str(one.message) for one in caught] == [
-        "the negative prompt is longer than 16 tokens; this was cut off: 'dog fish'",
-        "line 2 is longer than 16 tokens; this was cut off: 'dog'",
-    ]
-
-
-def test_a_model_with_a_tokenizer_of_its_own_draws_lines_too(tmp_path):
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        assert batch.draw(glide(), {1: "a cat", 2: "abc defgh"}, tmp_path, n=1, seed=0, batch_size=2) == 2
-    assert [str(one.message) for one in caught] == ["line 2 is longer than 6 tokens; this was cut off: 'fgh'"]
+@pytest.mark.parametrize("model, text, cut", [
+    (tiny_pipeline, " ".join(["cat"] * 14 + ["dog"]), "16 tokens; this was cut off: 'dog'"),
+    (glide, "abc defgh", "6 tokens; this was cut off: 'fgh'"),
+])  # fmt: skip
+def test_what_is_cut_off_is_noted_with_its_place_once(model, text, cut, tmp_path, monkeypatch, capsys):
+    """Of a model with CLIP's tokenizer, and of one with a tokenizer of its own."""
+    (tmp_path / "lines.txt").write_text(text)
+    monkeypatch.setattr("unclip.app.cli.load", lambda *_: model())
+    assert command.main([str(tmp_path / "lines.txt"), str(tmp_path / "out"), "-n", "3"]) == 0
+    assert capsys.readouterr().err == f"note: line 1 is longer than {cut}\n"
 
 
 def test_the_benchmark_works_at_every_stage_as_drawing_does(monkeypatch):

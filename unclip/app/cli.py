@@ -114,7 +114,7 @@ def note(message: str) -> None:
     tqdm.write(f"note: {message}", file=sys.stderr)
 
 
-def run(name: str, work: Callable[[], None]) -> int:
+def run(name: str, work: Callable[[], object]) -> int:
     """Call ``work``, whose warnings become notes; returns the exit code, as ``ended`` does."""
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: note(str(message))

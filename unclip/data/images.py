@@ -15,6 +15,8 @@ from ..files import named
 from ..provenance import png_info
 from .pictures import flatten
 
+LEVEL = 4  # of PNG's compression: half the time of PIL's own, and 2% more bytes
+
 
 def to_tensor(image: Image.Image, background: str = "white") -> Tensor:
     """Any PIL picture as float32 [3,H,W] in [-1,1]; what is transparent shows ``background``."""
@@ -61,7 +63,7 @@ def save_png(image: Image.Image, path: str | Path, metadata: bool = True) -> Non
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
     try:
         with named(path), os.fdopen(handle, "wb") as file:
-            image.save(file, "PNG", pnginfo=png_info(image) if metadata else None)
+            image.save(file, "PNG", compress_level=LEVEL, pnginfo=png_info(image) if metadata else None)
         os.chmod(partial, 0o666 & ~_umask())  # mkstemp's files are private
         os.replace(partial, path)
     except BaseException:

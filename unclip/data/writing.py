@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import webdataset as wds
 
-from ..files import named
+from ..files import named, written_aside
 
 
 class ShardWriter:
@@ -72,3 +74,19 @@ class ShardWriter:
             self._stream.close()
             self._tar = None
             self._partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def tar_of(path: str | Path) -> Iterator[Callable[[str, dict[str, bytes]], None]]:
+    """Inside, what adds a sample (its key, its files by extension) to a tar, which is there whole in the end.
+
+    The same samples, the same bytes; after an error there is none.
+    """
+    with written_aside(path) as aside, open(aside, "wb") as stream:
+        tar = wds.TarWriter(stream, encoder=False, mtime=0, user="unclip", group="unclip")
+
+        def write(key: str, files: dict[str, bytes]) -> None:
+            tar.write({"__key__": key, **files})
+
+        yield write
+        tar.close()

@@ -43,6 +43,18 @@ def has_fast_bf16(device: torch.device) -> bool:
     return False
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free there, as the system says; 2 GiB where it does not."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            facts = dict(line.split(":", 1) for line in file)
+        return int(facts["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return 2 << 30
+
+
 def autocast(device: torch.device, enabled: bool | None = None) -> torch.autocast:
     """bfloat16 autocast where the hardware has it (None), always (True) or never (False)."""
     use = has_fast_bf16(device) if enabled is None else enabled

@@ -11,9 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TypeVar
 
-import torch
-from torch import Tensor
-
+from ....batch.joined import agree, joined
 from ....pipeline.drawing import Drawing, drawn
 from ....pipeline.request import Wish
 from ..errors import Refused, refusal
@@ -24,37 +22,6 @@ log = logging.getLogger("unclip.server")
 T = TypeVar("T")
 MOMENT = 0.005  # seconds that a batch waits for others to join it
 PATIENCE = 60  # seconds, the longest that a client is asked to stay away
-
-
-def agree(a: Wish, b: Wish) -> bool:
-    """Whether two wishes can be drawn in one run: the same options, and nothing that all rows share."""
-
-    def kind(wish: Wish) -> tuple[bool, ...]:
-        return tuple(value is None for value in (wish.texts, wish.embed, wish.start, wish.classes))
-
-    def alone(wish: Wish) -> bool:
-        return any(value is not None for value in (wish.canvas, wish.sketch, wish.blend, wish.enlarge))
-
-    return not alone(a) and not alone(b) and kind(a) == kind(b) and a.options == b.options
-
-
-def joined(wishes: Sequence[Wish]) -> Wish:
-    """Wishes that agree as one, row after row."""
-
-    def rows(values: Sequence[Tensor | None]) -> Tensor | None:
-        some = [value for value in values if value is not None]
-        return torch.cat(some) if some else None
-
-    texts = [text for wish in wishes for text in wish.texts or ()]
-    return replace(
-        wishes[0],
-        seeds=[seed for wish in wishes for seed in wish.seeds],
-        texts=texts if wishes[0].texts is not None else None,
-        embed=rows([wish.embed for wish in wishes]),
-        start=rows([wish.start for wish in wishes]),
-        classes=rows([wish.classes for wish in wishes]),
-        makings=[making for wish in wishes for making in wish.makings],
-    )
 
 
 class Batcher:
