@@ -2,16 +2,22 @@
 
     python -m inference.benchmark icons
     python -m inference.benchmark MODEL --batch-sizes 1 8 64 --device cuda
+    python -m inference.benchmark icons --batch 64
 
 Every stage runs with the model's own defaults. The last column is the speed as a multiple of the
-first row's: within one run of one machine it means something, seconds alone do not.
+first row's: within one run of one machine it means something, seconds alone do not. With --batch it draws
+that many prompts as ``unclip batch`` does, files and all, and as ``generate`` does, in turns.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
+import tempfile
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch.utils.benchmark import Timer
@@ -19,6 +25,8 @@ from torch.utils.benchmark import Timer
 from unclip import load
 from unclip.app import cli
 from unclip.app.options import add_device
+from unclip.batch.reading import Source
+from unclip.batch.work import run
 from unclip.command_line import Parser, check_numbers
 from unclip.diffusion.noise import Noise
 from unclip.pipeline.pipeline import Pipeline
@@ -69,6 +77,21 @@ def measure(pipeline: Pipeline, batch_size: int, bf16: bool, seconds: float = 1.
         }
 
 
+def overhead(pipeline: Pipeline, rows: int, batch_size: int, rounds: int = 3) -> list[tuple[float, float]]:
+    """Seconds of ``generate``, and of a batch of the same pictures and all its files, a pair a round."""
+    texts, seconds = [f"picture {number}" for number in range(rows)], []
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            prompts = Path(folder) / "prompts.txt"
+            prompts.write_text("\n".join(texts), encoding="utf-8")
+            begun = time.perf_counter()
+            pipeline.generate(texts, batch_size=batch_size)
+            between = time.perf_counter()
+            run(pipeline, Source(prompts), Path(folder) / "out", batch_size=batch_size)
+            seconds.append((between - begun, time.perf_counter() - between))
+    return seconds
+
+
 def table(rows: list[tuple[str, int, dict[str, float]]]) -> str:
     """(precision, batch size, seconds a picture by stage) as Markdown, with the speed-up."""
     stages = list(rows[0][2])
@@ -94,6 +117,7 @@ def parser() -> argparse.ArgumentParser:
     add("model", help="a model's name or folder")
     add("--batch-sizes", nargs="+", type=int, default=[1, 4, 16], metavar="B", help="default 1 4 16")
     add("--seconds", type=float, default=1.0, help="least time for each measurement (default 1)")
+    add("--batch", type=int, metavar="N", help="compare unclip batch with generate, of N prompts")
     add_device(parser)
     return parser
 
@@ -107,6 +131,13 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError("batch sizes must be at least 1")
         check_numbers(args, seconds=(0, 3600))
         pipeline = load(args.model, args.device)
+        if args.batch is not None:
+            check_numbers(args, batch=(1, 100_000))
+            pairs = overhead(pipeline, args.batch, max(args.batch_sizes))
+            ratio = statistics.median(batch / bare for bare, batch in pairs)
+            told = ", ".join(f"{bare:.1f} and {batch:.1f} s" for bare, batch in pairs)
+            print(f"{pipeline.name}, {args.batch} pictures, generate and batch: {told}; ratio {ratio:.3f}")
+            return
         rows = [
             (name, batch, measure(pipeline, batch, bf16, args.seconds))
             for batch in args.batch_sizes

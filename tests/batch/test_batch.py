@@ -15,10 +15,11 @@ from PIL import Image
 import unclip
 import unclip.app.command
 from inference import gallery
-from inference.benchmark import measure, table
+from inference.benchmark import measure, overhead, table
 from unclip.batch import album
 from unclip.batch import draw as batch
 from unclip.files import words
+from unclip.pipeline.drawing import Drawing
 from unclip.provenance import record_of
 
 pytestmark = pytest.mark.usefixtures("float32", "loaded")
@@ -271,6 +272,18 @@ def test_captions_wrap_between_words():
     lines = gallery.wrapped("a very small red fish in the sea", font, 80)
     assert " ".join(lines) == "a very small red fish in the sea" and len(lines) > 2
     assert all(font.getlength(line) <= 80 for line in lines)
+
+
+def test_the_benchmark_draws_the_same_pictures_both_ways(pipeline, monkeypatch):
+    drawn, real = [], Drawing.decode
+
+    def decode(self, wish):
+        drawn.append((wish.texts, list(wish.seeds)))
+        return real(self, wish)
+
+    monkeypatch.setattr(Drawing, "decode", decode)
+    ((bare, batched),) = overhead(pipeline, 3, 2, rounds=1)
+    assert bare > 0 < batched and len(drawn) == 4 and drawn[:2] == drawn[2:]
 
 
 def test_benchmark_times_every_stage(pipeline):

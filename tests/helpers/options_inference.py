@@ -271,10 +271,11 @@ DENOISING = Program(
 BENCHMARK = Program(
     inference.benchmark.main, {"model": ["some"], "batch_sizes": ["--batch-sizes", "1"]},
     {"inference.benchmark.load": MODEL, "inference.benchmark.measure": {"decoder": 1.0},
-     "inference.benchmark.table": ""},
+     "inference.benchmark.table": "", "inference.benchmark.overhead": [(1.0, 1.0)]},
     {"batch_sizes": (["--batch-sizes", "2"], {
         "measure.batch_size": 2, "measure'.batch_size": 2,
         "table.rows": [("fp32", 2, {"decoder": 1.0}), ("bf16", 2, {"decoder": 1.0})]}),
+     "batch": (["--batch", "5"], {"overhead.pipeline": MODEL, "overhead.rows": 5, "overhead.batch_size": 1}),
      "seconds": (["--seconds", "0.5"], {"measure.seconds": 0.5, "measure'.seconds": 0.5}),
      **device("load"), **model(["other"])},
     {"measure.pipeline": MODEL, "measure.bf16": False, "measure'.pipeline": MODEL, "measure'.bf16": True})
