@@ -25,6 +25,7 @@ SECONDS = 0.4  # that this server waits for a head or a body
 def server(pipeline: Pipeline) -> Iterator[Running]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(guard, "BODY_SECONDS", SECONDS)
+        patch.setattr(guard, "SPILL_SECONDS", SECONDS)
         patch.setattr(application, "HEAD_SECONDS", SECONDS)
         with serving(pipeline, max_queue=8) as running:
             yield running
@@ -57,7 +58,7 @@ def told(server: Running, request: bytes) -> tuple[int, bytes]:
 
 def in_words(body: bytes) -> str:
     """The message of an error in OpenAI's form, which gives nothing away."""
-    error = json.loads(body)["error"]
+    error = json.JSONDecoder().raw_decode(body.decode())[0]["error"]
     assert set(error) == {"message", "type", "param", "code"} and error["type"].endswith("_error")
     assert 3 < len(error["message"]) <= 1000 and "Traceback" not in error["message"]
     assert "site-packages" not in error["message"] and "/unclip/" not in error["message"]
@@ -153,7 +154,7 @@ def test_two_hundred_connections_at_once(server):
 
 
 def test_more_connections_than_are_taken_are_told_so(server, monkeypatch):
-    monkeypatch.setattr(server.server.config, "limit_concurrency", 3)
+    monkeypatch.setattr(application, "CONNECTIONS", 3)
     idle = [connected(server) for _ in range(5)]
     time.sleep(0.05)
     status, body = told(server, asks(steps=1))
