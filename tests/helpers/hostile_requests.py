@@ -1,4 +1,4 @@
-"""What strangers send to a server, byte by byte: its name, the bytes, and the statuses that answer it rightly."""
+"""What strangers send to a server, byte by byte: a name, the bytes, and the statuses that are right."""
 
 from __future__ import annotations
 
@@ -28,6 +28,10 @@ def request(method: str, path: str, body: bytes = b"", **headers: str) -> bytes:
 
 def raw_json(body: bytes, **headers: str) -> bytes:
     return request("POST", GENERATIONS, body, **{"content_type": "application/json", **headers})
+
+
+def chunked(body: bytes) -> bytes:
+    return raw_json(body, content_length="", transfer_encoding="chunked")
 
 
 def asks(**fields: object) -> bytes:
@@ -76,8 +80,8 @@ SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"
 CLEAR = Image.new("RGBA", (32, 32))
 BOMB = zlib.compress(bytes(20 << 20))
 
-NUMBERS = {
-    f"{name} of {value!r:.20}": (asks(**{name: value}), {400})
+VALUES = {
+    name: [asks(**{name: value}) for value in values]
     for name, values in {
         "n": [0, -1, 11, 10**9, 10**400, 1.5, "many", True, [1], {}],
         "size": ["big", "0x0", "-64x64", "99999x99999", "64x", "64x64x64", 64, [64, 64], "6\u06634x64"],
@@ -94,7 +98,6 @@ NUMBERS = {
         "resize": ["perhaps", 7],
         "__class__": [1],
     }.items()
-    for value in values
 }
 TEXTS = {
     "a model that is a path": (asks(model="../../etc/passwd"), {404}),
@@ -155,10 +158,7 @@ FORMS = {
     "a form's n of words": (varies(RED, n="many"), {400}),
     "a spread that is no number": (varies(RED, spread="nan"), {400}),
     "a part without a name": (form(VARIATIONS, b"--edge\r\nContent-Type: a\r\n\r\nx\r\n"), {400}),
-    "a form's prompt with a NUL": (
-        form(EDITS, part("image", RED, "a.png"), part("prompt", "a\0b")),
-        {400},
-    ),
+    "a form's prompt with a NUL": (form(EDITS, part("image", RED, "a.png"), part("prompt", "a\0b")), {400}),
     "a path from nothing": (form(INTERPOLATIONS, part("n", "3")), {400}),
     "a path of three ends": (form(INTERPOLATIONS, *[part("prompt", "a")] * 3), {400}),
 }
@@ -192,17 +192,17 @@ WIRE = {
     "a head without an end": (request("GET", "/health", a="x" * (1 << 20)), {400}),
     "a line without an end": (b"GET /" + b"a" * (1 << 20), {400}),
     "a header with a NUL": (request("GET", "/health", a="b\0c"), {400}),
-    "two lengths": (raw_json(b"{}").replace(b"content-length: 2", b"content-length: 2\r\ncontent-length: 9"), {400}),
+    "two lengths": (raw_json(b"{}", a="b\r\ncontent-length: 9"), {400}),
     "a length below 0": (raw_json(b"{}", content_length="-1"), {400}),
     "a length of words": (raw_json(b"{}", content_length="two"), {400}),
     "a length of a terabyte": (raw_json(b"{}", content_length=str(1 << 40)), {413, CUT}),
     "a form of 60 megabytes": (form(VARIATIONS, content_length=str(60 << 20)), {413, 408}),
     "chunks of no size": (
-        raw_json(b"zz\r\n{}\r\n", content_length="", transfer_encoding="chunked"),
+        chunked(b"zz\r\n{}\r\n"),
         {400},
     ),
     "chunks that are more than is read": (
-        raw_json(b"200000\r\n" + b" " * 0x200000 + b"\r\n0\r\n\r\n", content_length="", transfer_encoding="chunked"),
+        chunked(b"200000\r\n" + b" " * 0x200000 + b"\r\n0\r\n\r\n"),
         {413},
     ),
     "a coding that nobody knows": (raw_json(b"{}", content_length="", transfer_encoding="br"), {400, 501}),
@@ -219,9 +219,9 @@ WIRE = {
     "a path of no UTF-8": (request("GET", "/page/%ff%fe"), {404}),
     "a path of ten thousand": (request("GET", "/page/" + "a" * 10_000), {404}),
     "a socket of the web": (
-        request("GET", "/nowhere", upgrade="websocket", connection="Upgrade, close", sec_websocket_version="13",
-                sec_websocket_key="AAAAAAAAAAAAAAAAAAAAAA=="),
+        request("GET", "/nowhere", upgrade="websocket", connection="Upgrade, close",
+                sec_websocket_version="13", sec_websocket_key="AAAAAAAAAAAAAAAAAAAAAA=="),
         {404},
     ),
 }  # fmt: skip
-REQUESTS = {**NUMBERS, **TEXTS, **FORMS, **PICTURES, **WIRE}
+REQUESTS = {**TEXTS, **FORMS, **PICTURES, **WIRE}

@@ -130,13 +130,7 @@ def server_of(app: FastAPI, port: int) -> Server:
     """The server of an application, at the host of its settings; 0 = any port that is free."""
     settings: Settings = app.state.house.settings
     config = uvicorn.Config(
-        app,
-        host=settings.host,
-        port=port,
-        http=Hasty,
-        ws="none",
-        log_level="info",
-        server_header=False,
+        app, host=settings.host, port=port, http=Hasty, ws="none", log_level="info", server_header=False
     )
     return Server(config)
 
