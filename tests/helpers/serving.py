@@ -14,7 +14,7 @@ import httpx
 import openai
 from PIL import Image
 
-from unclip.app.server.application import application, server_of
+from unclip.app.server.application import Server, application, server_of
 from unclip.app.server.house import House
 from unclip.app.server.settings import Settings
 from unclip.pipeline.pipeline import Pipeline
@@ -26,8 +26,15 @@ KEY = "a-key"
 class Running:
     """A server that runs."""
 
-    port: int
-    house: House
+    server: Server
+
+    @property
+    def port(self) -> int:
+        return self.server.servers[0].sockets[0].getsockname()[1]
+
+    @property
+    def house(self) -> House:
+        return self.server.config.app.state.house
 
     @property
     def address(self) -> str:
@@ -58,12 +65,11 @@ def serving(model: Pipeline, **settings) -> Iterator[Running]:
     while not server.started:
         assert thread.is_alive()
         time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    house = server.config.app.state.house
+    running = Running(server)
     try:
-        yield Running(port, house)
+        yield running
     finally:
-        house.batcher.close_soon()
+        running.house.batcher.close_soon()
         server.should_exit = True
         thread.join(60)
         assert not thread.is_alive()

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import anyio
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
+from starlette.requests import ClientDisconnect
 
 from ...pipeline.pipeline import Pipeline
 from ...pipeline.request import Wish
@@ -59,7 +60,7 @@ async def answered(request: Request, kind: str, read: Callable[[], Awaitable[Ask
         if asked.stream:
             return Events(job, reply.events(job))
         answer = await unless_gone(request, reply.whole(job))
-    except Left:
+    except (Left, ClientDisconnect):
         house.metrics.left.inc()
         job.leave()
         return Response(status_code=499)  # as nginx has it; nobody reads it

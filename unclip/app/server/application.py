@@ -9,6 +9,7 @@ import mimetypes
 import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,6 +27,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from ... import __version__
 from ...pipeline.pipeline import Pipeline
 from . import errors, images
+from .errors import Refused
 from .guard import CSP, Guard
 from .house import House
 from .settings import Settings
@@ -82,13 +84,26 @@ class Server(uvicorn.Server):
 
 
 class Hasty(H11Protocol):
-    """Hangs up on connections over which no whole head of a request comes in ``HEAD_SECONDS``."""
+    """Hangs up on connections over which no whole head of a request comes in ``HEAD_SECONDS``, and says in
+    our own form what never becomes a request: no HTTP, and a connection too many."""
 
     late: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if len(self.connections) > CONNECTIONS:
+            self._refuse(Refused("too many are connected; come again", 503, headers={"Retry-After": "5"}))
         self._expect()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(Refused("this is no request of HTTP/1.1, or none that can be read"))
+
+    def _refuse(self, refused: Refused) -> None:
+        response = refused.response
+        status = f"HTTP/1.1 {refused.status} {HTTPStatus(refused.status).phrase}".encode()
+        lines = [status, b"connection: close", *(b": ".join(pair) for pair in response.raw_headers)]
+        self.transport.write(b"\r\n".join([*lines, b"", b""]) + bytes(response.body))
+        self.transport.close()
 
     def data_received(self, data: bytes) -> None:
         if self._idle and self.late is None:
@@ -115,13 +130,7 @@ def server_of(app: FastAPI, port: int) -> Server:
     """The server of an application, at the host of its settings; 0 = any port that is free."""
     settings: Settings = app.state.house.settings
     config = uvicorn.Config(
-        app,
-        host=settings.host,
-        port=port,
-        http=Hasty,
-        log_level="info",
-        server_header=False,
-        limit_concurrency=CONNECTIONS,
+        app, host=settings.host, port=port, http=Hasty, ws="none", log_level="info", server_header=False
     )
     return Server(config)
 

@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import secrets
 import time
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -17,6 +18,7 @@ from .queue.metrics import Metrics
 from .settings import LOOPBACK, Settings
 
 BODY_SECONDS = 60.0  # in which a request's body must have come
+SPILLED, SPILL_SECONDS = 64 << 20, 10.0  # of a refused body that is read and thrown away
 OPEN = ("/v1/images/files/",)  # under /v1, what needs no key: the names are secrets themselves
 KEYED = ("/v1/", "/metrics")
 CSP = (
@@ -24,6 +26,7 @@ CSP = (
     "connect-src 'self'; font-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
 )
+TOO_LARGE = Refused("the request is larger than what is read: 1 MiB of JSON, 52 MiB of a form", 413).response
 HEADERS = {
     "Content-Security-Policy": CSP,
     "X-Content-Type-Options": "nosniff",
@@ -48,15 +51,22 @@ class Guard:
             return
         scope["request_id"] = number = secrets.token_hex(8)
         status = 500
+        body = Body(receive)
 
         async def sent(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if status >= 400:
+                    await body.spill(Headers(scope=scope))
+                if status == 413:  # which FastAPI says in words of its own
+                    message["headers"] = TOO_LARGE.raw_headers
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = number
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
+            elif status == 413:
+                message["body"] = TOO_LARGE.body
             await send(message)
 
         try:
@@ -65,7 +75,7 @@ class Guard:
             except Refused as refused:
                 await refused.response(scope, receive, sent)
                 return
-            await self.app(scope, _hurried(receive), sent)
+            await self.app(scope, body.receive, sent)
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self.metrics.requests.labels(route, status).inc()
@@ -102,20 +112,28 @@ def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode(errors="surrogateescape")).digest()
 
 
-def _hurried(receive: Receive) -> Receive:
-    """``receive`` of a body that must have come in time; ``Refused`` if it has not."""
-    until = time.monotonic() + BODY_SECONDS
-    whole = False
+class Body:
+    """A request's body, which must have come in time; ``Refused`` if it has not."""
 
-    async def received() -> Message:
-        nonlocal whole
-        if whole:
-            return await receive()
+    def __init__(self, receive: Receive) -> None:
+        self._receive, self.until, self.whole = receive, time.monotonic() + BODY_SECONDS, False
+
+    async def receive(self) -> Message:
+        if self.whole:
+            return await self._receive()
         try:
-            message = await asyncio.wait_for(receive(), until - time.monotonic())
+            message = await asyncio.wait_for(self._receive(), self.until - time.monotonic())
         except TimeoutError:
-            raise Refused(f"the request's body did not come within {BODY_SECONDS:.0f} seconds", 408) from None
-        whole = message["type"] != "http.request" or not message.get("more_body", False)
+            raise Refused(f"the request's body did not come within {BODY_SECONDS:g} seconds", 408) from None
+        self.whole = message["type"] != "http.request" or not message.get("more_body", False)
         return message
 
-    return received
+    async def spill(self, headers: Headers) -> None:
+        """Pour away what is still to come, for so long: of a connection that is closed before, an answer is
+        lost on many clients. Those who wait to be told to send (Expect) are not."""
+        left = int(headers.get("content-length", "0") or 0) <= SPILLED and "expect" not in headers
+        self.until = min(self.until, time.monotonic() + SPILL_SECONDS)
+        count = 0
+        with suppress(Refused):
+            while left and not self.whole and count < SPILLED:
+                count += len((await self.receive()).get("body", b""))
