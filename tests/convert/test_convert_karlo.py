@@ -9,6 +9,7 @@ import karlo_models as small
 import numpy as np
 import pytest
 import torch
+from karlo_models import close
 from places import fixtures
 from tiny import randn
 from torch import Tensor
@@ -25,12 +26,6 @@ from unclip.pipeline.pipeline import Pipeline
 
 pytestmark = pytest.mark.usefixtures("float32")
 PROMPTS = ["a red cat", "fish", "dog and cat and dog and red fish, cat, dog, fish"]  # the last is cut
-
-
-def close(ours: Tensor, theirs: Tensor, share: float = 1e-4) -> None:
-    """Within a share of the largest value."""
-    assert ours.shape == theirs.shape and theirs.abs().max() > 0.1
-    assert (ours - theirs).abs().max() <= share * theirs.abs().max()
 
 
 def texts(length: int, n: int = 3) -> tuple[Tensor, Tensor, Tensor]:

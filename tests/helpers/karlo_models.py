@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 DIM, LENGTH = 16, 12  # of the embeddings; tokens of a text
 WORDS = ["cat", "dog", "fish", "red"]
@@ -27,6 +27,12 @@ SUPER_RES = {
     "block_out_channels": (32, 64), "add_attention": False,
     "down_block_types": ("ResnetDownsampleBlock2D",) * 2, "up_block_types": ("ResnetUpsampleBlock2D",) * 2,
 }  # fmt: skip
+
+
+def close(ours: Tensor, theirs: Tensor, share: float = 1e-4) -> None:
+    """Within a share of the largest value."""
+    assert ours.shape == theirs.shape and theirs.abs().max() > 0.1
+    assert (ours - theirs).abs().max() <= share * theirs.abs().max()
 
 
 def awake(make: Callable[[], nn.Module], seed: int, gain: float = 1.0) -> nn.Module:

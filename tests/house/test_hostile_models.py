@@ -11,6 +11,7 @@ import unclip
 from unclip.checkpoint import CheckpointError, read_header
 from unclip.clip import load_clip
 from unclip.config import Config, ConfigError, at_home, load_config
+from unclip.convert import diffusers_layout
 from unclip.convert.karlo import pipeline as karlo
 from unclip.models import SHIPPED
 from unclip.pipeline import directory
@@ -91,10 +92,10 @@ def test_a_list_of_parts_that_is_no_file_is_not_opened(tmp_path):
 
 @pytest.mark.parametrize("names", [{"a": "../x.safetensors"}, {"a": "/x.safetensors"}, {}, ["a"], None])
 def test_an_index_of_weights_names_files_beside_it_alone(tmp_path, names):
-    index = tmp_path / f"{karlo.WEIGHTS[0]}.index.json"
+    index = tmp_path / f"{diffusers_layout.WEIGHTS[0]}.index.json"
     index.write_text(json.dumps({"weight_map": names}))
     with pytest.raises(CheckpointError, match="does not name files beside it"):
-        karlo._weights(tmp_path)
+        diffusers_layout.read_weights(tmp_path)
 
 
 @pytest.mark.parametrize("length", [-1, 0, 10**9, "many", None])

@@ -6,10 +6,9 @@ sampling, guidance 4 and 8.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from torch import Tensor
 
@@ -17,9 +16,8 @@ from ...checkpoint import CheckpointError
 from ...config import parse_config
 from ...nets import PriorConfig, UNetConfig
 from ...stages import DecoderStageConfig, LowRes, PriorStageConfig, Process, Sampling
+from ..diffusers_layout import UNET_ONLY, Values, check, unet_values
 from ..openai import adm
-
-Values = Mapping[str, Any]  # of a config.json, or of the shapes in a file; our configurations check them
 
 
 class Configs(TypedDict):
@@ -57,16 +55,6 @@ ONLY: dict[str, dict[str, tuple]] = {
         "embedding_proj_norm_type": (None,), "encoder_hid_proj_type": ("linear",),
         "added_emb_type": ("prd",),
     },
-    "unet": {
-        "center_input_sample": (False,), "flip_sin_to_cos": (True,), "freq_shift": (0,),
-        "mid_block_scale_factor": (1,), "act_fn": ("silu", "swish"), "norm_eps": (1e-5,),
-        "time_embedding_type": ("positional",), "resnet_time_scale_shift": ("default", "scale_shift"),
-        "only_cross_attention": (False,), "encoder_hid_dim": (None,), "dual_cross_attention": (False,),
-        "addition_embed_type": (None,), "resnet_skip_time_act": (False,), "resnet_out_scale_factor": (1,),
-        "time_embedding_act_fn": (None,), "timestep_post_act": (None,), "time_cond_proj_dim": (None,),
-        "class_embeddings_concat": (False,), "mid_block_only_cross_attention": (None, False),
-        "cross_attention_norm": (None,), "attn_norm_num_groups": (None,),
-    },
     "scheduler": {
         "_class_name": ("UnCLIPScheduler",), "beta_schedule": ("squaredcos_cap_v2",),
         "prediction_type": ("epsilon", "sample"), "variance_type": ("fixed_small_log", "learned_range"),
@@ -74,8 +62,6 @@ ONLY: dict[str, dict[str, tuple]] = {
 }  # fmt: skip
 # What must be said, since diffusers would do another thing if it were not.
 NEEDED = {"class_embed_type": "identity", "mid_block_type": "UNetMidBlock2DSimpleCrossAttn"}
-DOWN = {"ResnetDownsampleBlock2D": False, "SimpleCrossAttnDownBlock2D": True}  # whether it attends
-UP = {"ResnetUpsampleBlock2D": False, "SimpleCrossAttnUpBlock2D": True}
 
 
 def stage_configs(values: Mapping[str, Values], source: str = "Karlo") -> Configs:
@@ -137,7 +123,7 @@ def upsampler_stage(
 
 
 def prior_net(values: Values, source: str = "the prior") -> PriorConfig:
-    _check(values, ONLY["prior"], {}, source)
+    check(values, ONLY["prior"], {}, source)
     dim, heads = values.get("embedding_dim", 768), values.get("num_attention_heads", 32)
     width = heads * values.get("attention_head_dim", 64)
     return parse_config(
@@ -158,7 +144,7 @@ def prior_net(values: Values, source: str = "the prior") -> PriorConfig:
 
 def decoder_net(values: Values, text_proj: Values, source: str = "the decoder") -> UNetConfig:
     """The decoder's network with what diffusers has beside it, `text_proj`."""
-    _check(values, ONLY["unet"], NEEDED, source)
+    check(values, UNET_ONLY, NEEDED, source)
     embed, context = text_proj.get("clip_embeddings_dim", 768), values.get("cross_attention_dim", 1280)
     if text_proj.get("cross_attention_dim") != context:
         raise CheckpointError(
@@ -168,7 +154,7 @@ def decoder_net(values: Values, text_proj: Values, source: str = "the decoder") 
     return parse_config(
         UNetConfig,
         {
-            **_unet(values, source),
+            **unet_values(values, source),
             "context_channels": context,
             "image_embed_dim": embed,
             "text_dim": embed,
@@ -180,49 +166,13 @@ def decoder_net(values: Values, text_proj: Values, source: str = "the decoder") 
 
 
 def upsampler_net(values: Values, source: str = "the upsampler") -> UNetConfig:
-    _check(values, ONLY["unet"], {}, source)
+    check(values, UNET_ONLY, {}, source)
     attends = values.get("add_attention", True)
-    return parse_config(UNetConfig, {**_unet(values, source), "middle_attention": attends}, source)
-
-
-def _unet(values: Values, source: str) -> dict[str, Any]:
-    """What both kinds of U-Net have in common."""
-    down, up = list(values.get("down_block_types", ())), list(values.get("up_block_types", ()))
-    channels, size = list(values.get("block_out_channels", ())), values.get("sample_size")
-    attends = [DOWN.get(kind) for kind in down]
-    twins = [UP.get(kind) for kind in up[::-1]] == attends and len(channels) == len(down) > 0
-    if None in attends or not twins:
-        raise CheckpointError(
-            f"{source} has the blocks {down} down and {up} up, of {channels} channels; "
-            f"Karlo's are {sorted(DOWN)}, and on the way up likewise"
-        )
-    head, count = values.get("attention_head_dim", 8), values.get("layers_per_block", 2)
-    head = head[0] if isinstance(head, list | tuple) and len({*head}) == 1 else head
-    if not all(isinstance(value, int) for value in (size, head or 1, count)):
-        raise CheckpointError(
-            f"{source}: sample_size {size}, attention_head_dim {head} and layers_per_block "
-            f"{count} must be one number each"
-        )
-    return {
-        "image_size": size, "in_channels": values.get("in_channels", 3),
-        "out_channels": values.get("out_channels", 3), "channels": channels[0],
-        "channel_mult": [_ratio(width, channels[0]) for width in channels], "num_res_blocks": count,
-        "attention_resolutions": [size // 2**level for level, attend in enumerate(attends) if attend],
-        **({"head_channels": head} if head else {"num_heads": 1}),
-        "norm_groups": values.get("norm_num_groups", 32),
-        "dropout": values.get("dropout", 0.0),
-        "scale_shift": values.get("resnet_time_scale_shift", "default") == "scale_shift",
-    }  # fmt: skip
-
-
-def _ratio(width: int, channels: int) -> float:
-    """What makes `width` of `channels` again, rounded down."""
-    ratio = width / channels
-    return ratio if int(ratio * channels) == width else math.nextafter(ratio, math.inf)
+    return parse_config(UNetConfig, {**unet_values(values, source), "middle_attention": attends}, source)
 
 
 def _process(values: Values, source: str) -> Process:
-    _check(values, ONLY["scheduler"], {}, source)
+    check(values, ONLY["scheduler"], {}, source)
     learned = values.get("variance_type", "fixed_small_log") == "learned_range"
     predicts = {"epsilon": "eps", "sample": "x0"}[values.get("prediction_type", "epsilon")]
     return Process(
@@ -235,17 +185,6 @@ def _process(values: Values, source: str) -> Process:
 
 def _threshold(scheduler: Values) -> str:
     return "static" if scheduler.get("clip_sample", True) else "none"
-
-
-def _check(values: Values, only: Mapping[str, tuple], needed: Mapping[str, object], source: str) -> None:
-    wrong = [
-        f"{key} {values[key]!r}"
-        for key, accepted in only.items()
-        if key in values and values[key] not in accepted
-    ]
-    wrong += [f"{key} {values.get(key)!r}" for key, value in needed.items() if values.get(key) != value]
-    if wrong:
-        raise CheckpointError(f"{source} is not of Karlo's kind: it has {', '.join(wrong)}")
 
 
 def _differences(first: Values, last: Values) -> str:
@@ -284,7 +223,7 @@ def original_configs(tensors: Mapping[str, Mapping[str, Tensor]], untold: Untold
         layers=len({name.split(".")[2] for name in prior if name.startswith("transformer.resblocks.")}),
     )
     context, embed = tensors["decoder"]["text_seq_proj.0.weight"].shape
-    decoder = _original_unet(
+    decoder = _originalunet_values(
         tensors["decoder"],
         untold.image_size,
         head,
@@ -295,7 +234,7 @@ def original_configs(tensors: Mapping[str, Mapping[str, Tensor]], untold: Untold
         dropout=0.1,
         image_tokens=len(tensors["decoder"]["clip_tok_proj.bias"]) // context,
     )
-    upsampler = _original_unet(tensors["upsampler"], untold.large_size, head, middle_attention=False)
+    upsampler = _originalunet_values(tensors["upsampler"], untold.large_size, head, middle_attention=False)
     learned = Process(predicts="eps", variance="learned", loss="hybrid")
     return {
         "prior": prior_stage(net, Process(predicts="x0"), untold.clamp),
@@ -304,6 +243,6 @@ def original_configs(tensors: Mapping[str, Mapping[str, Tensor]], untold: Untold
     }
 
 
-def _original_unet(tensors: Mapping[str, Tensor], size: int, head: int, **more: object) -> UNetConfig:
+def _originalunet_values(tensors: Mapping[str, Tensor], size: int, head: int, **more: object) -> UNetConfig:
     config = adm.unet_config({"image_size": size, "num_head_channels": head}, tensors)
     return UNetConfig(**{**config.model_dump(), "text_project": True, **more})

@@ -17,7 +17,7 @@ from ..openai.names import KIND, TEXT_LAYERS, Renamed, prefixed
 from ..tensors import Rules, renamed
 
 
-def _layers(places: Mapping[str, str]) -> dict[str, str]:
+def layer_rules(places: Mapping[str, str]) -> dict[str, str]:
     """Rules for layers, by their names: "a.b" -> "c" is of a.b.weight and a.b.bias."""
     return {re.escape(theirs) + KIND: rf"{ours}.\1" for theirs, ours in places.items()}
 
@@ -25,7 +25,7 @@ def _layers(places: Mapping[str, str]) -> dict[str, str]:
 PRIOR = {
     "positional_embedding": "position", "prd_embedding": "query",
     "clip_mean": "embed_mean", "clip_std": "embed_std",
-    **_layers({"time_embedding.linear_1": "time.0", "time_embedding.linear_2": "time.2",
+    **layer_rules({"time_embedding.linear_1": "time.0", "time_embedding.linear_2": "time.2",
                "proj_in": "image_embed", "embedding_proj": "text_embed",
                "encoder_hidden_states_proj": "text", "norm_out": "norm",
                "proj_to_clip_embeddings": "out"}),
@@ -36,11 +36,11 @@ PRIOR_BLOCK = {
 }  # fmt: skip
 ORIGINAL_PRIOR = {
     "positional_embedding": "position", "prd_emb": "query",
-    **_layers({"time_embed.0": "time.0", "time_embed.2": "time.2", "clip_img_proj": "image_embed",
+    **layer_rules({"time_embed.0": "time.0", "time_embed.2": "time.2", "clip_img_proj": "image_embed",
                "text_emb_proj": "text_embed", "text_enc_proj": "text", "final_ln": "norm",
                "out_proj": "out"}),
 }  # fmt: skip
-UNET = _layers({
+UNET = layer_rules({
     "conv_in": "encoder.0.0", "time_embedding.linear_1": "time.0", "time_embedding.linear_2": "time.2",
     "conv_norm_out": "norm", "conv_out": "out",
 })  # fmt: skip
@@ -54,14 +54,14 @@ ATTENTION = {
 }  # fmt: skip
 TEXT_PROJ = {
     "learned_classifier_free_guidance_embeddings": "null_image",
-    **_layers({"embedding_proj": "text_embed",
+    **layer_rules({"embedding_proj": "text_embed",
                "clip_image_embeddings_project_to_time_embeddings": "image_embed",
                "clip_extra_context_tokens_proj": "image_tokens",
                "encoder_hidden_states_proj": "text.0", "text_encoder_hidden_states_norm": "text.1"}),
 }  # fmt: skip
 ORIGINAL_TEXT_PROJ = {
     "cf_param": "null_image",
-    **_layers({"text_feat_proj": "text_embed", "clip_emb": "image_embed", "clip_tok_proj": "image_tokens",
+    **layer_rules({"text_feat_proj": "text_embed", "clip_emb": "image_embed", "clip_tok_proj": "image_tokens",
                "text_seq_proj.0": "text.0", "text_seq_proj.1": "text.1"}),
 }  # fmt: skip
 # What diffusers keeps apart and we hold as one layer, in which each head has its parts side by side.
@@ -71,24 +71,24 @@ JOINED = {"qkv": ("to_q", "to_k", "to_v"), "context_kv": ("add_k_proj", "add_v_p
 def prior(tensors: Mapping[str, Tensor], layers: int, heads: int, source: str) -> Renamed:
     """Of diffusers' PriorTransformer, which also holds the statistics of the embeddings."""
     places = {f"transformer_blocks.{i}": f"blocks.{i}" for i in range(layers)}
-    ours, unused = renamed(tensors, {**PRIOR, **_blocks(places, PRIOR_BLOCK)}, source)
-    return _of_prior(_joined(ours, lambda channels: heads)), unused
+    ours, unused = renamed(tensors, {**PRIOR, **block_rules(places, PRIOR_BLOCK)}, source)
+    return _of_prior(joined(ours, lambda channels: heads)), unused
 
 
 def original_prior(tensors: Mapping[str, Tensor], layers: int, source: str) -> Renamed:
     """Of the published prior. Its queries, keys and values lie as ours do."""
     tensors, others = without("model.", tensors)
     places = {f"transformer.resblocks.{i}": f"blocks.{i}" for i in range(layers)}
-    ours, unused = renamed(tensors, {**ORIGINAL_PRIOR, **_blocks(places, TEXT_LAYERS)}, source)
+    ours, unused = renamed(tensors, {**ORIGINAL_PRIOR, **block_rules(places, TEXT_LAYERS)}, source)
     return _of_prior(ours), [*others, *(f"model.{name}" for name in unused)]
 
 
 def unet(tensors: Mapping[str, Tensor], config: UNetConfig, source: str, network: str = "network") -> Renamed:
     """Of diffusers' UNet2DConditionModel and UNet2DModel."""
     resnets, attentions = _places(config)
-    rules = {**UNET, **_blocks(resnets, RESNET), **_blocks(attentions, ATTENTION)}
+    rules = {**UNET, **block_rules(resnets, RESNET), **block_rules(attentions, ATTENTION)}
     ours, unused = renamed(tensors, rules, source)
-    return prefixed(network, _joined(ours, config.heads)), unused
+    return prefixed(network, joined(ours, config.heads)), unused
 
 
 def text_proj(tensors: Mapping[str, Tensor], source: str) -> Renamed:
@@ -117,9 +117,9 @@ def without(prefix: str, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tenso
     return inside, [name for name in tensors if not name.startswith(prefix)]
 
 
-def _blocks(places: Mapping[str, str], layers: Mapping[str, str]) -> Rules:
+def block_rules(places: Mapping[str, str], layers: Mapping[str, str]) -> Rules:
     """Rules for the layers of every block."""
-    return _layers(
+    return layer_rules(
         {
             f"{theirs}.{layer}": f"{ours}.{named}"
             for theirs, ours in places.items()
@@ -154,7 +154,7 @@ def _places(config: UNetConfig) -> tuple[dict[str, str], dict[str, str]]:
     return resnets, attentions
 
 
-def _joined(tensors: dict[str, Tensor], heads_of: Callable[[int], int]) -> dict[str, Tensor]:
+def joined(tensors: dict[str, Tensor], heads_of: Callable[[int], int]) -> dict[str, Tensor]:
     """Queries, keys and values as one layer, ordered by head first.
 
     heads_of: channels -> heads. What is not there in full is left alone, for ``fill`` to complain of.

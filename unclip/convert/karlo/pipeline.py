@@ -17,23 +17,19 @@ from torch import Tensor
 
 from ...checkpoint import CheckpointError, load_strictly
 from ...clip import Clip, load_openai, load_transformers
-from ...files import read_json
 from ...pipeline.pipeline import Pipeline
 from ...stages import Decoder, Prior
 from ...stages.config import StageConfig
 from ..catalogue import PublicModel
+from ..diffusers_layout import read_settings, read_weights
 from ..family import StageConfigs
 from ..tensors import read
 from . import names
-from .configs import RELEASED, UNTOLD, Configs, Untold, Values, original_configs, stage_configs
+from .configs import RELEASED, UNTOLD, Configs, Untold, original_configs, stage_configs
 
 S = TypeVar("S", Prior, Decoder)
 PARTS = ("prior", "decoder", "text_proj", "super_res_first", "super_res_last")
 SCHEDULERS = ("prior_scheduler", "decoder_scheduler", "super_res_scheduler")
-WEIGHTS = (
-    "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin",
-    "diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.fp16.bin",
-)  # fmt: skip
 ORIGINAL = {
     "prior": "prior-ckpt*.ckpt", "decoder": "decoder-ckpt*.ckpt", "upsampler": "improved-sr-ckpt*.ckpt",
     "clip": "ViT-L-14.pt", "statistics": "ViT-L-14_stats.th",
@@ -65,14 +61,14 @@ def from_diffusers(folder: str | Path) -> Pipeline:
     """
     folder = Path(folder)
     _check_parts(folder)
-    settings = {part: _json(folder / part / "config.json") for part in PARTS}
-    settings |= {part: _json(folder / part / "scheduler_config.json") for part in SCHEDULERS}
+    settings = {part: read_settings(folder / part / "config.json") for part in PARTS}
+    settings |= {part: read_settings(folder / part / "scheduler_config.json") for part in SCHEDULERS}
     config = stage_configs(settings, str(folder))
     shape = config["prior"].net
     prior = _stage(
         Prior,
         config["prior"],
-        [names.prior(_weights(folder / "prior"), shape.layers, shape.heads, str(folder / "prior"))],
+        [names.prior(read_weights(folder / "prior"), shape.layers, shape.heads, str(folder / "prior"))],
         folder / "prior",
     )
     net, source = config["decoder"].net, str(folder / "decoder")
@@ -80,8 +76,8 @@ def from_diffusers(folder: str | Path) -> Pipeline:
         Decoder,
         config["decoder"],
         [
-            names.unet(_weights(folder / "decoder"), net, source),
-            names.text_proj(_weights(folder / "text_proj"), str(folder / "text_proj")),
+            names.unet(read_weights(folder / "decoder"), net, source),
+            names.text_proj(read_weights(folder / "text_proj"), str(folder / "text_proj")),
             _unwhitened(net.image_embed_dim or 0),
         ],
         f"{source} with text_proj",
@@ -91,8 +87,8 @@ def from_diffusers(folder: str | Path) -> Pipeline:
         Decoder,
         config["upsampler"],
         [
-            names.unet(_weights(folder / "super_res_first"), net, source),
-            names.unet(_weights(folder / "super_res_last"), net, source, "last"),
+            names.unet(read_weights(folder / "super_res_first"), net, source),
+            names.unet(read_weights(folder / "super_res_last"), net, source, "last"),
             _unwhitened(0),
         ],
         f"{source} with super_res_last",
@@ -176,34 +172,12 @@ def _unwhitened(dim: int) -> names.Renamed:
 
 
 def _check_parts(folder: Path) -> None:
-    kind = _json(folder / "model_index.json").get("_class_name")
+    kind = read_settings(folder / "model_index.json").get("_class_name")
     if kind != "UnCLIPPipeline":
         raise CheckpointError(f"{folder} holds a {kind}, not a UnCLIPPipeline, which Karlo is")
     parts = (*PARTS, *SCHEDULERS, "text_encoder", "tokenizer")
     if missing := [part for part in parts if not (folder / part).is_dir()]:
         raise CheckpointError(f"{folder} lacks the folders {', '.join(missing)}")
-
-
-def _json(path: Path) -> Values:
-    try:
-        return read_json(path, "a part's settings")
-    except ValueError as error:
-        raise CheckpointError(str(error)) from None
-
-
-def _weights(folder: Path) -> dict[str, Tensor]:
-    """A part's tensors, from one file, or from several and their index."""
-    for name in WEIGHTS:
-        if (folder / name).is_file():
-            return read(folder / name)
-        index = folder / f"{name}.index.json"
-        if index.is_file():
-            parts = _json(index).get("weight_map")
-            files = sorted(set(map(str, parts.values()))) if isinstance(parts, dict) else []
-            if not files or any(Path(file).name != file for file in files):
-                raise CheckpointError(f"{index} is damaged: its weight_map does not name files beside it")
-            return {name: value for file in files for name, value in read(folder / file).items()}
-    raise CheckpointError(f"{folder} holds no weights: none of {', '.join(WEIGHTS)} is there")
 
 
 def _original_files(folder: Path) -> dict[str, Path]:
