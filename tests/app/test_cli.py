@@ -245,7 +245,7 @@ def test_a_prompt_that_is_too_long_is_a_note(here, loaded, capsys):
 def test_nothing_half_written(here, loaded, capsys, monkeypatch):
     (here / "cat.png").write_bytes(b"a picture of before")
 
-    def full(self, file, *_):
+    def full(self, file, *_, **__):
         file.write(b"half")
         raise OSError("no space left on device")
 

@@ -203,7 +203,9 @@ def test_save_png_makes_folders_and_no_half_file(tmp_path):
     before = path.read_bytes()
 
     class Broken:
-        def save(self, file, kind):
+        info: dict = {}
+
+        def save(self, file, kind, **_):
             file.write(b"half")
             raise OSError("disk full")
 
