@@ -14,6 +14,7 @@ import asyncio
 import base64
 import gc
 import io
+import logging
 import random
 import sys
 import time
@@ -70,12 +71,8 @@ class Soaked:
     seconds: list[float]  # of each answer
     answers: dict[str, bytes]  # the files, by prompt
     took: float  # seconds, all together
+    cpu: float  # seconds of processors, the clients' included
     left: Held  # what they left when all had gone
-
-    @property
-    def rate(self) -> float:
-        """Pictures a second that somebody got."""
-        return len(self.answers) / self.took
 
 
 def visits(count: int, leave: float) -> list[Visit]:
@@ -95,13 +92,13 @@ class Clients:
         self.usual = 1.0  # seconds that answers take lately
 
     def soak(self, some: Sequence[Visit]) -> Soaked:
-        before, start = self.held(), time.monotonic()
+        before, start, cpu = self.held(), time.monotonic(), time.process_time()
         with ThreadPoolExecutor(self.count) as pool:
             answers = list(pool.map(self.visit, some))
-        took = time.monotonic() - start
+        took, cpu = time.monotonic() - start, time.process_time() - cpu
         there = {visit.prompt: one for visit, one in zip(some, answers, strict=True) if one is not None}
         files = {prompt: file for prompt, (_, file) in there.items()}
-        return Soaked([seconds for seconds, _ in there.values()], files, took, self.held() - before)
+        return Soaked([seconds for seconds, _ in there.values()], files, took, cpu, self.held() - before)
 
     def visit(self, visit: Visit) -> tuple[float, bytes] | None:
         """Seconds and the picture's file; None if it went away."""
@@ -147,15 +144,15 @@ async def _tasks() -> int:
     return len(asyncio.all_tasks())
 
 
-def alone(
+def drawn_alone(
     pipeline: Pipeline, prompts: Sequence[str], batch: int, options: Mapping[str, int]
-) -> tuple[float, dict[str, Image.Image]]:
-    """Seconds, and the pictures of these prompts, so many at a time."""
-    start, drawn = time.monotonic(), {}
+) -> tuple[tuple[float, float], dict[str, Image.Image]]:
+    """Seconds, by the clock and of processors, and the pictures of these prompts, so many at a time."""
+    start, cpu, drawn = time.monotonic(), time.process_time(), {}
     for k in range(0, len(prompts), batch):
         some = list(prompts[k : k + batch])
         drawn |= zip(some, pipeline.generate(some, seed=SEED, **options), strict=True)
-    return time.monotonic() - start, drawn
+    return (time.monotonic() - start, time.process_time() - cpu), drawn
 
 
 def differ(file: bytes, picture: Image.Image) -> bool:
@@ -166,34 +163,35 @@ def differ(file: bytes, picture: Image.Image) -> bool:
 
 def measure(
     pipeline: Pipeline, count: int, clients: int, leave: float, batch: int, options: Mapping[str, int]
-) -> tuple[Soaked, float, int]:
-    """What came of it, pictures a second without a server, and how many answers differ from those."""
+) -> tuple[Soaked, tuple[float, float], int]:
+    """What came of it, the seconds of the same without a server, and how many answers differ from those."""
     many = visits(count, leave)
     prompts = [visit.prompt for visit in many]
-    alone(pipeline, ["warm"] * batch, batch, options)
-    seconds, drawn = alone(pipeline, prompts[: count // 2], batch, options)
+    drawn_alone(pipeline, ["warm"] * batch, batch, options)
+    seconds, drawn = drawn_alone(pipeline, prompts[: count // 2], batch, options)
     server = server_of(application({pipeline.name: pipeline}, Settings(max_batch=batch, max_queue=4096)), 0)
+    logging.getLogger("uvicorn.access").setLevel(logging.WARNING)
     with server.aside() as port:
         asking = Clients(server, port, clients, options)
         asking.soak([Visit(f"warm {k}", k % 3 == 0) for k in range(2 * clients)])
         soaked = asking.soak(many)
-    more, rest = alone(pipeline, prompts[count // 2 :], batch, options)
+    more, rest = drawn_alone(pipeline, prompts[count // 2 :], batch, options)
     drawn |= rest
     wrong = sum(differ(file, drawn[prompt]) for prompt, file in soaked.answers.items())
-    return soaked, count / (seconds + more), wrong
+    return soaked, (seconds[0] + more[0], seconds[1] + more[1]), wrong
 
 
-def table(soaked: Soaked, count: int, rate: float, wrong: int) -> str:
-    """What came of ``count`` visits as Markdown."""
-    cuts = quantiles(soaked.seconds, n=100, method="inclusive")
-    left = soaked.left
+def table(soaked: Soaked, count: int, alone: tuple[float, float], wrong: int) -> str:
+    """What came of ``count`` visits as Markdown; alone: seconds of the same pictures without a server."""
+    cuts, many, left = quantiles(soaked.seconds, n=100, method="inclusive"), len(soaked.answers), soaked.left
+    server = f"{cuts[49]:.2f} | {cuts[98]:.2f} | {many / soaked.took:.2f} | {soaked.cpu / many:.3f}"
     return "\n".join([
-        "| | pictures | p50 (s) | p99 (s) | pictures a second |",
-        "|---|--:|--:|--:|--:|",
-        f"| the server | {len(soaked.answers)} | {cuts[49]:.2f} | {cuts[98]:.2f} | {soaked.rate:.3f} |",
-        f"| `pipeline.generate` | {count} | | | {rate:.3f} |",
+        "| | pictures | p50 (s) | p99 (s) | pictures a second | CPU seconds a picture |",
+        "|---|--:|--:|--:|--:|--:|",
+        f"| the server | {many} | {server} |",
+        f"| `pipeline.generate` | {count} | | | {count / alone[0]:.2f} | {alone[1] / count:.3f} |",
         "",
-        f"{count - len(soaked.answers)} went away. {wrong} answers are others than what is drawn alone. "
+        f"{count - many} went away. {wrong} answers are others than what is drawn alone. "
         f"Left behind: {left.files} files, {left.tasks} tasks, {left.connections} connections, "
         f"{left.requests} requests, {left.memory / 2**20:.1f} MiB.",
     ])  # fmt: skip
@@ -220,11 +218,11 @@ def main(argv: list[str] | None = None) -> int:
         check_numbers(args, requests=(2, 1_000_000), clients=(1, 256), leave=(0, 0.9), max_batch=(1, 1024))
         options = {} if args.steps is None else {"steps": args.steps}
         pipeline = load(args.model, args.device)
-        soaked, rate, wrong = measure(
+        soaked, alone, wrong = measure(
             pipeline, args.requests, args.clients, args.leave, args.max_batch, options
         )
         where = f"{pipeline.device}, {torch.get_num_threads()} threads"
-        print(f"{pipeline.name} on {where}\n\n{table(soaked, args.requests, rate, wrong)}")
+        print(f"{pipeline.name} on {where}\n\n{table(soaked, args.requests, alone, wrong)}")
 
     return cli.run("inference.soak", work)
 

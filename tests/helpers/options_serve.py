@@ -40,7 +40,7 @@ SERVE = Program(
     {"server_of.app": "an application"})
 SOAK = Program(
     inference.soak.main, {"model": ["some"]},
-    {"inference.soak.load": MODEL, "inference.soak.measure": ("soaked", 2.0, 1),
+    {"inference.soak.load": MODEL, "inference.soak.measure": ("soaked", (2.0, 3.0), 1),
      "inference.soak.table": "a table"},
     {"requests": (["--requests", "60"], {"measure.count": 60, "table.count": 60}),
      "clients": (["--clients", "3"], {"measure.clients": 3}),
@@ -48,6 +48,6 @@ SOAK = Program(
      "max_batch": (["--max-batch", "2"], {"measure.batch": 2}),
      "steps": (["--steps", "5"], {"measure.options": {"steps": 5}}),
      **device("load"), **model(["other"])},
-    {"measure.pipeline": MODEL, "table.soaked": "soaked", "table.rate": 2.0, "table.wrong": 1})
+    {"measure.pipeline": MODEL, "table.soaked": "soaked", "table.alone": (2.0, 3.0), "table.wrong": 1})
 # fmt: on
 PROGRAMS = {"unclip/app/serve.py": [SERVE], "inference/soak.py": [SOAK]}
