@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from options_inference import MODEL, device, memory
+from options_inference import MODEL, device, memory, model
 from programs import Program
 
+import inference.soak
 import unclip.app.serve
 
 # A table from here on, laid out by hand.
@@ -37,5 +38,16 @@ SERVE = Program(
      "log_prompts": (["--log-prompts"], {"application.settings.log_prompts": True}),
      **device("load"), **memory("load")},
     {"server_of.app": "an application"})
+SOAK = Program(
+    inference.soak.main, {"model": ["some"]},
+    {"inference.soak.load": MODEL, "inference.soak.measure": ("soaked", (2.0, 3.0), 1),
+     "inference.soak.table": "a table"},
+    {"requests": (["--requests", "60"], {"measure.count": 60, "table.count": 60}),
+     "clients": (["--clients", "3"], {"measure.clients": 3}),
+     "leave": (["--leave", "0.5"], {"measure.leave": 0.5}),
+     "max_batch": (["--max-batch", "2"], {"measure.batch": 2}),
+     "steps": (["--steps", "5"], {"measure.options": {"steps": 5}}),
+     **device("load"), **model(["other"])},
+    {"measure.pipeline": MODEL, "table.soaked": "soaked", "table.alone": (2.0, 3.0), "table.wrong": 1})
 # fmt: on
-PROGRAMS = {"unclip/app/serve.py": [SERVE]}
+PROGRAMS = {"unclip/app/serve.py": [SERVE], "inference/soak.py": [SOAK]}

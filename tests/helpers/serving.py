@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,19 +59,8 @@ class Running:
 def serving(model: Pipeline, **settings) -> Iterator[Running]:
     """A server of one model, at any free port; it is ended as SIGTERM ends it."""
     server = server_of(application({model.name: model}, Settings(**settings)), 0)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    running = Running(server)
-    try:
-        yield running
-    finally:
-        running.house.batcher.close_soon()
-        server.should_exit = True
-        thread.join(60)
-        assert not thread.is_alive()
+    with server.aside():
+        yield Running(server)
 
 
 def picture(b64: str) -> Image.Image:

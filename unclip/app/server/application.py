@@ -7,8 +7,10 @@ import base64
 import hashlib
 import mimetypes
 import re
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from http import HTTPStatus
 from pathlib import Path
 from types import FrameType
@@ -81,6 +83,22 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.config.app.state.house.batcher.close_soon()  # type: ignore[union-attr]
         super().handle_exit(sig, frame)
+
+    @contextmanager
+    def aside(self) -> Iterator[int]:
+        """Serves in a thread, as long as the block is; the port. It ends as SIGTERM ends it."""
+        thread = threading.Thread(target=self.run)
+        thread.start()
+        while not self.started:
+            if not thread.is_alive():
+                raise RuntimeError("the server did not start; what it logged says why")
+            time.sleep(0.01)
+        try:
+            yield self.servers[0].sockets[0].getsockname()[1]
+        finally:
+            self.config.app.state.house.batcher.close_soon()  # type: ignore[union-attr]
+            self.should_exit = True
+            thread.join()
 
 
 class Hasty(H11Protocol):
