@@ -30,25 +30,44 @@ from unclip.stages.tokenizer import GlideTokenizer
 from .clip.recipe import ClipRecipe
 from .programs import CODES, INTERRUPTED, STOPPED, check_downloads, run
 from .recipes import Chain, Link, recipe_of
+from .run.curves import CURVES, best_of, read
 from .run.guard import HANGUP
+from .run.resume import best_path
+from .run.settings import Training
 from .tasks.recipes import TOKENIZER, PictureRecipe
 
 
 def checkpoint_of(link: Link) -> Path:
-    """The file that a stage's run writes."""
+    """The file that a stage's run writes at its end."""
     recipe = recipe_of(link)
     return Path(recipe.train.out) / f"{recipe.stage.kind}.safetensors"
 
 
+def kept(link: Link) -> Path:
+    """The weights that a stage's run was told to keep: its last, or the best if there are any."""
+    recipe = recipe_of(link)
+    best = best_path(Path(recipe.train.out), recipe.stage.kind)
+    return best if recipe.train.keep == "best" and best.is_file() else checkpoint_of(link)
+
+
 def finished(link: Link) -> bool:
-    """Whether a stage has seen all its pictures."""
+    """Whether a stage has seen all its pictures, or ended early."""
     recipe = recipe_of(link)
     if isinstance(recipe, ClipRecipe):
         return (Path(recipe.out) / "metrics.json").is_file()
     try:
-        return read_header(checkpoint_of(link))["pictures_seen"] >= recipe.train.pictures
+        seen = read_header(checkpoint_of(link))["pictures_seen"]
     except CheckpointError:
         return False
+    return seen >= recipe.train.pictures or _ended_early(recipe.train, seen)
+
+
+def _ended_early(settings: Training, seen: int) -> bool:
+    """Whether a run of so many pictures was over, since it had no gain any more."""
+    path = Path(settings.out) / CURVES
+    best = best_of(path, settings.keep_by) if settings.patience else None
+    last = max((point["pictures"] for point in read(path)), default=0)
+    return best is not None and best.since >= settings.patience and last <= seen
 
 
 def load_link(link: Link) -> Clip | AnyPrior | Decoder:
@@ -56,7 +75,7 @@ def load_link(link: Link) -> Clip | AnyPrior | Decoder:
     recipe = recipe_of(link)
     if isinstance(recipe, ClipRecipe):
         return load_clip(recipe.out)
-    stage = load_stage(checkpoint_of(link))
+    stage = load_stage(kept(link))
     stage.config = stage.config.model_copy(update={"sampling": recipe.stage.sampling})
     return stage
 

@@ -15,7 +15,7 @@ FREE = (
     "train.weight_decay", "train.beta1", "train.beta2", "train.eps", "train.clip_norm", "train.ema_half_life",
     "train.timestep_sampler", "train.precision", "train.checkpointing", "train.compile", "train.shard",
     "train.max_skipped", "train.new_data", "train.trackers", "train.log_every", "train.validate_every",
-    "train.sample_every", "train.save_every",
+    "train.sample_every", "train.save_every", "train.keep", "train.keep_by", "train.patience",
     "data.heldout", "data.workers", "data.max_corrupt",
 )  # fmt: skip
 BEGINNING = 4096  # bytes: of a tar, the name, date and size of its first file, and some of it

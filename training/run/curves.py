@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from unclip.stages import Stage
 from .examples import Examples
 
 QUARTILES = 4
+CURVES = "metrics.jsonl"  # the points of a run
 
 
 class Means:
@@ -119,7 +121,7 @@ class Curves:
     """Points of curves, counted in pictures: a line of JSON that any program can read, and trackers."""
 
     def __init__(self, out: Path, accelerator: Accelerator) -> None:
-        self.path, self.accelerator = out / "metrics.jsonl", accelerator
+        self.path, self.accelerator = out / CURVES, accelerator
 
     def start(self, seen: int, recipe: dict) -> None:
         """Begin, or go on after ``seen`` pictures: what was recorded later will be recorded again."""
@@ -167,11 +169,52 @@ class Curves:
             for point in read(self.path)
         )
 
+    def best(self, figure: str | None) -> Best | None:
+        """See ``best_of``, of this run."""
+        return best_of(self.path, figure)
+
     def flush(self) -> None:
         """Force the points to the disk."""
         if self.path.is_file():
             with open(self.path, "rb+") as file:
                 os.fsync(file.fileno())
+
+
+@dataclass(frozen=True)
+class Best:
+    """The least validation error of a run: of what, how much, after how many pictures; and how many
+    validations came after it."""
+
+    figure: str
+    value: float
+    pictures: int
+    since: int
+
+
+def best_of(path: Path, figure: str | None) -> Best | None:
+    """The best validation of a run, by a figure such as "mse" (None: the first one that there is); None if
+    there is none. Of equal ones the first.
+
+    Raises ``ConfigError`` for a figure that validation does not have.
+    """
+    points = [point for point in read(path) if any(name.startswith("validation/") for name in point)]
+    if not points:
+        return None
+    names = [name.removeprefix("validation/") for name in points[-1] if name.startswith("validation/")]
+    name = figure_of(names, figure)
+    known = [point for point in points if f"validation/{name}" in point]
+    best = min(known, key=lambda point: point[f"validation/{name}"])
+    since = len(known) - 1 - known.index(best)
+    return Best(name, best[f"validation/{name}"], best["pictures"], since)
+
+
+def figure_of(names: Sequence[str], figure: str | None) -> str:
+    """The figure that is asked for; ``ConfigError`` if it is not one of those that there are."""
+    if figure is None:
+        return names[0]
+    if figure not in names:
+        raise ConfigError(f"train.keep_by: validation has no {figure}, but {', '.join(names)}")
+    return figure
 
 
 def append(path: Path, point: dict) -> None:

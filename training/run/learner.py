@@ -53,6 +53,7 @@ class Learner(ABC):
         self.step = 0  # optimiser steps taken, or left out
         self.saved = -1  # ... when it was last saved
         self.ending = self.interrupted = False  # whether a signal came to any process, and that it was Ctrl-C
+        self.early = False  # whether it ends here, since validation has no gain any more
         self.stuck = False  # whether any process has no next batch
         self._batch: object = None  # the last one here
         self._lost: Exception | None = None  # why there is no next one here
@@ -89,7 +90,10 @@ class Learner(ABC):
         one was not sound, since it cannot be saved before one is.
         """
         return (
-            self.step < self.total_steps and not self.stuck and (not self.ending or self.guard.in_a_row > 0)
+            self.step < self.total_steps
+            and not self.stuck
+            and not self.early
+            and (not self.ending or self.guard.in_a_row > 0)
         )
 
     @property
@@ -104,7 +108,7 @@ class Learner(ABC):
 
         unit: what is counted, such as "pictures". Raises what kept the next batch from coming.
         """
-        if self.step >= self.total_steps:
+        if self.step >= self.total_steps or self.early:
             return 0
         rest = "" if self.saved == self.step else f" from {self.last_save}"
         self.accelerator.print(f"stopped after {self.seen:,} {unit}; the same command goes on{rest}")

@@ -21,11 +21,11 @@ from unclip.data.images import save_png
 from unclip.stages import Stage
 
 from .changes import sealed
-from .curves import cut, validate
+from .curves import Best, cut, figure_of, validate
 from .examples import Task
 from .folder import write_recipe
 from .learner import StageLearner
-from .resume import is_saved, resume, save
+from .resume import best_path, is_saved, resume, save, save_best
 from .settings import Training, alone
 
 
@@ -65,6 +65,7 @@ class Run(StageLearner):
         with self.signals, bar:
             if 0 < self.step < self.total_steps:
                 self._look_again()
+            self._stop_early()
             self._steps(bar)
             self._finish()
         self.accelerator.end_training()
@@ -73,6 +74,7 @@ class Run(StageLearner):
     def _check(self) -> None:
         """Find now, and not in hours, what validation and drawing would stumble over."""
         self._heldout = self.task.validation()
+        self._check_validation()
         if not isinstance(self.raw, Stage):
             return
         sampling = self.raw.config.sampling
@@ -84,6 +86,23 @@ class Run(StageLearner):
             raise ConfigError(
                 f"stage.sampling.x0_variance has no entry for t = {min(missing)}, a step's level"
             )
+
+    def _check_validation(self) -> None:
+        """Whether there is what the best weights are told by."""
+        s = self.settings
+        if s.keep == "last" and not s.patience:
+            if s.keep_by is not None:
+                raise ConfigError("train.keep_by is of keep: best, or of patience")
+            return
+        if not self._heldout:
+            self.accelerator.print(
+                "there is no held-out data (data.heldout), so nobody can tell which weights are best: the "
+                "last ones are kept"
+            )
+        elif s.keep_by is not None and not self.sharded:
+            timesteps = self.raw.schedule.timesteps
+            means = validate(self.ema.module, self._heldout[:1], timesteps, self.accelerator)
+            figure_of(list(means), s.keep_by)
 
     def _start(self) -> None:
         if self.accelerator.is_main_process:
@@ -133,12 +152,22 @@ class Run(StageLearner):
         """Save, unless the last steps were left out; at the end of the run all the same, since there is no
         step more that could be sound: the save before it is then ``state.old``.
         """
-        is_over = self.step >= self.total_steps
+        is_over = self.step >= self.total_steps or self.early
         if not is_saved(self) and (is_over or not self.guard.in_a_row):
             save(self)
         self.code = self.end("pictures")
         if is_over:
             self._look_again(last=True)
+            self._say_best()
+
+    def _say_best(self) -> None:
+        if self.settings.keep != "best" or (best := self._best()) is None:
+            return
+        ended = f"no gain in {best.since} validations, so it ends here; " if self.early else ""
+        self.accelerator.print(
+            f"{ended}best after {best.pictures:,} of {self.seen:,} pictures (validation/{best.figure} "
+            f"{best.value:.4f}): {best_path(self.out, self.raw.config.kind)}"
+        )
 
     def _attempt(self, what: str, look: Callable[[], None]) -> None:
         """Look at the run. An error is told, and ends nothing: what was learnt does not depend on it."""
@@ -156,8 +185,24 @@ class Run(StageLearner):
         means = validate(
             self.ema.module, self._heldout, self.raw.schedule.timesteps, self.accelerator, self.sharded
         )
-        if means:
-            self.curves.record(self.seen, {f"validation/{name}": value for name, value in means.items()})
+        if not means:
+            return
+        if self.settings.keep == "best":
+            value = means[figure_of(list(means), self.settings.keep_by)]
+            best = self._best()
+            if best is None or value < best.value:
+                save_best(self)  # before it is recorded: a kill in between leaves it to be done again
+        self.curves.record(self.seen, {f"validation/{name}": value for name, value in means.items()})
+        self._stop_early()
+
+    def _best(self) -> Best | None:
+        """The best validation so far, for all processes."""
+        return alone(self.accelerator, lambda: self.curves.best(self.settings.keep_by))
+
+    def _stop_early(self) -> None:
+        """End where there was no gain for as many validations as the recipe has patience."""
+        best = self._best() if self.settings.patience else None
+        self.early = best is not None and best.since >= self.settings.patience
 
     @property
     def _sample(self) -> Path:

@@ -53,10 +53,21 @@ def _progress(run: StageLearner, means: list[dict]) -> dict:
     }
 
 
-def _export(run: StageLearner, averages: dict) -> None:
+def save_best(run: StageLearner) -> None:
+    """The averaged weights for use, beside the last ones."""
+    averages = whole(run.ema.module.state_dict(), keep=run.accelerator.is_main_process)
+    alone(run.accelerator, lambda: _export(run, averages, best_path(run.out, run.raw.config.kind)))
+
+
+def best_path(out: Path, kind: str) -> Path:
+    """Where a run keeps its best weights, if it is told to."""
+    return out / f"{kind}-best.safetensors"
+
+
+def _export(run: StageLearner, averages: dict, path: Path | None = None) -> None:
     config = run.raw.config
     save_checkpoint(
-        _checkpoint(run),
+        path or _checkpoint(run),
         averages,
         kind=config.kind,
         config=config.model_dump(mode="json"),

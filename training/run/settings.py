@@ -50,6 +50,9 @@ class Training(Config):
     validate_every: Count = 50_000
     sample_every: Count = 100_000
     save_every: Count = 50_000
+    keep: Literal["best", "last"] = "last"  # best: the averages with the least validation error, too
+    keep_by: str | None = None  # of validation, such as mse; None: the first figure that there is
+    patience: int = Field(0, ge=0, le=1_000_000)  # validations without gain, then it ends; 0: never
 
 
 def micro_batch(settings: Training, accelerator: Accelerator) -> int:

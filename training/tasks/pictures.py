@@ -45,6 +45,8 @@ class PictureTask:
             if self.source.pool is not None and stage.takes_image:
                 self.source.embed(identity, self._encoded)
         self.order, self.listing = self.source.order, getattr(self.source, "listing", {})
+        if self.source.pool is not None and self.clip is not None:
+            self.clip.remember(len(self.source.pool))  # its captions come again
         self.tokenizer = None
         if stage.takes_tokens:
             self.tokenizer = tokenizer_of(recipe.tokenizer, stage.config.text)

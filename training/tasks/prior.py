@@ -117,6 +117,7 @@ class PriorTask:
         """The whole pool as the training set."""
         self.order, self.listing = source.order, getattr(source, "listing", {})
         pool = source.pool
+        self.clip.remember(len(pool))
         return Bank(source.embeds.to(self.device), pool.caption, pool.key, pool.image)
 
     def _texts(self, captions: Sequence[str]) -> Tensor:

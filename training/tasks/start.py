@@ -19,6 +19,9 @@ from ..run.loop import train
 from ..run.settings import make_accelerator
 from .recipes import TOKENIZER
 
+# Of a decoder's network: what it is told of texts, and the tokens beside which the text stands.
+TEXT = ("context_channels", "image_tokens", "text_dim", "text_embed_dim")
+
 
 def train_stage(
     recipe_class: type[Config],
@@ -53,6 +56,7 @@ def train_stage(
 def begin(stage: Stage, path: str | None) -> None:
     """Give a new stage the weights of a checkpoint of the same kind and network; None = leave it as it is.
 
+    A checkpoint that was not told the text may start a network that is: what reads it begins as it was built.
     What is measured anew (statistics of embeddings, a memory) replaces what comes with them. ``ConfigError``,
     with what differs, for a checkpoint of another kind or network.
     """
@@ -62,15 +66,19 @@ def begin(stage: Stage, path: str | None) -> None:
     kinds = [one.config.kind for one in (stage, start)]
     if kinds[0] != kinds[1]:
         raise ConfigError(f"start: {path} holds a {kinds[1]}, not a {kinds[0]}")
-    changes = differences(
-        *(
-            one.config.model_dump(mode="json", include={"net", "text", "last_network"})
-            for one in (start, stage)
-        )
+    old, new = (
+        one.config.model_dump(mode="json", include={"net", "text", "last_network"}) for one in (start, stage)
     )
+    learns_text = False
+    if kinds[0] == "decoder":
+        learns_text = all(old["net"][name] is None for name in ("context_channels", "text_embed_dim"))
+    if learns_text:
+        old["net"] |= {name: new["net"][name] for name in TEXT}
+    changes = differences(old, new)
     if changes:
         raise ConfigError(
             f"start: {path} holds another network than the recipe's: "
             + "; ".join(f"{key} {change}" for key, change in changes.items())
         )
-    load_strictly(stage, start.state_dict(), path)
+    weights = start.state_dict()
+    load_strictly(stage, {**stage.state_dict(), **weights} if learns_text else weights, path)
