@@ -68,6 +68,23 @@ def test_workers_that_are_killed_and_one_that_comes_late_end_as_one_alone_does(p
     assert bad["line"] == 34 and "steps" in bad["error"]
 
 
+@pytest.mark.attack
+def test_what_a_worker_leaves_that_dies_just_after_a_block_is_taken_away(tmp_path, tiny_model):
+    """Between the index and its end: the list of what was begun, the lease, a lease half taken over."""
+    prompts = tmp_path / "lines.txt"
+    prompts.write_text("a\nb\nc\nd\ne\n")
+    arguments = [str(prompts), str(tmp_path / "out"), "--model", str(tiny_model), *BLOCK]
+    assert main(arguments) == 0
+    whole = files(tmp_path / "out")
+    index = min((tmp_path / "out/index").glob("*.jsonl"))
+    index.with_suffix(".part").write_bytes(index.read_bytes())
+    folder = tmp_path / "out" / "leases"
+    left(folder, host=socket.gethostname(), pid=dead_process()).rename(folder / "000000")
+    left(folder, age=90).rename(folder / f".000001.{'0' * 32}")
+    assert main(arguments) == 0
+    assert files(tmp_path / "out") == whole
+
+
 def until(true, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not true():

@@ -77,7 +77,7 @@ class Album:
 
     def _write_settings(self, settings: Mapping[str, Any]) -> None:
         """Write them whole, unless another worker was faster; theirs are compared then."""
-        aside = self.folder / f".{OPTIONS}.{os.getpid()}"
+        aside = self.folder / f".{OPTIONS}.{os.getpid():08d}"  # as ``remove_leftovers`` knows them
         aside.write_text(json.dumps(settings, indent=1), encoding="utf-8")
         try:
             os.link(aside, self.folder / OPTIONS)
@@ -203,6 +203,9 @@ class Album:
 
     def gather(self) -> None:
         """Write ``index.jsonl`` and ``errors.jsonl`` of all blocks that are complete, in order."""
+        for part in (self.folder / BLOCKS).glob("*.part"):
+            if part.with_suffix(".jsonl").exists():  # its worker died just after it had listed it
+                part.unlink(missing_ok=True)
         with written_aside(self.folder / INDEX) as index, written_aside(self.folder / ERRORS) as errors:
             with open(index, "w", encoding="utf-8") as good, open(errors, "w", encoding="utf-8") as bad:
                 for path in self._indices():

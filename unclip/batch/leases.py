@@ -40,6 +40,7 @@ class Leases:
         self._ended.set()
         self._thread.join()
         self.release()
+        self.tidy()
 
     def _now(self) -> float:
         """The time of the file system."""
@@ -64,6 +65,16 @@ class Leases:
                 self.held.unlink()
         self.held = None
 
+    def tidy(self) -> None:
+        """Take away what the dead left: leases of blocks that they had finished, and their signs of life."""
+        for path in self.folder.glob("[0-9]*"):
+            self._bury(path)
+        now = self._now()
+        for path in self.folder.glob(".*"):
+            with contextlib.suppress(FileNotFoundError):
+                if now - path.stat().st_mtime > self.expires:
+                    path.unlink()
+
     def mine(self) -> bool:
         """Whether the lease that was claimed is still this worker's: one that slept too long has lost it."""
         return self.held is not None and self._owner(self.held).get("token") == self.token
@@ -86,13 +97,12 @@ class Leases:
             os.rename(path, grave)
         except FileNotFoundError:
             return True
-        if self._dead(grave):
-            grave.unlink()
-            return True
-        with contextlib.suppress(FileExistsError):  # it was taken over in between, and is put back
-            os.link(grave, path)
-        grave.unlink()
-        return False
+        dead = self._dead(grave)
+        if not dead:
+            with contextlib.suppress(FileExistsError, FileNotFoundError):
+                os.link(grave, path)  # it was taken over in between, and is put back
+        grave.unlink(missing_ok=True)
+        return dead
 
     def _dead(self, path: Path) -> bool:
         try:
