@@ -69,9 +69,9 @@ function noise() {
 // A picture that is brought in: dropped, pasted or chosen.
 
 async function bring(file) {
+  await ready; // which models there are, and what they make of pictures
   const made = await madeOf(file);
-  const cells = made?.cells ?? (made ? [made] : []);
-  const first = cells[0] ?? {};
+  const first = made?.[0] ?? {};
   const name = file.name.replace(/\.\w+$/, "") || "a picture";
   try {
     (await createImageBitmap(file)).close();
@@ -86,13 +86,13 @@ async function bring(file) {
   const sheet = { time: Date.now(), asked, pictures: [{ blob: file, seed: asked.seed, k: first.k ?? 0 }] };
   sheets.show(sheet);
   await sheets.keep(sheet);
-  if (made) filled(first, cells.length);
+  if (made) filled(first);
   else viewer.open(sheet, 0);
 }
 
 /** Fills the form with how a picture of ours was made, and says what of that has no field here. */
-function filled(made, count) {
-  const missing = form.fill({ ...made, n: Math.max(count, (made.k ?? 0) + 1) });
+function filled(made) {
+  const missing = form.fill(made);
   const how = made.verb === "generate" ? "" : ` It came of the verb ${made.verb}, from pictures that are not in the file.`;
   const left = missing.length ? ` Not here: ${missing.join(", ")}.` : "";
   form.say(`unclip made it, and the form is filled in as it was drawn.${how}${left}`);
@@ -158,4 +158,4 @@ async function start() {
   }
 }
 
-start();
+const ready = start();

@@ -1,19 +1,25 @@
-// How a PNG says that it was made: the text chunk "unclip", which holds JSON. Nothing here trusts the file.
+// How a PNG says that it was made: the text chunk "unclip", which holds JSON (docs/provenance.md). Nothing here trusts the file.
 
 import { parsed } from "./api.js";
 
 const SIGNATURE = [137, 80, 78, 71, 13, 10, 26, 10];
+const FORMAT = 1; // of the records that are read
 const LONGEST = 1 << 20; // bytes of text that are read
 
-/** What unclip wrote into a picture's file, as an object; null for any other file. */
+/** The records that unclip wrote into a picture's file, one for each of its pictures; null for any other file. */
 export async function madeOf(file) {
   try {
     const said = await text(new Uint8Array(await file.arrayBuffer()), "unclip");
-    const made = said === null ? null : parsed(said);
-    return made && typeof made === "object" && "unclip" in made ? made : null;
+    return said === null ? null : recordsOf(parsed(said));
   } catch {
     return null; // a damaged file says nothing
   }
+}
+
+/** Those of a grid say once what they have in common. */
+function recordsOf({ common = {}, cells, ...one }) {
+  const all = Array.isArray(cells) ? cells.map((cell) => ({ ...common, ...cell })) : [one];
+  return all.length && all.every((made) => made.format === FORMAT && typeof made.verb === "string") ? all : null;
 }
 
 /** The text of an iTXt or tEXt chunk by its key, or null. */
