@@ -1,7 +1,7 @@
 """Public weights by name, or from files in their original layouts, as pipelines of our own networks.
 
-    load("glide"), load("karlo"), load("adm-256-class")      fetched when first asked for
-    load("some/folder")      GLIDE's .pt files, Karlo's .ckpt files, or a folder of diffusers
+    load("glide"), load("kandinsky-2.2"), load("adm-256-class")      fetched when first asked for
+    load("some/folder")      GLIDE's .pt files, Karlo's .ckpt files, or diffusers' folders of Karlo or Kandinsky
     load("some/file.pt")     a model of guided-diffusion or improved-diffusion
 
 Names and configurations alone; the networks are those that we train. No heavy import until it loads.
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from .catalogue import MODELS, PublicModel
 from .family import Family, StageConfigs
+from .kandinsky.family import Kandinsky
 from .karlo.family import Karlo
 from .openai.families import Adm, Glide
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["FAMILIES", "MODELS", "Family", "PublicModel", "configs", "family_of", "load", "recognised"]
 
 # Asked in this order whether a path is theirs; the last takes any file of tensors.
-FAMILIES: dict[str, Family] = {family.name: family for family in (Glide(), Karlo(), Adm())}
+FAMILIES: dict[str, Family] = {family.name: family for family in (Glide(), Kandinsky(), Karlo(), Adm())}
 
 
 def load(

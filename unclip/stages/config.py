@@ -15,6 +15,7 @@ from ..diffusion.guidance import parse_interval, parse_projection
 from ..diffusion.losses import check_loss
 from ..diffusion.samplers import SAMPLERS
 from ..diffusion.schedule import SCHEDULES, make_schedule, parse_steps
+from ..nets.autoencoder import AutoencoderConfig
 from ..nets.prior import PriorConfig
 from ..nets.prior_ar import ARPriorConfig
 from ..nets.text import TextConfig
@@ -197,6 +198,18 @@ class DecoderStageConfig(SavedConfig):
     null_text: Literal["masked", "empty"] = "masked"  # guidance starts from no token, or from "" (Karlo)
     inpaint: bool = False  # four more channels say what of the picture is known
     last_network: bool = False  # a second U-Net takes the step to data (Karlo)
+    # The process is one of latents, and net's picture their grid; None: of pixels.
+    autoencoder: AutoencoderConfig | None = None
+
+    @property
+    def channels(self) -> int:
+        """Of what the process diffuses: 3 of pixels, or those of the latents."""
+        return 3 if self.autoencoder is None else self.autoencoder.latent_channels
+
+    @property
+    def size(self) -> int:
+        """Height and width of the pictures, in pixels."""
+        return self.net.image_size * (1 if self.autoencoder is None else self.autoencoder.factor)
 
 
 StageConfig = PriorStageConfig | DecoderStageConfig
