@@ -1,7 +1,7 @@
 """Public weights by name, or from files in their original layouts, as pipelines of our own networks.
 
     load("glide"), load("kandinsky-2.2"), load("adm-256-class")      fetched when first asked for
-    load("some/folder")      GLIDE's .pt files, Karlo's .ckpt files, or diffusers' folders of Karlo or Kandinsky
+    load("some/folder")      GLIDE's .pt files, Karlo's .ckpt files, or diffusers' of Karlo, Kandinsky
     load("some/file.pt")     a model of guided-diffusion or improved-diffusion
 
 Names and configurations alone; the networks are those that we train. No heavy import until it loads.

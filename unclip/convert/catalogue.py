@@ -1,7 +1,8 @@
 """The public models that load by name: what they are, where their files lie, how they were built.
 
 Addresses, constructor arguments and sampling settings are those of the public repositories' code and
-READMEs: openai/glide-text2im, openai/guided-diffusion, openai/improved-diffusion, kakaobrain/karlo, ai-forever/Kandinsky-2.
+READMEs: openai/glide-text2im, openai/guided-diffusion, openai/improved-diffusion, kakaobrain/karlo,
+ai-forever/Kandinsky-2.
 A hash stands here only where a public source gives it.
 """
 
@@ -51,8 +52,8 @@ class PublicModel:
     args:     by role, the arguments of the public constructor.
     sampling: by role, the fields of ``Sampling`` that were published.
     serves:   the model that this one is loaded with: an upsampler's base, a classifier's decoder.
-    hub:      its repository on the Hugging Face hub, or several by role, at ``revision``; ``patterns`` are the
-              files needed.
+    hub:      its repository on the Hugging Face hub, or several by role, at ``revision``; ``patterns`` are
+              the files needed.
     """
 
     name: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated
 
 import torch
@@ -221,9 +222,11 @@ class Autoencoder(nn.Module):
             picture = self.decoder(self.from_latent(z), z if self.config.modulated else None)
         return picture.float()  # [N, 3, fh, fw]
 
-    def _precision(self) -> torch.autocast:
+    def _precision(self) -> AbstractContextManager[object]:
         """bfloat16 for weights of bfloat16, and else none: a picture's detail is made here."""
         weight = self.to_latent.weight
+        if weight.is_meta:  # of which memory is counted
+            return nullcontext()
         return torch.autocast(weight.device.type, torch.bfloat16, enabled=weight.dtype == torch.bfloat16)
 
     def forward(self, picture: Tensor) -> Tensor:

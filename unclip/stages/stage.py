@@ -64,7 +64,7 @@ class Stage(Whitened):
     """A network with its process."""
 
     config: StageConfig
-    autoencoder: Autoencoder | None = None  # of a stage that draws latents
+    autoencoder: Autoencoder | None  # of a decoder that draws latents
 
     def __init__(self, config: StageConfig, network: nn.Module, embed_dim: int) -> None:
         super().__init__(config, network, embed_dim)

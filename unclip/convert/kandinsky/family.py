@@ -29,9 +29,8 @@ class Kandinsky(Family):
         files = {role: self._folders(path, role) for role in ROLES}
         for role, folders in files.items():
             if len(folders) > 1:
-                raise CheckpointError(
-                    f"{path} holds several folders of a {role}: {', '.join(f.name for f in folders)}; leave one"
-                )
+                several = ", ".join(folder.name for folder in folders)
+                raise CheckpointError(f"{path} holds several folders of a {role}: {several}; leave one")
         return None, {role: folders[0] for role, folders in files.items()}
 
     def fetched(self, model: PublicModel) -> Files:

@@ -26,7 +26,7 @@ from .configs import RELEASED, decoder_stage, prior_stage
 # Where a part lies in the folder of the prior's pipeline, or of the decoder's.
 PRIOR = ("prior", "scheduler", "text_encoder", "tokenizer", "image_encoder", "image_processor")
 DECODER = ("unet", "scheduler", "movq")
-COUNTS = {"text": 694_659_840, "image": 1_844_907_776}  # parameters of the halves of CLIP ViT-bigG-14
+COUNTS = {"text": 694_659_840, "image": 1_844_907_264}  # parameters of the halves of CLIP ViT-bigG-14
 DESCRIPTION = "Kandinsky 2.2 (Shakhmatov et al. 2023): unCLIP in latents, text to image, 512 pixels"
 
 
@@ -45,7 +45,13 @@ def from_diffusers(folders: Mapping[str, Path]) -> Pipeline:
     first, second = Path(folders["prior"]), Path(folders["decoder"])
     _check(first, ("KandinskyV22PriorPipeline",), PRIOR)
     _check(second, ("KandinskyV22Pipeline", "KandinskyV22InpaintPipeline"), DECODER)
-    clip = load_halves(*(first / part for part in PRIOR[2:]), source="kandinsky")  # type: ignore[misc]
+    clip = load_halves(
+        first / "text_encoder",
+        first / "image_encoder",
+        first / "tokenizer",
+        first / "image_processor",
+        "kandinsky",
+    )
     prior = _prior(first)
     net = prior.config.net
     if (clip.embed_dim, clip.text_dim, clip.context_length) != (net.embed_dim, net.text_dim, net.text_length):
@@ -61,9 +67,9 @@ def from_diffusers(folders: Mapping[str, Path]) -> Pipeline:
 
 @torch.no_grad()
 def nothing(clip: Clip) -> Tensor:
-    """What Kandinsky's guidance starts from: the embedding [D] of a picture whose normalised pixels are all 0.
+    """What Kandinsky's guidance starts from: the embedding [D] of a picture whose normalised pixels are 0.
 
-    Its code calls that picture black; after CLIP's normalisation it is of the mean colour.
+    Its code calls that picture black; before CLIP's normalisation it is of the mean colour.
     """
     side = clip.image_size or 0
     return clip.towers.image(torch.zeros(1, 3, side, side))[0].float()
