@@ -231,7 +231,9 @@ def _call_decoder(decoder: Decoder, n: int) -> object:
         inputs, inputs, sampling.guidance_scale, None, sampling.guidance_rescale, sampling.threshold
     )
     prediction = denoise(torch.empty(n, *decoder.shape, device="meta"), _whole(n))
-    return decoder.to_picture(prediction.x0, inputs)
+    if decoder.autoencoder is not None:
+        decoder.to_picture(prediction.x0, inputs)
+    return prediction
 
 
 def _pictures(n: int, size: int) -> Tensor:

@@ -1,6 +1,6 @@
 """Public files from where they are published: resumed, checked, and put in place whole.
 
-OpenAI's come from its addresses into a folder of ours; Karlo's from the Hugging Face hub into the hub's
+OpenAI's come from its addresses into a folder of ours; Karlo's and Kandinsky's from the Hugging Face hub into the hub's
 own cache, by ``huggingface_hub``.
 """
 

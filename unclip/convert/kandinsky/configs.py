@@ -57,7 +57,7 @@ ONLY: dict[str, dict[str, tuple]] = {
 
 
 # What must be said, since diffusers would do another thing if it were not.
-NEEDED = {
+NEEDED: dict[str, dict[str, object]] = {
     "unet": {"encoder_hid_dim_type": "image_proj", "addition_embed_type": "image",
              "mid_block_type": "UNetMidBlock2DSimpleCrossAttn"},
     "scheduler": {"beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False},
