@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import kandinsky_models as small
 import numpy as np
 import pytest
@@ -19,6 +22,7 @@ from unclip.diffusion.noise import Noise
 from unclip.diffusion.schedule import make_schedule
 from unclip.nets import UNet
 from unclip.nets.autoencoder import Autoencoder
+from unclip.pipeline.canvas import canvas_of
 from unclip.pipeline.request import wish_of
 from unclip.plan import plan
 from unclip.stages import Decoder, Prior
@@ -137,6 +141,24 @@ def test_every_verb_of_a_model_of_latents(kandinsky, tmp_path):
 
 
 @torch.no_grad()
+def test_a_decoder_that_was_trained_for_holes(tmp_path):
+    from diffusers.pipelines.kandinsky2_2 import pipeline_kandinsky2_2_inpainting as theirs
+
+    _, second = small.pipelines(tmp_path, inpaint=True)
+    ours = unclip.load(tmp_path / "kandinsky", device="cpu")
+    picture = Image.effect_noise((16, 16), 90).convert("RGB")
+    mask = Image.new("L", (16, 16), 0)
+    mask.paste(255, (0, 0, 8, 16))
+    painted = ours.generate("a dog", image=picture, mask=mask, prior_steps=2, steps=2)
+    assert (np.asarray(painted)[:, 8:] == np.asarray(picture)[:, 8:]).all()
+    keep, image = theirs.prepare_mask_and_masked_image(picture, mask, 16, 16)
+    latents = second.movq.encode(image).latents
+    keep = theirs.prepare_mask(torch.nn.functional.interpolate(keep, (8, 8), mode="nearest"))
+    told = ours.conditions(ours.decoder, 1, canvas=canvas_of(picture, mask))
+    close(told["known"], torch.cat([latents * keep, keep], dim=1))
+
+
+@torch.no_grad()
 def test_what_guidance_starts_from(kandinsky):
     first, second, folder = kandinsky
     ours = unclip.load(folder, device="cpu")
@@ -145,6 +167,23 @@ def test_what_guidance_starts_from(kandinsky):
     pixels = first.image_processor(picture, return_tensors="pt").pixel_values
     close(ours.encode_image(torch.tensor(np.array(picture)).permute(2, 0, 1)[None] / 127.5 - 1),
           first.image_encoder(pixels).image_embeds)  # fmt: skip
+
+
+def test_what_is_no_kandinsky_is_refused_in_words(kandinsky, tmp_path):
+    copy = Path(shutil.copytree(kandinsky[2], tmp_path / "copy"))
+    settings = copy / "decoder" / "scheduler" / "scheduler_config.json"
+    settings.write_text(settings.read_text().replace('"beta_end": 0.012', '"beta_end": 0.02'))
+    with pytest.raises(CheckpointError, match="scheduler is not of Kandinsky's kind: it has beta_end 0.02"):
+        unclip.load(copy, "cpu")
+    shutil.rmtree(copy / "decoder" / "movq")
+    with pytest.raises(CheckpointError, match="decoder lacks the folders movq"):
+        unclip.load(copy, "cpu")
+    shutil.rmtree(copy / "prior" / "image_encoder")
+    with pytest.raises(CheckpointError, match="prior lacks the folders image_encoder"):
+        unclip.load(copy, "cpu")
+    shutil.copytree(copy / "decoder", copy / "other-decoder")
+    with pytest.raises(CheckpointError, match="several folders of a decoder: decoder, other-decoder"):
+        unclip.load(copy, "cpu")
 
 
 @pytest.mark.parametrize("name", ["kandinsky-2.2", "kandinsky-2.2-inpaint"])

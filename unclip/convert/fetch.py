@@ -1,7 +1,7 @@
 """Public files from where they are published: resumed, checked, and put in place whole.
 
-OpenAI's come from its addresses into a folder of ours; Karlo's and Kandinsky's from the Hugging Face hub into the hub's
-own cache, by ``huggingface_hub``.
+OpenAI's come from its addresses into a folder of ours; Karlo's and Kandinsky's from the Hugging Face hub into
+the hub's own cache, by ``huggingface_hub``.
 """
 
 from __future__ import annotations
