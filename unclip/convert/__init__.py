@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .catalogue import MODELS, PublicModel
+from .catalogue import MODELS, PRIORS, PublicModel
 from .family import Family, StageConfigs
 from .kandinsky.family import Kandinsky
 from .karlo.family import Karlo
@@ -22,9 +22,14 @@ if TYPE_CHECKING:
     import torch
 
     from ..pipeline.pipeline import Pipeline
+    from ..stages import AnyPrior
 
-__all__ = ["FAMILIES", "MODELS", "Family", "PublicModel", "configs", "family_of", "load", "recognised"]
+__all__ = [
+    "FAMILIES", "MODELS", "PRIORS", "Family", "PublicModel", "configs", "family_of", "load", "load_prior",
+    "recognised",
+]  # fmt: skip
 
+ECLIPSE_OF = {1280: "kandinsky", 768: "karlo"}  # whose embeddings have so many numbers
 # Asked in this order whether a path is theirs; the last takes any file of tensors.
 FAMILIES: dict[str, Family] = {family.name: family for family in (Glide(), Kandinsky(), Karlo(), Adm())}
 
@@ -54,6 +59,30 @@ def load(
     if model is not None:
         _name(pipeline, model)
     return pipeline.place(device, dtype, offload).eval()
+
+
+def load_prior(name_or_path: str | Path, pipeline: Pipeline, dtype: torch.dtype) -> AnyPrior:
+    """A prior for ``pipeline.with_prior``: one of ``PRIORS`` by name, a checkpoint of ours, or the folder of
+    one of ECLIPSE's.
+
+    Raises ``CheckpointError`` for what is none, or cannot be fetched.
+    """
+    from ..checkpoint import CheckpointError
+    from ..resources.devices import place
+    from ..stages import load_prior as load_ours
+    from . import fetch
+    from .kandinsky.eclipse import load_eclipse
+
+    path, public = Path(name_or_path), PRIORS.get(str(name_or_path))
+    if public is not None:
+        if pipeline.clip is None or (family := ECLIPSE_OF.get(pipeline.clip.embed_dim)) is None:
+            raise CheckpointError(f"{public.name} is {public.about}, not for {pipeline.name}")
+        path = fetch.fetch_snapshot(public, family)
+    elif not (path / "config.json").is_file():
+        return load_ours(path, pipeline.device, dtype)
+    prior = load_eclipse(path)
+    place(prior, pipeline.device, dtype)
+    return prior
 
 
 def family_of(path: Path) -> Family | None:

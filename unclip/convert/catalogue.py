@@ -271,6 +271,16 @@ _KANDINSKY_INPAINT = replace(
     args={"unet": {"in_channels": 9}},
     hub={"prior": "kandinsky-community/kandinsky-2-2-prior",
          "decoder": "kandinsky-community/kandinsky-2-2-decoder-inpaint"})
+ECLIPSE = Licence(
+    "CreativeML OpenRAIL++-M", "https://huggingface.co/ECLIPSE-Community/ECLIPSE_KandinskyV22_Prior",
+    "https://huggingface.co/ECLIPSE-Community/ECLIPSE_KandinskyV22_Prior",
+    "Its licence forbids harmful uses; the code is MIT.")
+# Parts of models, of which each says with whose embeddings it works.
+PRIORS: dict[str, PublicModel] = {"eclipse": PublicModel(
+    "eclipse", "kandinsky", "a prior of one step, for Kandinsky 2.2 and Karlo", ECLIPSE,
+    hub={"kandinsky": "ECLIPSE-Community/ECLIPSE_KandinskyV22_Prior",
+         "karlo": "ECLIPSE-Community/ECLIPSE_Karlo_Prior"},
+    patterns=("config.json", "*.safetensors"))}
 MODELS: dict[str, PublicModel] = {model.name: model for model in (
     _glide("glide", "text to image, 256 px", inpaint=False),
     _glide("glide-inpaint", "text into a picture's masked place, 256 px", inpaint=True),

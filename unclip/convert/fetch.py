@@ -237,7 +237,7 @@ def fetch_snapshot(model: PublicModel, role: str = "") -> Path:
         raise CheckpointError(f"{model.name} is in no repository of the Hugging Face hub")
     notice(model)
     by_hand = cache_folder() / model.name / role
-    if (by_hand / "model_index.json").is_file():
+    if (by_hand / model.patterns[0]).is_file():
         return by_hand
     try:
         return Path(snapshot_download(hub, revision=model.revision, allow_patterns=[*model.patterns]))
