@@ -12,8 +12,8 @@ learns from that, and needs neither the pictures nor the CLIP. The same command 
 prior, which a recipe trains whose stage has the kind prior-ar.
 
 With ``stage.objective=eclipse`` it makes an embedding of noise in one step (Patel et al. 2024), and has no
-guidance: ``stage.net.timed=false stage.drop_text=0 stage.sampling.steps=1 stage.sampling.guidance_scale=1``. Its
-contrast is among the samples that a process has in one step.
+guidance: ``stage.net.timed=false stage.drop_text=0 stage.sampling.steps=1 stage.sampling.guidance_scale=1``.
+Its contrast is among the samples that a process has in one step.
 """
 
 from __future__ import annotations

@@ -159,5 +159,5 @@ def test_a_model_takes_another_prior(published, tmp_path):
     prior.save(tmp_path / "prior.safetensors")
     ours = convert.load_prior(tmp_path / "prior.safetensors", pipeline, torch.float32)
     assert torch.equal(ours.network.out.weight, prior.network.out.weight)
-    with pytest.raises(CheckpointError, match="its embed_dim is 16, not 64"):
+    with pytest.raises(CheckpointError, match="its embed_dim is 16, not 128"):
         unclip.load("icons", device="cpu").with_prior(prior)

@@ -82,6 +82,8 @@ def load_prior(name_or_path: str | Path, pipeline: Pipeline, dtype: torch.dtype)
         return load_ours(path, pipeline.device, dtype)
     prior = load_eclipse(path)
     place(prior, pipeline.device, dtype)
+    if pipeline.clip is not None:
+        prior.facts["clip"] = pipeline.clip.identity
     return prior
 
 
