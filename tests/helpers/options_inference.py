@@ -76,8 +76,9 @@ def sampling(of: str, steps: type = str, **more: Mapping[str, object]) -> dict:
               "autoguide_with.weaker": "a weaker decoder"}
     prior = {"load_prior.name_or_path": "eclipse", "load_prior.pipeline": MODEL,
              "load_prior.dtype": torch.float32, "with_prior.prior": "a prior"}
-    return {**options, "prior": (["--prior", "eclipse"], prior), 
-            "classifier": (["--classifier", "led"], guided), **device("load"), "weaker": (["--weaker", "weak"], weaker), **memory("load")}
+    return {**options, "prior": (["--prior", "eclipse"], prior),
+            "classifier": (["--classifier", "led"], guided), **device("load"),
+            "weaker": (["--weaker", "weak"], weaker), **memory("load")}
 
 
 LOADED = {"unclip.app.cli.load": MODEL, "unclip.guides.classifier.load_classifier": "a classifier",
