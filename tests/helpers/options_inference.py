@@ -84,7 +84,7 @@ def sampling(of: str, steps: type = str, **more: Mapping[str, object]) -> dict:
 LOADED = {"unclip.app.cli.load": MODEL, "unclip.guides.classifier.load_classifier": "a classifier",
           "unclip.pipeline.model.Model.guide_with": MODEL, "unclip.stages.load_decoder": "a weaker decoder",
           "unclip.pipeline.model.Model.autoguide_with": MODEL, "unclip.convert.load_prior": "a prior",
-          "unclip.pipeline.model.Model.with_prior": MODEL}
+          "unclip.pipeline.pipeline.Pipeline.with_prior": MODEL}
 
 
 def counted(of: str, n: int = 5) -> dict:

@@ -17,7 +17,6 @@ from ..guides.classifier import Classifier
 from ..resources.devices import as_device, lent, parse_dtype, place
 from ..stages import AnyPrior, Conditions, Decoder
 from .canvas import Canvas
-from .checks import prior_fits
 from .prompts import Prompts, encode, needed
 
 if TYPE_CHECKING:
@@ -189,13 +188,6 @@ class Model(nn.Module):
         """
         classifier_fits(self, classifier)
         self.classifier = classifier if self._lends_to else classifier.to(self.device)
-        return self
-
-    def with_prior(self, prior: AnyPrior) -> Self:
-        """Make embeddings of prompts by another prior, of the same CLIP (else ``CheckpointError``); returns
-        the pipeline."""
-        prior_fits(self, prior)
-        self.prior = prior if self._lends_to else prior.to(self.device)
         return self
 
     def autoguide_with(self, weaker: Decoder) -> Self:

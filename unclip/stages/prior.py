@@ -111,7 +111,8 @@ class Prior(TextPrior, Stage):
         made = self.denoiser(noise, last, **conditions).x0.float()  # [N,D]
         likeness = F.normalize(self.coloured(made), dim=-1) @ F.normalize(conditions["text_embed"], dim=-1).T
         likeness, own = likeness / self.config.temperature, torch.arange(len(x0), device=x0.device)
-        contrast = sum(F.cross_entropy(one, own, reduction="none") for one in (likeness, likeness.T)) / 2
+        of_text, of_picture = (F.cross_entropy(x, own, reduction="none") for x in (likeness, likeness.T))
+        contrast = (of_text + of_picture) / 2
         mse = (made - x0).square().mean(1)
         return {"loss": mse + self.config.contrast * contrast, "mse": mse, "contrast": contrast}
 
