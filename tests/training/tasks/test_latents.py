@@ -12,8 +12,10 @@ from tiny import randn
 from training_programs import NET, PICTURES
 
 import unclip
+from inference.measure import likelihood
 from training.decoder import main
 from unclip.config import ConfigError
+from unclip.guides.classifier import Classifier, ClassifierStageConfig
 from unclip.stages import Decoder, DecoderStageConfig
 
 AUTOENCODER = {"channels": 16, "channel_mult": [1, 2], "num_res_blocks": 1, "norm_groups": 8}
@@ -50,6 +52,12 @@ def test_it_is_trained_in_latents_and_draws_pictures(held, tmp_path):
     one, other = pipeline.generate(seed=1, n=2)
     assert one.size == (16, 16) and pipeline.size == 16 and one.tobytes() != other.tobytes()
     assert np.array_equal(pipeline.generate(seed=1), one)
+    with pytest.raises(ValueError, match="the decoder diffuses latents"):
+        likelihood.stage_of(pipeline, "decoder")
+    net = {"image_size": 16, "channels": 16, "channel_mult": [1], "num_res_blocks": 1, "classes": 3}
+    classifier = Classifier(ClassifierStageConfig(net=net, schedule="linear-latent"))
+    with pytest.raises(ValueError, match="the classifier does not fit the decoder: it knows no latents"):
+        pipeline.guide_with(classifier)
     picture = randn(1, 3, 16, 16).clamp(-1, 1)
     latents = after.to_data(picture, {})
     assert latents.shape == (1, 4, 8, 8) == (1, *after.shape)
