@@ -91,7 +91,7 @@ KARLO = Licence(
 KANDINSKY = Licence(
     "Apache-2.0", "https://www.apache.org/licenses/LICENSE-2.0",
     "https://huggingface.co/kandinsky-community/kandinsky-2-2-decoder",
-    "Trained on unfiltered pictures of the internet; it comes without a safety checker.")
+    "Its pipelines come without a safety checker.")
 
 
 def _unet(channels: int, blocks: int, **changes: object) -> dict[str, object]:
@@ -272,7 +272,7 @@ _KANDINSKY_INPAINT = replace(
     hub={"prior": "kandinsky-community/kandinsky-2-2-prior",
          "decoder": "kandinsky-community/kandinsky-2-2-decoder-inpaint"})
 ECLIPSE = Licence(
-    "CreativeML OpenRAIL++-M", "https://huggingface.co/ECLIPSE-Community/ECLIPSE_KandinskyV22_Prior",
+    "OpenRAIL++", "https://huggingface.co/ECLIPSE-Community/ECLIPSE_KandinskyV22_Prior",
     "https://huggingface.co/ECLIPSE-Community/ECLIPSE_KandinskyV22_Prior",
     "Its licence forbids harmful uses; the code is MIT.")
 # Parts of models, of which each says with whose embeddings it works.
