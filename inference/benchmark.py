@@ -58,8 +58,8 @@ def works(pipeline: Pipeline, n: int) -> dict[str, Callable[[], object]]:
 
 def _sampling(stage: Decoder, conditions: dict, n: int) -> Callable[[], object]:
     def work() -> None:
-        for _ in stage.sample(conditions, Noise(range(n), stage.embed_mean.device)):
-            pass
+        *_, last = stage.sample(conditions, Noise(range(n), stage.embed_mean.device))
+        stage.to_picture(last.x, conditions)
 
     return work
 

@@ -5,6 +5,9 @@
     accelerate launch -m training.decoder configs/icons/decoder.yaml
 
 The same command again continues the run. ``out/decoder.safetensors`` is ready for use at any time.
+
+With ``stage.autoencoder`` it learns latents and draws in them. ``autoencoder`` then names a decoder's
+checkpoint that holds one, such as ``inference.convert`` makes of kandinsky-2.2; that part is not trained.
 """
 
 from __future__ import annotations

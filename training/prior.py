@@ -10,6 +10,10 @@ prior then learns from these without pictures. With ``data.embeddings``, a folde
 learns from that, and needs neither the pictures nor the CLIP. The same command again continues the run.
 ``out/prior.safetensors`` is ready for use at any time; or ``out/prior-ar.safetensors``, the autoregressive
 prior, which a recipe trains whose stage has the kind prior-ar.
+
+With ``stage.objective=eclipse`` it makes an embedding of noise in one step (Patel et al. 2024), and has no
+guidance: ``stage.net.timed=false stage.drop_text=0 stage.sampling.steps=1 stage.sampling.guidance_scale=1``.
+Its contrast is among the samples that a process has in one step.
 """
 
 from __future__ import annotations

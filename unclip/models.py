@@ -38,7 +38,7 @@ def load(
     name_or_path: a name; a pipeline directory; the checkpoint of a decoder that takes neither text nor
                   embeddings, or the folder of its run; a public model in its original layout: GLIDE's
                   folder of .pt files, a .pt file of ADM or improved DDPM, Karlo's folder of .ckpt files
-                  or that of diffusers.
+                  or that of diffusers, a folder with the two of Kandinsky.
     device:       "cpu", "cuda", ...; None takes a GPU if there is one.
     dtype:        of the weights: "float32", or "bfloat16" for half the memory.
     offload:      stages stay in the computer's memory and go to the device one at a time, while they work.
@@ -46,7 +46,7 @@ def load(
                   of the hub); without it a folder reaches no network.
 
     The weights of a public name are fetched when it is first asked for, into $UNCLIP_CACHE or
-    ~/.cache/unclip (Karlo's into the Hugging Face hub's cache).
+    ~/.cache/unclip (Karlo's and Kandinsky's into the Hugging Face hub's cache).
 
     Raises ``ValueError`` for an unknown name, a folder that is not a model, a stage that is none by
     itself, a file that is damaged or does not fit, or one that cannot be fetched.

@@ -230,7 +230,10 @@ def _call_decoder(decoder: Decoder, n: int) -> object:
     denoise = decoder.denoise(
         inputs, inputs, sampling.guidance_scale, None, sampling.guidance_rescale, sampling.threshold
     )
-    return denoise(_pictures(n, decoder.size), _whole(n))
+    prediction = denoise(torch.empty(n, *decoder.shape, device="meta"), _whole(n))
+    if decoder.autoencoder is not None:
+        decoder.to_picture(prediction.x0, inputs)
+    return prediction
 
 
 def _pictures(n: int, size: int) -> Tensor:

@@ -33,6 +33,10 @@ def stage_of(pipeline: Pipeline, name: str) -> Decoder:
         raise ValueError("the prior makes embeddings; bits per dimension are those of 8-bit pictures")
     if name not in stages:
         raise ValueError(f"{pipeline.name} has no stage '{name}'; it has: {', '.join(stages)}")
+    if stages[name].autoencoder is not None:
+        raise ValueError(
+            f"the {name} diffuses latents, which are no 8-bit picture: it has no bits per dimension"
+        )
     low_res = stages[name].config.low_res
     if low_res is not None and low_res.residual_scale is not None:
         raise ValueError(

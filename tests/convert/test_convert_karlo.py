@@ -9,7 +9,7 @@ import karlo_models as small
 import numpy as np
 import pytest
 import torch
-from karlo_models import close
+from karlo_models import close, exact
 from places import fixtures
 from tiny import randn
 from torch import Tensor
@@ -212,15 +212,12 @@ class Stream:
 def lively(tmp_path_factory):
     """One whose pictures depend much on all that goes in; its schedulers are given exact tables.
 
-    Their own are float32, in which beta / (1 - (1 - beta)) is 1.0006 at the first level, and so is every
-    embedding. At the last level, where x0 is clamped, a random network makes much of that in some pixel.
-    Karlo's own code has float64 tables, as ours has.
+    With their own every embedding is 1.0006 times as long, and at the last level, where x0 is clamped, a
+    random network makes much of that in some pixel.
     """
     pipeline, folder = small.saved(tmp_path_factory.mktemp("lively"), gain=0.7)
-    alpha_bar = make_schedule("cosine", 1000).alpha ** 2
     for scheduler in (pipeline.prior_scheduler, pipeline.decoder_scheduler, pipeline.super_res_scheduler):
-        scheduler.alphas_cumprod, scheduler.alphas = alpha_bar[1:], alpha_bar[1:] / alpha_bar[:-1]
-        scheduler.betas, scheduler.one = 1 - scheduler.alphas, alpha_bar[0]
+        exact(scheduler, make_schedule("cosine", 1000))
     return pipeline, folder
 
 

@@ -218,7 +218,11 @@ def test_karlo_comes_from_the_hub_at_its_revision(monkeypatch, tmp_path):
     assert "*/*.safetensors" in asked["allow_patterns"]
 
 
-def test_karlo_without_a_network(monkeypatch, cache):
+@pytest.mark.parametrize("name, role, hub", [
+    ("karlo", "", "kakaobrain/karlo"), ("kandinsky-2.2", "prior", "kandinsky-community/kandinsky-2-2-prior"),
+    ("kandinsky-2.2-inpaint", "decoder", "kandinsky-community/kandinsky-2-2-decoder-inpaint"),
+])  # fmt: skip
+def test_a_model_of_the_hub_without_a_network(monkeypatch, cache, name, role, hub):
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     def offline(*_, **__) -> str:
@@ -226,11 +230,12 @@ def test_karlo_without_a_network(monkeypatch, cache):
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
     with (
-        pytest.warns(UserWarning, match="karlo"),
-        pytest.raises(CheckpointError, match="(?s)no connection.*index.json, .*brain/karlo") as error,
+        pytest.warns(UserWarning, match=name),
+        pytest.raises(CheckpointError, match=f"(?s)no connection.*index.json, .*{hub}") as error,
     ):
-        fetch.fetch_snapshot(MODELS["karlo"])
-    assert f"-> {cache / 'karlo'}" in str(error.value)
-    (cache / "karlo").mkdir()
-    (cache / "karlo" / "model_index.json").write_text("{}")
-    assert fetch.fetch_snapshot(MODELS["karlo"]) == cache / "karlo"
+        fetch.fetch_snapshot(MODELS[name], role)
+    place = cache / name / role
+    assert f"-> {place}" in str(error.value)
+    place.mkdir(parents=True)
+    (place / "model_index.json").write_text("{}")
+    assert fetch.fetch_snapshot(MODELS[name], role) == place

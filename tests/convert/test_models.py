@@ -72,7 +72,7 @@ def test_a_file_is_kept_under_a_name_of_its_own():
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_every_model_has_configurations(model):
     configs = convert.configs(model)
-    size = configs["decoder"].net.image_size
+    size = configs["decoder"].size
     for upsampler in configs.get("upsamplers", ()):
         assert upsampler.low_res.size == size
         size = upsampler.net.image_size

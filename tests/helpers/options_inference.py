@@ -74,13 +74,17 @@ def sampling(of: str, steps: type = str, **more: Mapping[str, object]) -> dict:
     weaker = {"load_decoder.path": Path("weak"), "load_decoder.device": CPU,
               "load_decoder.dtype": torch.float32,
               "autoguide_with.weaker": "a weaker decoder"}
-    return {**options, "classifier": (["--classifier", "led"], guided), **device("load"),
+    prior = {"load_prior.name_or_path": "eclipse", "load_prior.pipeline": MODEL,
+             "load_prior.dtype": torch.float32, "with_prior.prior": "a prior"}
+    return {**options, "prior": (["--prior", "eclipse"], prior),
+            "classifier": (["--classifier", "led"], guided), **device("load"),
             "weaker": (["--weaker", "weak"], weaker), **memory("load")}
 
 
 LOADED = {"unclip.app.cli.load": MODEL, "unclip.guides.classifier.load_classifier": "a classifier",
           "unclip.pipeline.model.Model.guide_with": MODEL, "unclip.stages.load_decoder": "a weaker decoder",
-          "unclip.pipeline.model.Model.autoguide_with": MODEL}
+          "unclip.pipeline.model.Model.autoguide_with": MODEL, "unclip.convert.load_prior": "a prior",
+          "unclip.pipeline.pipeline.Pipeline.with_prior": MODEL}
 
 
 def counted(of: str, n: int = 5) -> dict:

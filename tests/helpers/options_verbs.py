@@ -91,7 +91,8 @@ AGAIN = Program(
      "image": (["--image", "o.png", "--image", "m.png"], {"_sources.files": [Path("o.png"), Path("m.png")]}),
      "anyway": (["--anyway"], {"drawn.anew": True}),
      **model(["--model", "other"]),
-     **{name: sampling("")[name] for name in ("classifier", "weaker", "device", "dtype", "offload")}},
+     **{name: sampling("")[name]
+        for name in ("prior", "classifier", "weaker", "device", "dtype", "offload")}},
     {"drawn.pipeline": MODEL, "drawn.sources": {}, "drawn.records": [record(0), record(1)],
      "_sources.near": Path("."), "save_png.image": (4, 4), **fields("_sources.record", record(0))})
 INFO = Program(

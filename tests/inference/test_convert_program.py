@@ -24,7 +24,8 @@ PROBE = """
 import sys, unclip
 pipeline = unclip.load(sys.argv[1], "cpu")
 found = {name for name in sys.modules if name.startswith("unclip.convert.")}
-families = {"catalogue", "family", "karlo", "karlo.family", "openai", "openai.families"}  # names alone
+families = {"catalogue", "family", "openai", "openai.families"}  # names alone
+families |= {"kandinsky", "kandinsky.family", "karlo", "karlo.family"}
 assert found <= {"unclip.convert." + name for name in families}, found
 """
 

@@ -26,7 +26,9 @@ def stage_of(recipe: StageRecipe) -> Stage | Classifier:
 def side_of(recipe: PictureRecipe | ClassifierRecipe) -> int:
     """Height and width, in pixels, of the pictures that the network is trained on."""
     upsampler = isinstance(recipe, PictureRecipe) and recipe.stage.low_res is not None
-    return (recipe.data.crop or recipe.data.size) if upsampler else recipe.stage.net.image_size
+    if upsampler:
+        return recipe.data.crop or recipe.data.size
+    return recipe.stage.size if isinstance(recipe, PictureRecipe) else recipe.stage.net.image_size
 
 
 def batch_of(recipe: StageRecipe, stage: Stage | Classifier, n: int) -> Examples:

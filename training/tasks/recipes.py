@@ -28,6 +28,7 @@ class PictureRecipe(Config):
     tokenizer: str | None = None  # of a stage with a text transformer: ``glide``, or a folder
     data: DataConfig
     start: str | None = None  # a checkpoint whose weights a new run begins with; None = chance
+    autoencoder: str | None = None  # of a stage of latents: a decoder's checkpoint, whose own it takes
     stage: DecoderStageConfig
     train: Training
 

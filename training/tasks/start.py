@@ -10,14 +10,14 @@ from accelerate import Accelerator
 
 from unclip.checkpoint import load_strictly
 from unclip.config import Config, ConfigError, differences
-from unclip.stages import Stage, load_stage
+from unclip.stages import Decoder, Stage, load_stage
 
 from ..programs import program
 from ..run import folder
 from ..run.examples import Task
 from ..run.loop import train
 from ..run.settings import make_accelerator
-from .recipes import TOKENIZER
+from .recipes import TOKENIZER, PictureRecipe
 
 # Of a decoder's network: what it is told of texts, and the tokens beside which the text stands.
 TEXT = ("context_channels", "image_tokens", "text_dim", "text_embed_dim")
@@ -46,6 +46,8 @@ def train_stage(
         torch.manual_seed(recipe.train.seed)
         stage = stage_class(recipe.stage)
         begin(stage, getattr(recipe, "start", None))
+        if isinstance(recipe, PictureRecipe):
+            take_autoencoder(stage, recipe)
         task = task_class(recipe, stage.to(accelerator.device), accelerator)
         tokenizer = getattr(task, "tokenizer", None)
         if tokenizer is not None and accelerator.is_main_process:
@@ -66,9 +68,8 @@ def begin(stage: Stage, path: str | None) -> None:
     kinds = [one.config.kind for one in (stage, start)]
     if kinds[0] != kinds[1]:
         raise ConfigError(f"start: {path} holds a {kinds[1]}, not a {kinds[0]}")
-    old, new = (
-        one.config.model_dump(mode="json", include={"net", "text", "last_network"}) for one in (start, stage)
-    )
+    same = {"net", "text", "last_network", "autoencoder"}
+    old, new = (one.config.model_dump(mode="json", include=same) for one in (start, stage))
     learns_text = False
     if kinds[0] == "decoder":
         learns_text = all(old["net"][name] is None for name in ("context_channels", "text_embed_dim"))
@@ -82,3 +83,24 @@ def begin(stage: Stage, path: str | None) -> None:
         )
     weights = start.state_dict()
     load_strictly(stage, {**stage.state_dict(), **weights} if learns_text else weights, path)
+
+
+def take_autoencoder(stage: Decoder, recipe: PictureRecipe) -> None:
+    """Give a new stage of latents the autoencoder that its recipe names; it is not trained.
+
+    Raises ``ConfigError`` where there is none, or one of another shape than ``stage.autoencoder``.
+    """
+    path, wanted = recipe.autoencoder, recipe.stage.autoencoder
+    if path is None:
+        if wanted is not None and recipe.start is None:
+            raise ConfigError(
+                "stage.autoencoder is of weights that are there already; autoencoder names the decoder's "
+                "checkpoint that holds them"
+            )
+        return
+    held = Decoder.load(path)
+    if wanted is None or held.config.autoencoder != wanted:
+        theirs = None if held.config.autoencoder is None else held.config.autoencoder.model_dump(mode="json")
+        raise ConfigError(f"autoencoder: {path} holds {theirs}, which stage.autoencoder is to be, too")
+    assert stage.autoencoder is not None and held.autoencoder is not None
+    stage.autoencoder.load_state_dict(held.autoencoder.state_dict())

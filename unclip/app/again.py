@@ -51,6 +51,7 @@ def parser() -> Parser:
         help="the model, if it does not come with the package; nothing is fetched unless you name it",
     )
     add("--anyway", action="store_true", help="draw it with another version or model than it says")
+    add("--prior", metavar="PRIOR", help="another prior, if one was named")
     add("--classifier", type=Path, metavar="FILE", help="of noised pictures, if one led it")
     add("--weaker", type=Path, metavar="FILE", help="a weaker decoder, if it was led away from one")
     add_device(parser)

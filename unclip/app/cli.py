@@ -23,12 +23,17 @@ if TYPE_CHECKING:
 
 
 def loaded(args: argparse.Namespace) -> Pipeline:
-    """The pipeline that the command line names, with the guides that it names."""
+    """The pipeline that the command line names, with the parts that it names besides."""
     return guided(load(args.model, args.device, args.dtype, args.offload), args)
 
 
 def guided(pipeline: Pipeline, args: argparse.Namespace) -> Pipeline:
-    """The pipeline with the classifier and the weaker decoder that the command line names, if any."""
+    """The pipeline with the prior and the guides that the command line names, if any."""
+    if args.prior is not None:
+        from ..convert import load_prior
+        from ..resources.devices import parse_dtype
+
+        pipeline = pipeline.with_prior(load_prior(args.prior, pipeline, parse_dtype(args.dtype)))
     if args.classifier is not None:
         from ..guides.classifier import load_classifier
 

@@ -131,10 +131,11 @@ def _check_files(args: argparse.Namespace, output: Path) -> None:
 
 
 def _models() -> str:
-    from ..convert.catalogue import MODELS
+    from ..convert.catalogue import MODELS, PRIORS
 
     rows = [(name, "comes with the package", "MIT") for name in shipped_models()]
     rows += [(model.name, model.about, model.licence.name) for model in MODELS.values()]
+    rows += [(f"--prior {one.name}", one.about, one.licence.name) for one in PRIORS.values()]
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
     return "\n".join(f"{name:<{widths[0]}}  {about:<{widths[1]}}  {licence}" for name, about, licence in rows)
 

@@ -24,6 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             metavar=None if name not in METAVARS else METAVARS[name],
             help=field.description,
         )
+    add("--prior", metavar="PRIOR", help="another prior: eclipse, or a file or folder of one")
     add("--classifier", type=Path, metavar="FILE", help="of noised pictures: its gradient leads to --class")
     add("--weaker", type=Path, metavar="FILE", help="a weaker decoder, to be led away from (autoguidance)")
     add_device(parser)

@@ -10,10 +10,11 @@ Radford et al. 2021 (arXiv:2103.00020).
 from .description import MEAN, STD
 from .encoders import Clip, Text
 from .files import CONFIG, WEIGHTS, build_clip, is_on_hub, load_clip, save_clip
+from .halves import load_halves
 from .identity import digest_of, named, same_weights, weights_of
 from .public import load_openai, load_transformers
 
 __all__ = [
     "CONFIG", "MEAN", "STD", "WEIGHTS", "Clip", "Text", "build_clip", "digest_of", "is_on_hub", "load_clip",
-    "load_openai", "load_transformers", "named", "same_weights", "save_clip", "weights_of",
+    "load_halves", "load_openai", "load_transformers", "named", "same_weights", "save_clip", "weights_of",
 ]  # fmt: skip

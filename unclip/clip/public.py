@@ -31,6 +31,9 @@ FILES = r".*\.(json|safetensors|bin)"  # of a folder of transformers, that must 
 CLASSES = {"clip": "CLIPModel", "clip_text_model": "CLIPTextModelWithProjection"}  # of transformers, by kind
 
 
+HALVES = {"clip_text_model": CLASSES["clip_text_model"], "clip_vision_model": "CLIPVisionModelWithProjection"}
+
+
 def byte_pairs() -> BytePairs:
     """OpenCLIP's tokenizer, from its file alone: its package takes seconds to import."""
     package = find_spec("open_clip")
@@ -97,7 +100,7 @@ def load_open_clip(name: str) -> Clip:
             f"{source} cannot be loaded: {brief(error)}; a file serves, too: open_clip:{name}@FILE"
         ) from None
     mean, std = model.visual.image_mean or MEAN, model.visual.image_std or STD
-    return _all_finite(Clip(OpenClipTowers(model, tokenizer, config), mean, std, source))
+    return all_finite(Clip(OpenClipTowers(model, tokenizer, config), mean, std, source))
 
 
 def _check_weights(name: str, pretrained: str) -> None:
@@ -126,7 +129,7 @@ def _unlogged() -> Iterator[None]:
         logging.disable(before)
 
 
-def _all_finite(clip: Clip) -> Clip:
+def all_finite(clip: Clip) -> Clip:
     """The same; ``CheckpointError`` if it holds weights that are no numbers."""
     for name, weight in clip.towers.model.state_dict().items():
         if not weight.isfinite().all():
@@ -146,11 +149,10 @@ def load_transformers(model: str | Path, tokenizer: str | Path | None = None) ->
 
     ours = {"local_files_only": Path(model).is_dir(), "trust_remote_code": False}
     named = "dtype" if int(transformers.__version__.partition(".")[0]) > 4 else "torch_dtype"
-    for path in sorted(Path(model).iterdir()) if ours["local_files_only"] else ():
-        if re.fullmatch(FILES, path.name) and path.is_file() and (reason := no_weights(path)):
-            raise CheckpointError(f"{path} cannot be read: {reason}")
+    if ours["local_files_only"]:
+        check_files(Path(model))
     try:
-        config = _described(model, ours)
+        config = described(model, ours)
         kind = CLASSES[config.model_type]
         with quiet():
             network, info = getattr(transformers, kind).from_pretrained(
@@ -158,17 +160,26 @@ def load_transformers(model: str | Path, tokenizer: str | Path | None = None) ->
             )
         pieces = transformers.AutoTokenizer.from_pretrained(tokenizer or model, **ours)
         towers = TransformersTowers(network, pieces)
-        mean, std = (MEAN, STD) if towers.image_size is None else _statistics(model, ours)
+        mean, std = (MEAN, STD) if towers.image_size is None else statistics(model, ours)
     except CheckpointError:
         raise
     except Exception as error:  # a damaged file can lead to any
         raise CheckpointError(f"{model} cannot be read as a CLIP of transformers: {brief(error)}") from None
-    _check_complete(info, str(model))
-    return _all_finite(Clip(towers, mean, std, f"transformers:{model}", exact=True))
+    check_complete(info, str(model))
+    return all_finite(Clip(towers, mean, std, f"transformers:{model}", exact=True))
 
 
-def _described(model: str | Path, ours: dict) -> PreTrainedConfig:
+def check_files(folder: Path) -> None:
+    """Refuse a folder that holds what stands in the place of weights or settings."""
+    for path in sorted(folder.iterdir()):
+        if re.fullmatch(FILES, path.name) and path.is_file() and (reason := no_weights(path)):
+            raise CheckpointError(f"{path} cannot be read: {reason}")
+
+
+def described(model: str | Path, ours: dict, kind: str | None = None) -> PreTrainedConfig:
     """The configuration of a CLIP, of which a folder's says only what shapes the networks.
+
+    kind: which it must be; None = any that is a CLIP that reads.
 
     So it names no code, no kernels and no other files, and a network that is much larger than the folder's
     weights is never built.
@@ -177,13 +188,13 @@ def _described(model: str | Path, ours: dict) -> PreTrainedConfig:
 
     if not Path(model).is_dir():
         config = transformers.AutoConfig.from_pretrained(model, **ours)
-        _check_kind(model, config.model_type)
+        _check_kind(model, config.model_type, kind)
         return config
     said = read_description(Path(model) / OTHER_CONFIG)
-    _check_kind(model, said.get("model_type"))
+    _check_kind(model, said.get("model_type"), kind)
     config = transformers.AutoConfig.for_model(**transformers_config(said, str(model)))
     with weightless():
-        needed = parameters(getattr(transformers, CLASSES[config.model_type])(config))
+        needed = parameters(getattr(transformers, {**CLASSES, **HALVES}[config.model_type])(config))
     held = sum(
         file.stat().st_size for file in Path(model).iterdir() if file.suffix in (".safetensors", ".bin")
     )
@@ -195,9 +206,9 @@ def _described(model: str | Path, ours: dict) -> PreTrainedConfig:
     return config
 
 
-def _check_kind(model: str | Path, kind: object) -> None:
-    if kind not in CLASSES:
-        raise CheckpointError(f"{model} holds a model of type {kind!r}, not a CLIP")
+def _check_kind(model: str | Path, kind: object, wanted: str | None) -> None:
+    if kind != wanted if wanted else kind not in CLASSES:
+        raise CheckpointError(f"{model} holds a model of type {kind!r}, not a {wanted or 'CLIP'}")
 
 
 @contextmanager
@@ -214,7 +225,7 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _statistics(model: str | Path, ours: dict) -> tuple[list[float], list[float]]:
+def statistics(model: str | Path, ours: dict) -> tuple[list[float], list[float]]:
     from transformers import CLIPImageProcessor
 
     try:
@@ -224,7 +235,7 @@ def _statistics(model: str | Path, ours: dict) -> tuple[list[float], list[float]
     return list(processor.image_mean), list(processor.image_std)
 
 
-def _check_complete(info: dict, source: str) -> None:
+def check_complete(info: dict, source: str) -> None:
     """transformers fills what a file lacks with random numbers; here that is an error."""
     wrong = {
         kind: sorted(

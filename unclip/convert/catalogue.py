@@ -1,7 +1,8 @@
 """The public models that load by name: what they are, where their files lie, how they were built.
 
 Addresses, constructor arguments and sampling settings are those of the public repositories' code and
-READMEs: openai/glide-text2im, openai/guided-diffusion, openai/improved-diffusion, kakaobrain/karlo.
+READMEs: openai/glide-text2im, openai/guided-diffusion, openai/improved-diffusion, kakaobrain/karlo,
+ai-forever/Kandinsky-2.
 A hash stands here only where a public source gives it.
 """
 
@@ -51,7 +52,8 @@ class PublicModel:
     args:     by role, the arguments of the public constructor.
     sampling: by role, the fields of ``Sampling`` that were published.
     serves:   the model that this one is loaded with: an upsampler's base, a classifier's decoder.
-    hub:      its repository on the Hugging Face hub, at ``revision``; ``patterns`` are the files needed.
+    hub:      its repository on the Hugging Face hub, or several by role, at ``revision``; ``patterns`` are
+              the files needed.
     """
 
     name: str
@@ -63,8 +65,8 @@ class PublicModel:
     sampling: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     classifier_scale: float = 1.0
     serves: str | None = None
-    hub: str | None = None
-    revision: str | None = None
+    hub: str | Mapping[str, str] | None = None
+    revision: str | None = None  # None = the newest: no public source gives one
     patterns: tuple[str, ...] = ()
 
 
@@ -86,6 +88,10 @@ KARLO = Licence(
     "CreativeML OpenRAIL-M", "https://github.com/kakaobrain/karlo/blob/main/LICENSE",
     "https://huggingface.co/kakaobrain/karlo-v1-alpha",
     "Its licence forbids harmful uses; the authors advise a safety checker after it.")
+KANDINSKY = Licence(
+    "Apache-2.0", "https://www.apache.org/licenses/LICENSE-2.0",
+    "https://huggingface.co/kandinsky-community/kandinsky-2-2-decoder",
+    "Its pipelines come without a safety checker.")
 
 
 def _unet(channels: int, blocks: int, **changes: object) -> dict[str, object]:
@@ -255,7 +261,27 @@ _KARLO = PublicModel(
     revision="5ee45298e0956749e621bcb30c799a0b599afa83",
     patterns=("model_index.json", "*/config.json", "*/scheduler_config.json", "tokenizer/*",
               "*/*.safetensors"))
+_KANDINSKY = PublicModel(
+    "kandinsky-2.2", "kandinsky", "text to image by unCLIP in latents, 512 px", KANDINSKY,
+    hub={"prior": "kandinsky-community/kandinsky-2-2-prior",
+         "decoder": "kandinsky-community/kandinsky-2-2-decoder"},
+    patterns=(*_KARLO.patterns, "image_processor/*"))
+_KANDINSKY_INPAINT = replace(
+    _KANDINSKY, name="kandinsky-2.2-inpaint", about="text into a picture's masked place, 512 px",
+    args={"unet": {"in_channels": 9}},
+    hub={"prior": "kandinsky-community/kandinsky-2-2-prior",
+         "decoder": "kandinsky-community/kandinsky-2-2-decoder-inpaint"})
+ECLIPSE = Licence(
+    "OpenRAIL++", "https://huggingface.co/ECLIPSE-Community/ECLIPSE_KandinskyV22_Prior",
+    "https://huggingface.co/ECLIPSE-Community/ECLIPSE_KandinskyV22_Prior",
+    "Its licence forbids harmful uses; the code is MIT.")
+# Parts of models, of which each says with whose embeddings it works.
+PRIORS: dict[str, PublicModel] = {"eclipse": PublicModel(
+    "eclipse", "kandinsky", "a prior of one step, for Kandinsky 2.2 and Karlo", ECLIPSE,
+    hub={"kandinsky": "ECLIPSE-Community/ECLIPSE_KandinskyV22_Prior",
+         "karlo": "ECLIPSE-Community/ECLIPSE_Karlo_Prior"},
+    patterns=("config.json", "*.safetensors"))}
 MODELS: dict[str, PublicModel] = {model.name: model for model in (
     _glide("glide", "text to image, 256 px", inpaint=False),
     _glide("glide-inpaint", "text into a picture's masked place, 256 px", inpaint=True),
-    _KARLO, *_guided_diffusion(), *_improved_diffusion())}
+    _KARLO, _KANDINSKY, _KANDINSKY_INPAINT, *_guided_diffusion(), *_improved_diffusion())}

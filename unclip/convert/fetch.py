@@ -1,7 +1,7 @@
 """Public files from where they are published: resumed, checked, and put in place whole.
 
-OpenAI's come from its addresses into a folder of ours; Karlo's from the Hugging Face hub into the hub's
-own cache, by ``huggingface_hub``.
+OpenAI's come from its addresses into a folder of ours; Karlo's and Kandinsky's from the Hugging Face hub into
+the hub's own cache, by ``huggingface_hub``.
 """
 
 from __future__ import annotations
@@ -222,28 +222,31 @@ def _check_hash(part: Path, file: PublicFile) -> None:
         )
 
 
-def fetch_snapshot(model: PublicModel) -> Path:
+def fetch_snapshot(model: PublicModel, role: str = "") -> Path:
     """A model's folder from the Hugging Face hub, in the hub's cache, or put into ours by hand.
+
+    role: of a model of several repositories, which.
 
     What is there is not fetched again. Raises ``CheckpointError`` for what cannot be had.
     """
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
-    if model.hub is None:
+    hub = model.hub if isinstance(model.hub, str) else (model.hub or {}).get(role)
+    if hub is None:
         raise CheckpointError(f"{model.name} is in no repository of the Hugging Face hub")
     notice(model)
-    by_hand = cache_folder() / model.name
-    if (by_hand / "model_index.json").is_file():
+    by_hand = cache_folder() / model.name / role
+    if (by_hand / model.patterns[0]).is_file():
         return by_hand
     try:
-        return Path(snapshot_download(model.hub, revision=model.revision, allow_patterns=[*model.patterns]))
+        return Path(snapshot_download(hub, revision=model.revision, allow_patterns=[*model.patterns]))
     except (HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise CheckpointError(
             f"{model.name} cannot be fetched ({lines[0][:200]}). With a network, run the same command again: "
             f"it goes on where it ended, in {constants.HF_HUB_CACHE}; or put these files there by hand:\n"
-            f"  {', '.join(model.patterns)} of https://huggingface.co/{model.hub}/tree/{model.revision}\n"
+            f"  {', '.join(model.patterns)} of https://huggingface.co/{hub}/tree/{model.revision or 'main'}\n"
             f"    -> {by_hand}"
         ) from None
 

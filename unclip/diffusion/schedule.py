@@ -109,6 +109,12 @@ def linear_betas(timesteps: int) -> np.ndarray:
     return np.linspace(scale * 1e-4, scale * 0.02, timesteps, dtype=np.float64)
 
 
+def latent_betas(timesteps: int) -> np.ndarray:
+    """Kandinsky's, of latents: 0.00085 to 0.012 at T = 1000, scaled as ``linear_betas`` are."""
+    scale = 1000 / timesteps
+    return np.linspace(scale * 0.00085, scale * 0.012, timesteps, dtype=np.float64)
+
+
 def cosine_betas(timesteps: int) -> np.ndarray:
     """Nichol & Dhariwal 2021, eq. 17, with s = 0.008."""
 
@@ -137,6 +143,7 @@ def flow(timesteps: int) -> tuple[Tensor, Tensor]:
 SCHEDULES: dict[str, Callable[[int], tuple[Tensor, Tensor]]] = {
     "cosine": lambda timesteps: variance_preserving(cosine_betas(timesteps)),
     "linear": lambda timesteps: variance_preserving(linear_betas(timesteps)),
+    "linear-latent": lambda timesteps: variance_preserving(latent_betas(timesteps)),
     "flow": flow,
 }
 
@@ -176,6 +183,7 @@ def step_list(spec: int | str, timesteps: int) -> list[int]:
         "10,10,3,2,2"    even steps within equal sections, counted from the data: `sections`
         "ddim50"         steps of one integer stride: `strided`
         "fast27"         GLIDE's list for its upsampler: `fast27`
+        "leading50+1"    steps of T // 50 that begin at 1 + 1, as diffusers' DDPM has them: `leading`
     ValueError for anything else, and for what T = timesteps cannot be split into. The lists are
     those of the public code (Nichol & Dhariwal 2021, section 4; Song et al. 2021), counted from 1,
     with 0 at the end; some begin a little below T.
@@ -185,6 +193,9 @@ def step_list(spec: int | str, timesteps: int) -> list[int]:
         return evenly_spaced(timesteps, spec)
     if spec == "fast27":
         return fast27(timesteps)
+    if spec.startswith("leading"):
+        steps, _, offset = spec.removeprefix("leading").partition("+")
+        return leading(timesteps, int(steps), int(offset or 0))
     if spec.startswith("ddim"):
         return strided(timesteps, int(spec.removeprefix("ddim")))
     return sections(timesteps, [int(count) for count in spec.split(",")])
@@ -196,12 +207,15 @@ def parse_steps(spec: int | str) -> int | str:
         spec = re.sub(r"\s", "", spec)
         if re.fullmatch(r"[1-9][0-9]*", spec):
             return int(spec)
-        if re.fullmatch(r"fast27|ddim[1-9][0-9]*|[1-9][0-9]*(,[1-9][0-9]*)+", spec):
+        if re.fullmatch(
+            r"fast27|ddim[1-9][0-9]*|leading[1-9][0-9]*(\+[0-9]+)?|[1-9][0-9]*(,[1-9][0-9]*)+", spec
+        ):
             return spec
     elif hasattr(spec, "__index__") and not isinstance(spec, bool) and spec > 0:
         return operator.index(spec)
     raise ValueError(
-        f"steps must be a positive number, sections such as '10,10,3,2,2', 'ddimN' or 'fast27', got {spec!r}"
+        "steps must be a positive number, sections such as '10,10,3,2,2', 'ddimN', 'leadingN+K' or "
+        f"'fast27', got {spec!r}"
     )
 
 
@@ -256,6 +270,16 @@ def strided(timesteps: int, steps: int) -> list[int]:
     fewer, more = [n for n in counts if n < steps], [n for n in counts if n > steps]
     said = " and ".join(f"ddim{n}" for n in (*sorted(fewer)[-1:], *sorted(more)[:1]))
     raise ValueError(f"no integer stride makes {steps} steps of {timesteps}; near are {said}")
+
+
+def leading(timesteps: int, steps: int, offset: int = 0) -> list[int]:
+    """`steps` levels 1 + offset, then further by T // steps each, and 0: what diffusers calls leading.
+
+    The first lies below T, by up to T // steps + T % steps levels. ValueError for more than T levels.
+    """
+    if not 1 <= steps <= timesteps or 1 + offset + (steps - 1) * (timesteps // steps) > timesteps:
+        raise ValueError(f"{timesteps} levels have no {steps} leading steps that begin at 1 + {offset}")
+    return [*(1 + offset + k * (timesteps // steps) for k in reversed(range(steps))), 0]
 
 
 def fast27(timesteps: int) -> list[int]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -206,15 +208,26 @@ class Autoencoder(nn.Module):
         latent = config.latent_channels
         self.encoder, self.decoder = encoder(config), decoder(config)
         self.to_latent, self.from_latent = nn.Conv2d(latent, latent, 1), nn.Conv2d(latent, latent, 1)
+        self.requires_grad_(False)
 
     def encode(self, picture: Tensor) -> Tensor:
         """[N, 3, H, W] in [-1, 1] -> [N, L, H/f, W/f], H and W multiples of f."""
-        return self.to_latent(self.encoder(picture)) * self.config.latent_scale
+        with self._precision():
+            return self.to_latent(self.encoder(picture)).float() * self.config.latent_scale
 
     def decode(self, latent: Tensor) -> Tensor:
         """[N, L, h, w] -> [N, 3, fh, fw], in about [-1, 1]."""
         z = latent / self.config.latent_scale  # [N, L, h, w]
-        return self.decoder(self.from_latent(z), z if self.config.modulated else None)  # [N, 3, fh, fw]
+        with self._precision():
+            picture = self.decoder(self.from_latent(z), z if self.config.modulated else None)
+        return picture.float()  # [N, 3, fh, fw]
+
+    def _precision(self) -> AbstractContextManager[object]:
+        """bfloat16 for weights of bfloat16, and else none: a picture's detail is made here."""
+        weight = self.to_latent.weight
+        if weight.is_meta:  # of which memory is counted
+            return nullcontext()
+        return torch.autocast(weight.device.type, torch.bfloat16, enabled=weight.dtype == torch.bfloat16)
 
     def forward(self, picture: Tensor) -> Tensor:
         """There and back."""

@@ -18,6 +18,7 @@ class PriorConfig(Config):
     layers: Depth
     heads: Depth
     dropout: Chance = 0.0  # chance, on every residual branch
+    timed: bool = True  # a position says the time; False: an embedding is predicted in one step (ECLIPSE)
     null_text: bool = True  # a learned embedding of no text; False: encode "" instead
     memory: int = Field(0, ge=0, le=1 << 24)  # slots that recall embeddings of known texts; 0 = none
     memory_scale: float = Field(25.0, gt=0, le=1e7)  # how sharply: what a cosine of texts is multiplied by
@@ -111,14 +112,14 @@ class PriorTransformer(OfText):
         width = config.width
         self.text = nn.Linear(config.text_dim, width)
         self.text_embed = nn.Linear(config.embed_dim, width)
-        self.time = time_mlp(width, width)
+        self.time = time_mlp(width, width) if config.timed else None
         self.image_embed = nn.Linear(config.embed_dim, width)
         self.query = normal(width)
         self.memory = None
         if config.memory:
             self.memory = Memory(config.memory, config.embed_dim, config.memory_scale)
             self.recalled = nn.Linear(config.embed_dim, width)
-        self.tail = 5 if config.memory else 4  # what follows the text tokens
+        self.tail = 3 + config.timed + bool(config.memory)  # what follows the text tokens
         self.position = normal(config.text_length + self.tail, width)
         if config.null_text:
             self.null_text = normal(config.embed_dim)
@@ -140,7 +141,8 @@ class PriorTransformer(OfText):
     ) -> Tensor:
         """Predicts an embedding [N, E] from a noised one.
 
-        x: [N, E]; t: float [N]; text_embed: [N, E]; text: [N, L, text_dim], L <= text_length:
+        x: [N, E]; t: float [N], unused unless ``timed``; text_embed: [N, E];
+        text: [N, L, text_dim], L <= text_length:
         columns of padding may be left out, which changes nothing but the time it takes;
         text_mask: bool [N, L], True = a token of the text;
         has_text: bool [N], False = the learned embedding of no text; None = all have one.
@@ -152,7 +154,7 @@ class PriorTransformer(OfText):
         text_embed, text_mask, recalled = self.heard(text_embed, text_mask, has_text)
         tail = [
             self.text_embed(text_embed),  # [N, W]
-            self.time(timestep_embedding(t, self.config.width)),  # [N, W]
+            *([] if self.time is None else [self.time(timestep_embedding(t, self.config.width))]),  # [N, W]
             *([] if recalled is None else [self.recalled(recalled)]),  # [N, W]
             self.image_embed(x),  # [N, W]
             self.query.expand(len(x), -1),  # [N, W]

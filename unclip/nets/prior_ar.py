@@ -23,6 +23,8 @@ class ARPriorConfig(PriorConfig):
             raise ValueError(
                 f"components {self.components} are more than the {self.embed_dim} that an embedding has"
             )
+        if not self.timed:
+            raise ValueError("timed false is for the diffusion prior; this one knows no time")
         if not self.null_text:
             raise ValueError("null_text false is for the diffusion prior; this one learns 'no text'")
         return self

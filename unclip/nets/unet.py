@@ -22,6 +22,7 @@ class UNetConfig(EncoderConfig):
     context_channels: Width | None = None  # width of the tokens that join the keys
     image_embed_dim: Width | None = None  # of the CLIP image embedding; None: no such input
     image_tokens: int = Field(4, ge=0, le=1024)  # context tokens made from the image embedding
+    image_norm: bool = False  # a layer norm over what is made of the image embedding (Kandinsky 2.2)
     text_dim: Width | None = None  # width of the text tokens; None: no such input
     text_project: bool = True  # False: text tokens are context as they come
     text_embed_dim: Width | None = None  # of a vector for the whole text; None: no such
@@ -80,6 +81,11 @@ class UNet(nn.Module):
             self.image_embed = nn.Linear(config.image_embed_dim, emb)
             if context is not None and config.image_tokens:
                 self.image_tokens = nn.Linear(config.image_embed_dim, context * config.image_tokens)
+            self.image_norms = nn.ModuleDict()
+            if config.image_norm:
+                self.image_norms["embed"] = nn.LayerNorm(emb)
+                if hasattr(self, "image_tokens"):
+                    self.image_norms["tokens"] = nn.LayerNorm(context)
         self.encoder, skips = encoder(config, context)
         self.middle = middle(config, skips[-1], context)
         self.decoder = decoder(config, skips)
@@ -147,7 +153,7 @@ class UNet(nn.Module):
         """Everything that is one vector a picture, summed: [N, E]."""
         emb = self.time(timestep_embedding(t, self.config.channels))  # [N, E]
         if image is not None:
-            emb = emb + self.image_embed(image)  # [N, E]
+            emb = emb + self._normed("embed", self.image_embed(image))  # [N, E]
         if text_embed is not None:
             emb = emb + self.text_embed(text_embed)  # [N, E]
         if classes is not None:
@@ -165,9 +171,14 @@ class UNet(nn.Module):
             mask = text_mask
         if image is not None and hasattr(self, "image_tokens"):
             count = self.config.image_tokens
-            tokens.append(rearrange(self.image_tokens(image), "n (k l) -> n l k", l=count))
+            made = rearrange(self.image_tokens(image), "n (k l) -> n l k", l=count)
+            tokens.append(self._normed("tokens", made))
             mask = None if mask is None else F.pad(mask, (0, count), value=True)
         return (torch.cat(tokens, dim=1), mask) if tokens else (None, None)
+
+    def _normed(self, name: str, x: Tensor) -> Tensor:
+        """What is made of the image embedding, with its layer norm if the network has one."""
+        return self.image_norms[name](x) if name in self.image_norms else x
 
     def _check(self, **inputs: Tensor | None) -> None:
         config = self.config
@@ -180,3 +191,13 @@ class UNet(nn.Module):
         for name, value in inputs.items():
             if value is not None and provided[name] is None:
                 raise ValueError(f"this U-Net was built without the input {name!r}")
+
+
+def either(first: UNet, last: UNet, x: Tensor, t: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+    """By the second network what takes the step to data (t = 0), by the first the rest."""
+    final = t == 0
+    if final.all() or not final.any():
+        return (last if final.all() else first)(x, t, **inputs)
+    parts = [(last, final), (first, ~final)]  # both, in training
+    out = [network(x[rows], t[rows], **{k: v[rows] for k, v in inputs.items()}) for network, rows in parts]
+    return torch.cat(out)[torch.cat([rows.nonzero()[:, 0] for _, rows in parts]).argsort()]

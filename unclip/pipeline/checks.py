@@ -6,13 +6,32 @@ import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, SupportsIndex, TypeVar
 
+from ..checkpoint import CheckpointError
+from ..clip import same_weights
 from ..options import Options
-from ..stages import ARPrior, ARSampling, Decoder, Prior, Sampling, Stage
+from ..stages import ARPrior, ARSampling, Decoder, Prior, Sampling, Stage, TextPrior
 
 S = TypeVar("S", Sampling, ARSampling, Sampling | ARSampling)
 
 if TYPE_CHECKING:
     from .model import Model
+
+
+def prior_fits(model: Model, prior: TextPrior) -> None:
+    """Raises ``CheckpointError`` for a prior of another CLIP's embeddings than the model's."""
+    if model.clip is None or not model.decoder.takes_image:
+        raise CheckpointError(f"the model {model.name} takes no prior: its decoder knows no image embedding")
+    net, clip = prior.config.net, model.clip
+    widths = {"embed_dim": clip.embed_dim, "text_dim": clip.text_dim}
+    if wrong := [name for name, width in widths.items() if getattr(net, name) != width]:
+        said = ", ".join(f"its {name} is {getattr(net, name)}, not {widths[name]}" for name in wrong)
+        raise CheckpointError(f"the prior does not fit the model {model.name}: {said}")
+    if not same_weights(prior.facts.get("clip", clip.identity), clip.identity):
+        raise CheckpointError(
+            f"the prior was trained with CLIP {prior.facts['clip']}, but the model holds {clip.identity}"
+        )
+    if model.prior is not None and model.prior.config.unit_norm != prior.config.unit_norm:
+        raise CheckpointError("the prior does not fit: of the two one makes embeddings of length 1 alone")
 
 
 def check_request(model: Model, options: Options, stages: Sequence[Decoder]) -> None:
@@ -81,6 +100,12 @@ def _steps(model: Model, options: Options) -> None:
         raise ValueError(
             f"the prior of {model.name} predicts an embedding's components in turn, and takes no prior_steps"
         )
+    if isinstance(prior, Prior) and not prior.config.net.timed:
+        for name in ("prior_steps", "prior_guidance_scale"):
+            if getattr(options, name) not in (None, 1):
+                raise ValueError(
+                    f"the prior of {model.name} predicts an embedding at once, and takes no {name}"
+                )
     asked: list[tuple[Stage, int | str | None]] = []
     if isinstance(prior, Prior):
         asked.append((prior, options.prior_steps))

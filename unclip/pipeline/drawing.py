@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any, Unpack
+from functools import cached_property
+from typing import Any, Unpack, cast
 
 import torch
 import torch.nn.functional as F
@@ -182,6 +183,8 @@ class Drawing(Model):
         origin = origin_of(self, stage, wish, conditions)
         more = {key: value for key, value in dict(led, origin=origin).items() if value is not None}
         watch = wish.watch if stage is self.decoder or wish.enlarge is not None else None
+        if watch is not None and stage.autoencoder is not None:
+            watch = _decoded(watch, stage, conditions)
         with self._autocast():
             steps = stage.sample(conditions, noise, sampling, null, **more)
             x = _walk(steps, name, stage.count(sampling, origin), wish.progress, watch)
@@ -256,6 +259,24 @@ def drawn(
                 pictures = pipeline.upsample(pictures, wish).float().cpu()
         made = records(pipeline, asked, (pictures.shape[-1],) * 2)
         yield from map(stamp, map(to_pil, pictures), made) if made else map(to_pil, pictures)
+
+
+def _decoded(watch: Watch, stage: Decoder, conditions: Conditions) -> Watch:
+    """The same, of steps of latents: it is shown pictures, each decoded when it is looked at."""
+
+    class Decoded:
+        def __init__(self, step: Step) -> None:
+            self.step, self.t = step, step.t
+
+        @cached_property
+        def x(self) -> Tensor:
+            return stage.to_picture(self.step.x, conditions)
+
+        @cached_property
+        def x0(self) -> Tensor:
+            return stage.to_picture(self.step.x0, conditions)
+
+    return lambda step: watch(cast(Step, Decoded(step)))
 
 
 def _sound(x: Tensor, name: str, part: nn.Module) -> Tensor:

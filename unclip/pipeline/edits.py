@@ -236,7 +236,7 @@ def fresh(pipeline: Drawing, wish: Wish) -> Tensor:
     """The noise [N,3,S,S] that the decoder would start from."""
     stage = pipeline.decoder
     scale = sampling_of(pipeline, stage, wish.options).noise_scale
-    return scale * Noise(wish.seeds, pipeline.device)((3, stage.size, stage.size))
+    return scale * Noise(wish.seeds, pipeline.device)(stage.shape)
 
 
 def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..checkpoint import CheckpointError
 from ..clip import Clip, same_weights
 from ..guides.classifier import Classifier
+from ..nets.autoencoder import AutoencoderConfig
 from ..resources.devices import as_device, lent, parse_dtype, place
 from ..stages import AnyPrior, Conditions, Decoder
 from .canvas import Canvas
@@ -47,10 +48,8 @@ def stages_fit(model: Model) -> None:
     if model.decoder.takes_image and model.prior is None:
         raise CheckpointError("a decoder of image embeddings needs a prior")
     if model.guide is not None:
-        theirs = model.guide.config
-        _same_levels(
-            model, "CLIP of noised pictures", theirs.net.image_size, theirs.schedule, theirs.net.timesteps
-        )
+        net, schedule = model.guide.config.net, model.guide.config.schedule
+        _same_levels(model, "CLIP of noised pictures", net.image_size, schedule, net.timesteps)
 
 
 def _clip_fits(model: Model, *more: Decoder) -> None:
@@ -80,7 +79,8 @@ def classifier_fits(model: Model, classifier: Classifier) -> None:
 def weaker_fits(model: Model, weaker: Decoder) -> None:
     """Raises ``CheckpointError`` for a decoder that cannot lead the model's own away from itself."""
     process = weaker.config.process
-    _same_levels(model, "weaker decoder", weaker.size, process.schedule, process.timesteps, process.shift)
+    levels = process.schedule, process.timesteps, process.shift, weaker.config.autoencoder
+    _same_levels(model, "weaker decoder", weaker.size, *levels)
     if weaker.config.low_res != model.decoder.config.low_res:
         raise CheckpointError("the weaker decoder does not fit: one of the two is an upsampler")
     known = [type(kind) for kind in model.decoder.kinds]
@@ -92,10 +92,18 @@ def weaker_fits(model: Model, weaker: Decoder) -> None:
 
 
 def _same_levels(
-    model: Model, what: str, image_size: int, schedule: str, timesteps: int, shift: float = 1.0
+    model: Model,
+    what: str,
+    image_size: int,
+    schedule: str,
+    timesteps: int,
+    shift: float = 1.0,
+    space: AutoencoderConfig | None = None,
 ) -> None:
     """Refuse what guides by noised pictures, if it knows others than the decoder makes."""
     process = model.decoder.config.process
+    if model.decoder.config.autoencoder != space:
+        raise CheckpointError(f"the {what} does not fit the decoder: it knows no latents of its autoencoder")
     facts = {
         "image_size": (model.decoder.size, image_size),
         "schedule": (process.schedule, schedule),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Self, Unpack
 
 import torch
 from PIL import Image
@@ -12,8 +12,10 @@ from torch import Tensor
 
 from ..options import Asked
 from ..resources.devices import as_device, parse_dtype
+from ..stages import AnyPrior
 from . import directory, edits
 from .blend import ImagePrompt
+from .checks import prior_fits
 from .drawing import Drawing
 from .request import Followed, Progress, Watch, wish_of
 
@@ -220,6 +222,15 @@ class Pipeline(Drawing):
         x 4096 pixels, and options that would change nothing.
         """
         return edits.upscale(self, picture, prompt, seed, batch_size, **options)
+
+    def with_prior(self, prior: AnyPrior) -> Self:
+        """Make embeddings of prompts by another prior; returns the pipeline.
+
+        Raises ``CheckpointError`` if it is not of the same CLIP.
+        """
+        prior_fits(self, prior)
+        self.prior = prior if self._lends_to else prior.to(self.device)
+        return self
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
         """Write a pipeline directory that ``Pipeline.load`` reads; floats are stored as ``dtype``."""

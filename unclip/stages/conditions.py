@@ -16,7 +16,7 @@ from torch import Tensor
 from ..diffusion.noise import randn
 from .condition import Condition, Draws, Values
 from .config import DecoderStageConfig, LowRes
-from .inpaint import erase, known_part
+from .inpaint import erase, known_latents, known_part
 from .low_res import enlarge
 from .stage import Conditions, Stage
 
@@ -204,7 +204,7 @@ class KnownPart(Condition):
 
     @classmethod
     def of(cls, config: DecoderStageConfig) -> Self | None:
-        size, low_res = config.net.image_size, config.low_res
+        size, low_res = config.size, config.low_res
         factor = None if low_res is None else size // low_res.size
         return cls(size, factor) if config.inpaint else None
 
@@ -215,7 +215,13 @@ class KnownPart(Condition):
             like = torch.empty(n, 3, self.size, self.size, device=stage.embed_mean.device)
         else:  # a crop passes too
             like = low_res.new_empty(n, 3, *(factor * side for side in low_res.shape[2:]))
-        return {"known": known_part(values.get("image"), values.get("mask"), like)}
+        image, mask = values.get("image"), values.get("mask")
+        space = stage.autoencoder
+        return {
+            "known": known_part(image, mask, like)
+            if space is None
+            else known_latents(image, mask, like, space)
+        }
 
     def drop(self, conditions: Conditions, draws: Draws) -> Conditions:
         return {"known": erase(conditions["known"], draws.generator)}
@@ -265,13 +271,16 @@ def kinds_of(config: DecoderStageConfig) -> tuple[Condition, ...]:
 def check_channels(config: DecoderStageConfig, kinds: Sequence[Condition]) -> None:
     """Refuse a network that does not fit the stage; raises ``ValueError``."""
     net, low_res, text = config.net, config.low_res, config.text
-    channels = 3 + sum(kind.channels for kind in kinds)
-    outputs = 6 if config.process.variance == "learned" else 3
+    data = config.channels
+    channels = data + sum(kind.channels for kind in kinds) + (data - 3) * config.inpaint
+    outputs = 2 * data if config.process.variance == "learned" else data
     if (net.in_channels, net.out_channels) != (channels, outputs):
         raise ValueError(
             f"this stage needs a U-Net with in_channels {channels} and out_channels "
             f"{outputs}, not {net.in_channels} and {net.out_channels}"
         )
+    if config.autoencoder and (low_res or config.last_network):
+        raise ValueError("an upsampler draws pixels: low_res and last_network take no autoencoder")
     if low_res and net.image_size % low_res.size:
         raise ValueError(f"{net.image_size} pixels are no whole multiple of low_res.size {low_res.size}")
     if text and (net.text_dim, net.text_embed_dim) != (text.width, text.width):

@@ -15,6 +15,7 @@ from ..diffusion.guidance import parse_interval, parse_projection
 from ..diffusion.losses import check_loss
 from ..diffusion.samplers import SAMPLERS
 from ..diffusion.schedule import SCHEDULES, make_schedule, parse_steps
+from ..nets.autoencoder import AutoencoderConfig
 from ..nets.prior import PriorConfig
 from ..nets.prior_ar import ARPriorConfig
 from ..nets.text import TextConfig
@@ -118,6 +119,22 @@ class PriorStageConfig(SavedConfig):
     text_noise: Factor = 0.0  # length of the noise added to the text's embedding
     clamp: float = Field(5.0, gt=0, le=1e6)  # largest whitened coordinate, in standard deviations
     unit_norm: bool = True  # embeddings are brought to length 1; False: left as they come (Karlo)
+    # eclipse: one step from noise, by squared error and contrast with the text (Patel et al. 2024).
+    objective: Literal["diffusion", "eclipse"] = "diffusion"
+    contrast: Factor = 0.2  # weight of that contrast
+    temperature: float = Field(0.07, gt=0, le=100)  # ... and what its cosines are divided by
+
+    @model_validator(mode="after")
+    def _of_the_objective(self) -> PriorStageConfig:
+        if self.objective == "diffusion" and not self.net.timed:
+            raise ValueError("net.timed false is for objective eclipse")
+        one_step = (self.sampling.steps, self.sampling.guidance_scale) == (1, 1) and not self.drop_text
+        if self.objective == "eclipse" and (self.net.timed or self.process.predicts != "x0" or not one_step):
+            raise ValueError(
+                "objective eclipse is of one step without guidance: it needs net.timed false, "
+                "process.predicts x0, drop_text 0, sampling.steps 1 and sampling.guidance_scale 1"
+            )
+        return self
 
 
 class ARSampling(Config):
@@ -197,6 +214,18 @@ class DecoderStageConfig(SavedConfig):
     null_text: Literal["masked", "empty"] = "masked"  # guidance starts from no token, or from "" (Karlo)
     inpaint: bool = False  # four more channels say what of the picture is known
     last_network: bool = False  # a second U-Net takes the step to data (Karlo)
+    # The process is one of latents, and net's picture their grid; None: of pixels.
+    autoencoder: AutoencoderConfig | None = None
+
+    @property
+    def channels(self) -> int:
+        """Of what the process diffuses: 3 of pixels, or those of the latents."""
+        return 3 if self.autoencoder is None else self.autoencoder.latent_channels
+
+    @property
+    def size(self) -> int:
+        """Height and width of the pictures, in pixels."""
+        return self.net.image_size * (1 if self.autoencoder is None else self.autoencoder.factor)
 
 
 StageConfig = PriorStageConfig | DecoderStageConfig

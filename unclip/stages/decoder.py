@@ -12,12 +12,13 @@ from torch import Tensor
 from ..diffusion import guidance
 from ..diffusion.noise import Noise, Random
 from ..diffusion.samplers import Step
+from ..nets.autoencoder import Autoencoder
 from ..nets.text import TextTransformer
-from ..nets.unet import UNet
+from ..nets.unet import UNet, either
 from .condition import Condition, Draws, Samples
 from .conditions import KINDS, Class, ImageEmbedding, Text, TextVector, Tokens, check_channels, kinds_of
 from .config import DecoderStageConfig, LowRes, Sampling
-from .inpaint import put_back
+from .inpaint import known_at, put_back
 from .low_res import corrupt, enlarge
 from .origin import Origin
 from .stage import Conditions, Objective, Stage
@@ -39,12 +40,19 @@ class Decoder(Stage):
         super().__init__(config, UNet(config.net), config.net.image_embed_dim or 0)
         self.kinds = kinds  # of condition that it takes
         self.text = None if config.text is None else TextTransformer(config.text)
+        # It is not trained: what it makes of pictures is what the network learns.
+        self.autoencoder = None if config.autoencoder is None else Autoencoder(config.autoencoder)
         self.last = UNet(config.net) if config.last_network else None  # takes the step from level 1 to data
 
     @property
     def size(self) -> int:
         """Height and width of the pictures, in pixels."""
-        return self.config.net.image_size
+        return self.config.size
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of what the process diffuses: a picture's, or its latents'."""
+        return self.config.channels, self.config.net.image_size, self.config.net.image_size
 
     def takes(self, *kinds: type[Condition]) -> bool:
         """Whether it is told something of any of these kinds."""
@@ -86,18 +94,11 @@ class Decoder(Stage):
         inputs = self.encode(conditions)
         joined = [inputs.pop(kind.joined) for kind in self._kinds_in(inputs) if kind.joined]
         x = torch.cat([x, *joined], dim=1) if joined else x
-        return self.network(x, t, **inputs) if self.last is None else self._either(self.last, x, t, inputs)
-
-    def _either(self, last: UNet, x: Tensor, t: Tensor, inputs: Conditions) -> Tensor:
-        """By the second network what takes the step to data (t = 0), by the first the rest."""
-        final = t == 0
-        if final.all() or not final.any():
-            return (last if final.all() else self.network)(x, t, **inputs)
-        parts = [(last, final), (self.network, ~final)]  # both, in training
-        out = [
-            network(x[rows], t[rows], **{k: v[rows] for k, v in inputs.items()}) for network, rows in parts
-        ]
-        return torch.cat(out)[torch.cat([rows.nonzero()[:, 0] for _, rows in parts]).argsort()]
+        return (
+            self.network(x, t, **inputs)
+            if self.last is None
+            else either(self.network, self.last, x, t, inputs)
+        )
 
     def encode(self, conditions: Conditions) -> Conditions:
         """The same with what the text transformer makes of "tokens", if there are any: "text", "text_embed".
@@ -183,12 +184,18 @@ class Decoder(Stage):
         return enlarge(low_res, self._low_res, self.factor)
 
     def to_data(self, picture: Tensor, conditions: Conditions) -> Tensor:
-        """Picture in [-1,1] -> what the process diffuses (itself, or the scaled residual)."""
+        """Picture in [-1,1] -> what the process diffuses (itself, the scaled residual, or its latents)."""
+        if self.autoencoder is not None:
+            with torch.no_grad():
+                return self.autoencoder.encode(picture)
         scale = self.config.low_res.residual_scale if self.config.low_res else None
         return picture if scale is None else (picture - conditions["base"]) / scale
 
     def to_picture(self, x0: Tensor, conditions: Conditions) -> Tensor:
         """The inverse of ``to_data``, clamped to [-1,1]; what is known of the picture is as it was given."""
+        if self.autoencoder is not None:
+            picture = self.autoencoder.decode(put_back(x0, conditions.get("known")))
+            return guidance.static_threshold(picture)
         return self._in_range(x0, conditions, guidance.static_threshold)
 
     def _in_range(self, x0: Tensor, conditions: Conditions, limit: Callable[[Tensor], Tensor]) -> Tensor:
@@ -256,9 +263,13 @@ class Decoder(Stage):
         if threshold == "none" and "known" not in conditions:
             return denoise
         limit = guidance.THRESHOLDS.get(threshold, lambda picture: picture)
-        return guidance.clamp_x0(
-            denoise, self.schedule, lambda x0: self.to_data(self._in_range(x0, conditions, limit), conditions)
-        )
+
+        def kept(x0: Tensor) -> Tensor:
+            if self.autoencoder is not None:  # latents have no range
+                return put_back(x0, conditions.get("known"))
+            return self.to_data(self._in_range(x0, conditions, limit), conditions)
+
+        return guidance.clamp_x0(denoise, self.schedule, kept)
 
     def sample(
         self,
@@ -289,8 +300,11 @@ class Decoder(Stage):
         else:
             denoise = denoiser(objective=objective, climb=climb)
         base = conditions.get("base")
-        shape = (3, self.size, self.size) if base is None else tuple(base.shape[1:])
+        shape = self.shape if base is None else tuple(base.shape[1:])
         if origin is None:
             return self.run(denoise, shape, noise, sampling, shift)
         origin = replace(origin, picture=self.to_data(origin.picture, conditions))
+        if self.autoencoder is not None and origin.known is not None:
+            factor = self.autoencoder.config.factor
+            origin = replace(origin, known=known_at(origin.known, factor) > 0.5)
         return self.run(denoise, shape, noise, sampling, shift, origin)

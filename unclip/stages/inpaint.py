@@ -1,14 +1,17 @@
 """Inpainting (Nichol et al. 2021, GLIDE, section 4.3): what is known of a picture joins the input.
 
-`known` is [N,4,S,S]: the picture where it is known and 0 elsewhere, and a mask, 1 = known.
+`known` is [N,4,S,S]: the picture where it is known and 0 elsewhere, and a mask, 1 = known. Of latents it is
+[N,L+1,s,s].
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..diffusion.noise import Random, rand
+from ..nets.autoencoder import Autoencoder
 
 
 def known_part(image: Tensor | None, mask: Tensor | None, like: Tensor) -> Tensor:
@@ -29,11 +32,31 @@ def known_part(image: Tensor | None, mask: Tensor | None, like: Tensor) -> Tenso
     return torch.cat([image * mask, mask], dim=1)
 
 
+def known_latents(
+    image: Tensor | None, mask: Tensor | None, like: Tensor, autoencoder: Autoencoder
+) -> Tensor:
+    """The same as ``known_part`` of latents, [N,L+1,s,s].
+
+    As Kandinsky has it, the whole picture is encoded, and a latent is known if all of its pixels and its
+    neighbours' are.
+    """
+    whole, known = known_part(image, None, like)[:, :3], known_part(image, mask, like)[:, 3:]
+    latents = autoencoder.encode(whole)  # [N,L,s,s]
+    known = known_at(known, autoencoder.config.factor)
+    known = -F.max_pool2d(-known, 3, stride=1, padding=1)
+    return torch.cat([latents * known, known], dim=1)
+
+
+def known_at(known: Tensor, factor: int) -> Tensor:
+    """A mask [N,1,S,S], 1 = known, of places that stand for ``factor`` pixels a side, all of them known."""
+    return -F.max_pool2d(-known.float(), factor)
+
+
 def put_back(picture: Tensor, known: Tensor | None) -> Tensor:
     """The picture [N,3,S,S] with what is known of it in its place, to the bit where the mask is 1."""
     if known is None:
         return picture
-    image, mask = known.split([3, 1], dim=1)
+    image, mask = known[:, :-1], known[:, -1:]
     return image + (1 - mask) * picture
 
 

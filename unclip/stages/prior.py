@@ -98,6 +98,24 @@ class Prior(TextPrior, Stage):
     def __init__(self, config: PriorStageConfig) -> None:
         super().__init__(config, PriorTransformer(config.net), config.net.embed_dim)
 
+    def forward(self, x0: Tensor, t: Tensor, noise: Tensor, conditions: Conditions) -> dict[str, Tensor]:
+        """Training loss of noised embeddings, by name, each [N]."""
+        if self.config.objective == "eclipse":
+            return self._eclipse(x0, noise, conditions)
+        return super().forward(x0, t, noise, conditions)
+
+    def _eclipse(self, x0: Tensor, noise: Tensor, conditions: Conditions) -> dict[str, Tensor]:
+        """Of embeddings that are made of noise at once: squared error, and how they are told apart by their
+        texts among those of the batch (Patel et al. 2024, arXiv:2312.04655, eq. 4 and 5)."""
+        last = torch.full((len(x0),), self.schedule.timesteps, device=x0.device)
+        made = self.denoiser(noise, last, **conditions).x0.float()  # [N,D]
+        likeness = F.normalize(self.coloured(made), dim=-1) @ F.normalize(conditions["text_embed"], dim=-1).T
+        likeness, own = likeness / self.config.temperature, torch.arange(len(x0), device=x0.device)
+        of_text, of_picture = (F.cross_entropy(x, own, reduction="none") for x in (likeness, likeness.T))
+        contrast = (of_text + of_picture) / 2
+        mse = (made - x0).square().mean(1)
+        return {"loss": mse + self.config.contrast * contrast, "mse": mse, "contrast": contrast}
+
     def denoise(
         self,
         conditions: Conditions,

@@ -17,6 +17,7 @@ from ..diffusion.noise import Noise, Random, rand
 from ..diffusion.repaint import repaint
 from ..diffusion.samplers import SAMPLERS, Step
 from ..diffusion.schedule import make_schedule, step_list
+from ..nets.autoencoder import Autoencoder
 from .config import Sampling, StageConfig
 from .origin import Origin
 
@@ -63,6 +64,7 @@ class Stage(Whitened):
     """A network with its process."""
 
     config: StageConfig
+    autoencoder: Autoencoder | None  # of a decoder that draws latents
 
     def __init__(self, config: StageConfig, network: nn.Module, embed_dim: int) -> None:
         super().__init__(config, network, embed_dim)

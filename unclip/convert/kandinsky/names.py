@@ -9,7 +9,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from ...nets import UNetConfig
 from ...nets.autoencoder import AutoencoderConfig
+from ..karlo import names as karlo
 from ..karlo.names import block_rules, joined, layer_rules
 from ..openai.names import Renamed, prefixed
 from ..tensors import linear, renamed
@@ -25,6 +27,10 @@ ATTENTION = {  # and as they were called until 2023
     "to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out.0": "out",
     "query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "out",
 }  # fmt: skip
+IMAGE = layer_rules({
+    "encoder_hid_proj.image_embeds": "image_tokens", "encoder_hid_proj.norm": "image_norms.tokens",
+    "add_embedding.image_proj": "image_embed", "add_embedding.image_norm": "image_norms.embed",
+})  # fmt: skip
 CODES = "quantize.embedding.weight"  # by which it was trained; latents are decoded as they come
 
 
@@ -52,6 +58,22 @@ def autoencoder(
     ours = {name: linear(value) if ".to_" in name or ".out." in name and "layers" in name else value
             for name, value in ours.items()}  # fmt: skip
     return prefixed(prefix, joined(ours, lambda channels: 1)), [name for name in unused if name != CODES]
+
+
+def decoder(tensors: Mapping[str, Tensor], config: UNetConfig, source: str) -> Renamed:
+    """Of diffusers' UNet2DConditionModel, but for the null embedding, which is no weight of it.
+
+    Half of what it puts out is a variance that Kandinsky's process does not use, and is left out here.
+    """
+    ours, unknown = karlo.unet(tensors, config, source)
+    more, unused = renamed({name: tensors[name] for name in unknown}, IMAGE, source)
+    for name in ("image_tokens.weight", "image_tokens.bias"):  # of each token all channels, in theirs
+        if name in more and len(more[name]) == config.image_tokens * (config.context_channels or 0):
+            more[name] = more[name].unflatten(0, (config.image_tokens, -1)).transpose(0, 1).flatten(0, 1)
+    for name in ("network.out.weight", "network.out.bias"):
+        if name in ours and len(ours[name]) == 2 * config.out_channels:
+            ours[name] = ours[name][: config.out_channels].clone()
+    return {**ours, **prefixed("network", more)}, unused
 
 
 def _places(config: AutoencoderConfig) -> tuple[dict[str, str], dict[str, str]]:

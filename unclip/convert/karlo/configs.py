@@ -72,21 +72,18 @@ def stage_configs(values: Mapping[str, Values], source: str = "Karlo") -> Config
     if differences := _differences(values["super_res_first"], values["super_res_last"]):
         raise CheckpointError(f"{source}: super_res_first and super_res_last differ in {differences}")
     schedulers = {part: values[f"{part}_scheduler"] for part in ("prior", "decoder", "super_res")}
-    if schedulers["prior"].get("variance_type") == "learned_range":
-        raise CheckpointError(f"{source}: the prior learns its variance, which Karlo's does not")
     for part in ("decoder", "super_res"):
         if schedulers[part].get("clip_sample", True) and schedulers[part].get("clip_sample_range", 1.0) != 1:
             raise CheckpointError(f"{source}: {part}_scheduler clamps pictures to another range than -1 to 1")
+    prior = prior_of(values["prior"], schedulers.pop("prior"), f"{source}: prior")
     processes = {
         part: _process(scheduler, f"{source}: {part}_scheduler") for part, scheduler in schedulers.items()
     }
     thresholds = {part: _threshold(scheduler) for part, scheduler in schedulers.items()}
-    prior = prior_net(values["prior"], f"{source}: prior")
     decoder = decoder_net(values["decoder"], values["text_proj"], f"{source}: decoder")
     upsampler = upsampler_net(values["super_res_first"], f"{source}: super_res_first")
-    clamp = schedulers["prior"].get("clip_sample_range", 1.0)
     return {
-        "prior": prior_stage(prior, processes["prior"], clamp, thresholds["prior"]),
+        "prior": prior,
         "decoder": decoder_stage(decoder, processes["decoder"], thresholds["decoder"]),
         "upsampler": upsampler_stage(
             upsampler, decoder.image_size, processes["super_res"], thresholds["super_res"]
@@ -102,6 +99,15 @@ def prior_stage(
     return PriorStageConfig(
         net=net, process=process, sampling=sampling, drop_text=0.0, clamp=clamp, unit_norm=False
     )
+
+
+def prior_of(values: Values, scheduler: Values, source: str) -> PriorStageConfig:
+    """The stage that a prior is, with its scheduler."""
+    if scheduler.get("variance_type") == "learned_range":
+        raise CheckpointError(f"{source} learns its variance, which Karlo's does not")
+    process = _process(scheduler, f"{source}_scheduler")
+    clamp = scheduler.get("clip_sample_range", 1.0)
+    return prior_stage(prior_net(values, source), process, clamp, _threshold(scheduler))
 
 
 def decoder_stage(net: UNetConfig, process: Process, threshold: str = "static") -> DecoderStageConfig:

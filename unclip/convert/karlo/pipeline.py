@@ -65,31 +65,31 @@ def from_diffusers(folder: str | Path) -> Pipeline:
     settings |= {part: read_settings(folder / part / "scheduler_config.json") for part in SCHEDULERS}
     config = stage_configs(settings, str(folder))
     shape = config["prior"].net
-    prior = _stage(
+    prior = filled(
         Prior,
         config["prior"],
         [names.prior(read_weights(folder / "prior"), shape.layers, shape.heads, str(folder / "prior"))],
         folder / "prior",
     )
     net, source = config["decoder"].net, str(folder / "decoder")
-    decoder = _stage(
+    decoder = filled(
         Decoder,
         config["decoder"],
         [
             names.unet(read_weights(folder / "decoder"), net, source),
             names.text_proj(read_weights(folder / "text_proj"), str(folder / "text_proj")),
-            _unwhitened(net.image_embed_dim or 0),
+            unwhitened(net.image_embed_dim or 0),
         ],
         f"{source} with text_proj",
     )
     net, source = config["upsampler"].net, str(folder / "super_res_first")
-    upsampler = _stage(
+    upsampler = filled(
         Decoder,
         config["upsampler"],
         [
             names.unet(read_weights(folder / "super_res_first"), net, source),
             names.unet(read_weights(folder / "super_res_last"), net, source, "last"),
-            _unwhitened(0),
+            unwhitened(0),
         ],
         f"{source} with super_res_last",
     )
@@ -109,7 +109,7 @@ def from_original(folder: str | Path, untold: Untold = UNTOLD) -> Pipeline:
     config = _configs_of(published, untold, str(folder))
     source = {part: str(file) for part, file in files.items()}
     mean, std = _statistics(files["statistics"])
-    prior = _stage(
+    prior = filled(
         Prior,
         config["prior"],
         [
@@ -119,25 +119,25 @@ def from_original(folder: str | Path, untold: Untold = UNTOLD) -> Pipeline:
         source["prior"],
     )
     net = config["decoder"].net
-    decoder = _stage(
+    decoder = filled(
         Decoder,
         config["decoder"],
         [
             names.original_unet(published["decoder"], net, source["decoder"]),
-            _unwhitened(net.image_embed_dim or 0),
+            unwhitened(net.image_embed_dim or 0),
         ],
         source["decoder"],
     )
     net = config["upsampler"].net
     last, others = names.without(LAST, published["upsampler"])
     first = {name: published["upsampler"][name] for name in others}
-    upsampler = _stage(
+    upsampler = filled(
         Decoder,
         config["upsampler"],
         [
             names.original_unet(first, net, source["upsampler"], PREFIXES["upsampler"]),
             names.original_unet(last, net, source["upsampler"], "", "last"),
-            _unwhitened(0),
+            unwhitened(0),
         ],
         source["upsampler"],
     )
@@ -157,7 +157,7 @@ def _pipeline(prior: Prior, decoder: Decoder, upsampler: Decoder, clip: Clip) ->
     return Pipeline(decoder, prior, [upsampler], clip, name="karlo", description=DESCRIPTION).eval()
 
 
-def _stage(kind: type[S], config: StageConfig, parts: list[names.Renamed], source: str | Path) -> S:
+def filled(kind: type[S], config: StageConfig, parts: list[names.Renamed], source: str | Path) -> S:
     """A stage without a second copy of any of its weights."""
     stage = kind.blank(config)
     tensors = {name: value for ours, _ in parts for name, value in ours.items()}
@@ -166,7 +166,7 @@ def _stage(kind: type[S], config: StageConfig, parts: list[names.Renamed], sourc
     return stage
 
 
-def _unwhitened(dim: int) -> names.Renamed:
+def unwhitened(dim: int) -> names.Renamed:
     """The statistics of a stage that takes embeddings as they come."""
     return {"embed_mean": torch.zeros(dim), "embed_std": torch.ones(dim)}, []
 
