@@ -85,26 +85,33 @@ def _size(size: int) -> str:
     return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / MIB:.0f} MiB"
 
 
-def plan(name_or_path: str | Path, dtype: str | torch.dtype = "float32", pictures: int = 1) -> Plan:
+def plan(
+    name_or_path: str | Path, dtype: str | torch.dtype = "float32", pictures: int = 1, size: int | None = None
+) -> Plan:
     """Parameters and memory of a model: a shipped or public name, a pipeline directory, a public file.
 
     dtype:    of the weights; activations are counted as they are computed with them, in float32 or under
               bfloat16's autocast.
     pictures: drawn at a time, 1 to ``MOST``.
+    size:     of the pictures, as ``Pipeline.at_size`` takes it; None = the model's own.
 
     Nothing is fetched. Raises ``ValueError`` for what ``unclip.load`` does not know either.
     """
     dtype, pictures = parse_dtype(dtype), integer("n", pictures, 1, MOST)
     title, configs, clip = _parts(name_or_path)
     rows = [Row("clip", clip, clip * 4, None)] if clip else []  # float32 in any case
+    if size is not None and any(stage not in ("prior", "decoder") for stage, _ in configs):
+        raise ValueError(f"{name_or_path} has upsamplers or guides, which know no other size than their own")
     for stage, config in configs:
+        if size is not None and isinstance(config, DecoderStageConfig):
+            config = config.at_size(size)
         module = on_meta(config)
         place(module, torch.device("meta"), dtype)
-        count, size = parameters(module), held_bytes(module)
+        count, held = parameters(module), held_bytes(module)
         activations = peak_activations(
             partial(_call, module, pictures), None if dtype == torch.float32 else dtype
         )
-        rows.append(Row(stage, count, size, activations))
+        rows.append(Row(stage, count, held, activations))
     return Plan(
         f"{title}: {str(dtype).removeprefix('torch.')} weights, {pictures} picture"
         f"{'s' * (pictures > 1)} at a time",

@@ -15,6 +15,7 @@ from tiny import randn
 
 import unclip
 from unclip import convert
+from unclip.app import command
 from unclip.checkpoint import CheckpointError, load_strictly
 from unclip.convert.kandinsky import configs, names
 from unclip.convert.karlo import names as karlo
@@ -84,7 +85,7 @@ def kandinsky(tmp_path_factory):
     return *small.pipelines(folder), folder / "kandinsky"
 
 
-def drawn_by_diffusers(first, second, monkeypatch, prompts: list[str], steps: int) -> np.ndarray:
+def drawn_by_diffusers(first, second, monkeypatch, prompts: list[str], steps: int, side: int) -> np.ndarray:
     """[N, S, S, 3] in 0..1."""
     stream = torch.Generator().manual_seed(7)
     for module in (
@@ -95,19 +96,22 @@ def drawn_by_diffusers(first, second, monkeypatch, prompts: list[str], steps: in
             f"diffusers.{module}.randn_tensor", lambda shape, **_: torch.randn(tuple(shape), generator=stream)
         )
     embeds = first(prompts, num_inference_steps=5)
-    return second(*embeds.to_tuple(), height=64, width=64, num_inference_steps=steps, output_type="np").images
+    return second(
+        *embeds.to_tuple(), height=side, width=side, num_inference_steps=steps, output_type="np"
+    ).images
 
 
-@pytest.mark.parametrize("steps", [7, 100])
-def test_the_whole_pipeline(kandinsky, monkeypatch, steps):
+@pytest.mark.parametrize("steps, size", [(7, 16), (100, 16), (7, 32)])
+def test_the_whole_pipeline(kandinsky, monkeypatch, steps, size):
     first, second, folder = kandinsky
     prompts, stream = ["a red cat", "fish"], torch.Generator().manual_seed(7)
     monkeypatch.setattr(second, "movq_scale_factor", 8)  # as the released one's: 64 pixels make 8 latents
     for scheduler, name in ((first.scheduler, "cosine"), (second.scheduler, "linear-latent")):
         exact(scheduler, make_schedule(name, 1000))
-    wanted = drawn_by_diffusers(first, second, monkeypatch, prompts, steps)
+    wanted = drawn_by_diffusers(first, second, monkeypatch, prompts, steps, 4 * size)
     ours = unclip.load(folder, device="cpu")
     assert (ours.name, ours.size) == ("kandinsky", 16)
+    assert ours.at_size(size).size == size
     asked = {} if steps == 100 else {"steps": f"leading{steps}+1"}
     monkeypatch.setattr(
         Noise, "__call__", lambda self, shape: torch.randn((len(self), *shape), generator=stream)
@@ -213,3 +217,26 @@ def test_the_plan_is_of_what_was_released():
     rows = {row.stage: row.parameters for row in plan("kandinsky-2.2").rows}
     assert rows == {"clip": 2_539_567_104, "prior": 1_026_223_360, "decoder": 1_320_811_699}
     assert plan("kandinsky-2.2-inpaint").parameters == sum(rows.values()) + 9 * 384 * (9 - 4)
+
+
+def test_pictures_of_other_sizes(kandinsky, tmp_path, capsys):
+    """By the command, with what it takes of memory, and again by the record; refused where it cannot be."""
+    folder, file = str(kandinsky[2]), str(tmp_path / "a.png")
+    few = ["--prior-steps", "2", "--steps", "2", "--device", "cpu"]
+    assert command.main(["a cat", "--model", folder, "--size", "24", "-o", file, *few]) == 0
+    assert Image.open(file).size == (24, 24)
+    assert command.main(["again", file, "--model", folder, "--device", "cpu"]) == 0
+    assert "the same pixels" in capsys.readouterr().out
+    large = unclip.load(folder, device="cpu").at_size(24)
+    saved = unclip.load(large.save(tmp_path / "large"), device="cpu")
+    assert saved.size == 24 and saved.digest() == large.digest() != unclip.load(folder).digest()
+    rows = [{row.stage: row for row in plan(folder, size=size).rows} for size in (None, 24)]
+    assert rows[0]["decoder"].parameters == rows[1]["decoder"].parameters
+    assert rows[0]["decoder"].activations < rows[1]["decoder"].activations
+    for size in (0, -16, 22, True, 1 << 20):
+        with pytest.raises(ValueError, match="size must be a multiple of 4, as this network needs"):
+            saved.at_size(size)
+    with pytest.raises(ValueError, match="the model icons draws 256 pixels"):
+        unclip.load().at_size(128)
+    with pytest.raises(ValueError, match="icons has upsamplers"):
+        plan("icons", size=128)

@@ -77,6 +77,7 @@ def sampling(of: str, steps: type = str, **more: Mapping[str, object]) -> dict:
     prior = {"load_prior.name_or_path": "eclipse", "load_prior.pipeline": MODEL,
              "load_prior.dtype": torch.float32, "with_prior.prior": "a prior"}
     return {**options, "prior": (["--prior", "eclipse"], prior),
+            "size": (["--size", "768"], {"at_size.size": 768}),
             "classifier": (["--classifier", "led"], guided), **device("load"),
             "weaker": (["--weaker", "weak"], weaker), **memory("load")}
 
@@ -84,6 +85,7 @@ def sampling(of: str, steps: type = str, **more: Mapping[str, object]) -> dict:
 LOADED = {"unclip.app.cli.load": MODEL, "unclip.guides.classifier.load_classifier": "a classifier",
           "unclip.pipeline.model.Model.guide_with": MODEL, "unclip.stages.load_decoder": "a weaker decoder",
           "unclip.pipeline.model.Model.autoguide_with": MODEL, "unclip.convert.load_prior": "a prior",
+          "unclip.pipeline.pipeline.Pipeline.at_size": MODEL,
           "unclip.pipeline.pipeline.Pipeline.with_prior": MODEL}
 
 

@@ -140,8 +140,7 @@ def _check_size(data: DataConfig, stage: Decoder) -> None:
     if low_res is not None and data.size != stage.size:
         raise ConfigError(f"data.size is {data.size}, but the upsampler makes {stage.size} pixels")
     if low_res is not None:
-        grid_cell = net.pixel_unshuffle * 2 ** (len(net.channel_mult) - 1)
-        multiple = math.lcm(grid_cell, stage.factor)
+        multiple = math.lcm(net.multiple, stage.factor)
         if side % multiple:
             raise ConfigError(f"data.crop {side} is no multiple of {multiple}, as this network needs")
         if low_res.degradation == "bsr" and side < LEAST * stage.factor:

@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,7 @@ def parser() -> Parser:
     add("--weaker", type=Path, metavar="FILE", help="a weaker decoder, if it was led away from one")
     add_device(parser)
     add_memory(parser)
-    parser.set_defaults(dtype=None)
+    parser.set_defaults(dtype=None, size=None)
     return parser
 
 
@@ -159,6 +160,9 @@ def _loaded(record: Record, args: argparse.Namespace) -> Pipeline:
     args.model = args.model or record.model
     args.dtype = args.dtype or (record.dtype if record.dtype in ("float32", "bfloat16") else "float32")
     pipeline = cli.loaded(args)
+    if record.verb != "upscale" and record.size != (pipeline.size,) * 2:
+        with suppress(ValueError):  # of another model, as its digest says
+            pipeline.at_size(record.size[0])
     if pipeline.digest() != record.digest and not args.anyway:
         raise ValueError(
             f"it was drawn by a model {record.model!r:.200} with the digest {record.digest}, and this one's "

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 def loaded(args: argparse.Namespace) -> Pipeline:
     """The pipeline that the command line names, with the parts that it names besides."""
-    return guided(load(args.model, args.device, args.dtype, args.offload), args)
+    pipeline = load(args.model, args.device, args.dtype, args.offload)
+    return guided(pipeline if args.size is None else pipeline.at_size(args.size), args)
 
 
 def guided(pipeline: Pipeline, args: argparse.Namespace) -> Pipeline:

@@ -143,7 +143,7 @@ def _models() -> str:
 def _plan(args: argparse.Namespace) -> str:
     from ..plan import plan
 
-    return str(plan(args.model, args.dtype, args.n))
+    return str(plan(args.model, args.dtype, args.n, args.size))
 
 
 def main(argv: list[str] | None = None) -> int:

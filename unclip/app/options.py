@@ -24,6 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             metavar=None if name not in METAVARS else METAVARS[name],
             help=field.description,
         )
+    add("--size", type=int, metavar="PIXELS", help="another than the model's own, where no stage follows")
     add("--prior", metavar="PRIOR", help="another prior: eclipse, or a file or folder of one")
     add("--classifier", type=Path, metavar="FILE", help="of noised pictures: its gradient leads to --class")
     add("--weaker", type=Path, metavar="FILE", help="a weaker decoder, to be led away from (autoguidance)")

@@ -35,13 +35,17 @@ class EncoderConfig(Config):
     def _grids_exist(self) -> "EncoderConfig":
         if not all(1 <= width <= 1 << 16 for width in self.widths):
             raise ValueError(f"channel_mult makes levels of {self.widths} channels")
-        multiple = self.pixel_unshuffle * 2 ** (len(self.channel_mult) - 1)
-        if self.image_size % multiple:
-            raise ValueError(f"image_size {self.image_size} is no multiple of {multiple}")
+        if self.image_size % self.multiple:
+            raise ValueError(f"image_size {self.image_size} is no multiple of {self.multiple}")
         missing = set(self.attention_resolutions) - set(self.grid_sizes)
         if missing:
             raise ValueError(f"attention_resolutions {sorted(missing)} do not occur: {self.grid_sizes} do")
         return self
+
+    @property
+    def multiple(self) -> int:
+        """Of pixels, that a side has."""
+        return self.pixel_unshuffle * 2 ** (len(self.channel_mult) - 1)
 
     @property
     def grid_sizes(self) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..options import Asked
 from ..resources.devices import as_device, parse_dtype
 from ..stages import AnyPrior
+from ..stages.conditions import kinds_of
 from . import directory, edits
 from .blend import ImagePrompt
 from .checks import prior_fits
@@ -230,6 +231,24 @@ class Pipeline(Drawing):
         """
         prior_fits(self, prior)
         self.prior = prior if self._lends_to else prior.to(self.device)
+        return self
+
+    def at_size(self, size: int) -> Self:
+        """Draw pictures of ``size`` x ``size`` pixels; returns the pipeline. A network knows no size, but
+        draws best at the one that it was trained for.
+
+        Raises ``ValueError`` for a size that its network cannot draw, and for a model with upsamplers, or
+        with what guides it by pictures of one size.
+        """
+        fixed = [self.classifier, self.guide, self.weaker, *self.upsamplers]
+        if size != self.size and any(part is not None for part in fixed):
+            raise ValueError(
+                f"the model {self.name} draws {self.size} pixels: what follows its decoder, or guides it, "
+                "knows no other size"
+            )
+        if size != self.size:
+            self.decoder.config = self.decoder.config.at_size(size)
+            self.decoder.kinds = kinds_of(self.decoder.config)
         return self
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> Path:

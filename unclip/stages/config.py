@@ -198,6 +198,9 @@ class LowRes(Config):
         return self
 
 
+LARGEST = 4096  # pixels a side that a decoder is asked for
+
+
 class DecoderStageConfig(SavedConfig):
     """Pictures from whatever the network takes; with ``low_res``, an upsampler."""
 
@@ -225,7 +228,29 @@ class DecoderStageConfig(SavedConfig):
     @property
     def size(self) -> int:
         """Height and width of the pictures, in pixels."""
-        return self.net.image_size * (1 if self.autoencoder is None else self.autoencoder.factor)
+        return self.net.image_size * self._pixels
+
+    @property
+    def _pixels(self) -> int:
+        """That a number of the net's grid stands for, a side."""
+        return 1 if self.autoencoder is None else self.autoencoder.factor
+
+    def at_size(self, size: int) -> DecoderStageConfig:
+        """The same network for pictures of another size; ``ValueError`` for one that its grid has not."""
+        if self.low_res is not None:
+            raise ValueError("an upsampler makes pictures of its own size alone")
+        multiple = self._pixels * self.net.multiple
+        fits = isinstance(size, int) and not isinstance(size, bool) and not size % multiple
+        if not fits or not multiple <= size <= LARGEST:
+            raise ValueError(
+                f"size must be a multiple of {multiple}, as this network needs, up to {LARGEST}, not {size!r}"
+            )
+        side, old = size // self._pixels, self.net.image_size
+        values = self.model_dump()
+        values["net"]["image_size"] = side
+        grids = self.net.attention_resolutions
+        values["net"]["attention_resolutions"] = [grid * side // old for grid in grids]
+        return type(self).model_validate(values)
 
 
 StageConfig = PriorStageConfig | DecoderStageConfig
