@@ -94,7 +94,8 @@ AGAIN = Program(
      **{name: sampling("")[name]
         for name in ("prior", "classifier", "weaker", "device", "dtype", "offload")}},
     {"drawn.pipeline": MODEL, "drawn.sources": {}, "drawn.records": [record(0), record(1)],
-     "_sources.near": Path("."), "at_size.size": 4, "save_png.image": (4, 4), **fields("_sources.record", record(0))})
+     "_sources.near": Path("."), "at_size.size": 4, "save_png.image": (4, 4),
+     **fields("_sources.record", record(0))})
 INFO = Program(
     partial(_made, "info"), {"picture": ["i.png"]},
     {"unclip.provenance.record_of": record(0), "unclip.app.again.described": "words"},
