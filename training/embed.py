@@ -9,6 +9,7 @@ Writes a file beside each shard's name into OUT (``embeddings`` beside the shard
 pictures (of the square in the middle) and of all their captions by key, and with --tokens the text encoder's
 states, which a prior and a text-conditioned decoder need to do without the CLIP; and embeddings.json with the
 CLIP's identity, counts, mean and standard deviation. The same command again goes on with what is missing.
+With --latents a decoder of latents need not see the pictures either (``data.latents``): theirs are kept, too.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from torch import Tensor
@@ -38,8 +40,9 @@ from unclip.data.pictures import GAP, open_picture, square
 from unclip.data.reading import expand, stream
 from unclip.data.samples import picture_of, texts_of
 from unclip.files import make_folder, read_json, write_json
+from unclip.stages import Decoder, load_decoder
 
-from .data.embeddings import KIND, MANIFEST, Rows, load_rows, name_of, save_rows
+from .data.embeddings import KIND, MANIFEST, Rows, latents_file, load_rows, name_of, save_rows, space_of
 from .programs import run
 
 
@@ -52,11 +55,15 @@ def embed(
     batch: int = 64,
     workers: int = 1,
     background: str = "white",
+    space: Decoder | None = None,
 ) -> dict:
     """Embed ``shards`` into ``out``, shared out among the processes; returns the manifest (of the first).
 
-    size: side in pixels at which CLIP is shown the pictures; None: its own. Samples that cannot be read are
-    left out, counted and told. ``ConfigError`` when two shards have one name, or nothing can be read.
+    size:  side in pixels at which CLIP is shown the pictures; None: its own.
+    space: a decoder whose autoencoder's latents of the pictures are kept, too.
+
+    Samples that cannot be read are left out, counted and told. ``ConfigError`` when two shards have one name,
+    or nothing can be read.
     """
     names = Counter(map(name_of, shards))
     if twice := [name for name, count in names.items() if count > 1]:
@@ -69,12 +76,14 @@ def embed(
     _check_out(out, names)
     state, size = PartialState(), size or clip.image_size
     facts = {"clip": clip.identity, "size": size, "background": background}
+    facts |= {"latents": None if space is None else space_of(space)}
+    show = Show(clip, space, size, background, batch, workers)
     mine = shards[state.process_index :: state.num_processes]
     for shard in tqdm(mine, "embedding", unit=" shards", disable=not state.is_main_process):
         path = out / f"{name_of(shard)}.safetensors"
         now = {**facts, "tokens": tokens, "bytes": os.path.getsize(shard) if on_disk(shard) else None}
         if not _done(path, now):
-            rows, skipped = _embedded(_samples(shard), clip, tokens, size, batch, workers, background)
+            rows, skipped = _embedded(_samples(shard), show, tokens)
             now.pop("tokens")
             save_rows(path, rows, **now, skipped=skipped)
     state.wait_for_everyone()
@@ -109,7 +118,8 @@ def _done(path: Path, facts: dict) -> bool:
         header = read_header(path, KIND)
     except CheckpointError:
         return False
-    return all(header.get(name) == value for name, value in facts.items())
+    whole = facts["latents"] is None or latents_file(path).is_file()
+    return whole and all(header.get(name) == value for name, value in facts.items())
 
 
 def _samples(shard: str) -> Iterator[dict[str, Any]]:
@@ -122,35 +132,65 @@ def _samples(shard: str) -> Iterator[dict[str, Any]]:
 
 
 class Shown(NamedTuple):
-    """A sample as CLIP is shown it: its key, its captions, and its picture uint8 [3,S,S]."""
+    """A sample as it is shown: its key, its captions, its picture uint8 [3,S,S] for CLIP, and the one for the
+    autoencoder (None without one)."""
 
     key: str
     captions: list[str]
     picture: Tensor
+    large: Tensor | None
 
 
-def _shown(sample: dict, size: int, background: str) -> Shown | str:
-    """A raw sample, or why it is skipped."""
-    try:
-        captions = texts_of(sample).captions
-        image = square(open_picture(picture_of(sample), GAP * size), size, background=background)
-    except ValueError as error:
-        return f"skipped {sample['__key__']}: {error}"
-    return Shown(sample["__key__"], captions, pixels(image))
+@dataclass(frozen=True)
+class Show:
+    """Who is shown the pictures, and how."""
+
+    clip: Clip
+    space: Decoder | None
+    size: int  # pixels a side for CLIP
+    background: str
+    batch: int
+    workers: int
+
+    def __call__(self, sample: dict) -> Shown | str:
+        """A raw sample, or why it is skipped."""
+        try:
+            captions = texts_of(sample).captions
+            picture = self._at(sample, self.size)
+            large = None if self.space is None else self._at(sample, self.space.size)
+        except ValueError as error:
+            return f"skipped {sample['__key__']}: {error}"
+        return Shown(sample["__key__"], captions, picture, large)
+
+    def _at(self, sample: dict, size: int) -> Tensor:
+        picture = open_picture(picture_of(sample), GAP * size)
+        return pixels(square(picture, size, background=self.background))
+
+    def latents(self, rows: Sequence[Shown]) -> np.ndarray | None:
+        """The latents float16 [N,C,h,w] of pictures."""
+        if self.space is None:
+            return None
+        pictures = torch.stack([row.large for row in rows if row.large is not None])
+        with torch.no_grad():
+            latents = self.space.to_data(floats(pictures.to(self.clip.mean.device)), {})
+        if latents.abs().max() > torch.finfo(torch.float16).max:
+            raise ConfigError(
+                "its latents are too large for half precision: the autoencoder needs latent_scale"
+            )
+        return latents.half().cpu().numpy()
 
 
 @torch.no_grad()
-def _embedded(
-    samples: Iterator[dict], clip: Clip, tokens: bool, size: int, batch: int, workers: int, background: str
-) -> tuple[Rows, int]:
+def _embedded(samples: Iterator[dict], show: Show, tokens: bool) -> tuple[Rows, int]:
     """A shard's embeddings, and how many of its samples could not be read."""
-    read = partial(_shown, size=size, background=background)
+    clip, batch = show.clip, show.batch
     keys: list[str] = []
     captions: list[list[str]] = []  # of each picture
     images, skipped = [torch.zeros(0, clip.embed_dim)], 0
-    with ThreadPoolExecutor(workers) as threads:
+    latents = [] if show.space is None else [np.zeros((0, *show.space.shape), np.float16)]
+    with ThreadPoolExecutor(show.workers) as threads:
         while raw := list(islice(samples, batch)):
-            rows = list(threads.map(read, raw))
+            rows = list(threads.map(show, raw))
             for reason in (row for row in rows if isinstance(row, str)):
                 print(reason, file=sys.stderr)
                 skipped += 1
@@ -159,12 +199,16 @@ def _embedded(
                 continue
             pictures = floats(torch.stack([row.picture for row in rows]))
             images.append(clip.encode_image(pictures.to(clip.mean.device)).float().cpu())
+            latents += [] if (made := show.latents(rows)) is None else [made]
             keys += [row.key for row in rows]
             captions += [row.captions for row in rows]
     texts = [caption for one in captions for caption in one]
     owners = [number for number, one in enumerate(captions) for _ in one]
     embed, states, ends = _said(texts, clip, batch, tokens)
-    return Rows(keys, texts, torch.cat(images), embed, torch.tensor(owners).long(), states, ends), skipped
+    kept = np.concatenate(latents) if latents else None
+    return Rows(
+        keys, texts, torch.cat(images), embed, torch.tensor(owners).long(), states, ends, kept
+    ), skipped
 
 
 def _said(
@@ -222,6 +266,7 @@ def main(argv: list[str] | None = None) -> None:
     add("shards", nargs="+", help="paths, globs, brace ranges, folders or URLs")
     add("--clip", required=True, help="as a recipe names it: a folder, open_clip:NAME@TAG, transformers:ID")
     add("--out", type=Path, help="the folder to write to (default: embeddings, beside the first shard)")
+    add("--latents", type=Path, metavar="DECODER", help="a decoder of latents; keep the pictures' in it, too")
     add("--tokens", action="store_true", help="keep the text encoder's states, too")
     add("--size", type=int, help="pixels at which CLIP is shown the pictures (default: its own size)")
     add("--background", default="white", help="colour behind what is transparent (default white)")
@@ -234,7 +279,9 @@ def main(argv: list[str] | None = None) -> None:
         raise ConfigError("these shards are URLs; say where the embeddings go with --out")
     clip = load_clip(args.clip, PartialState().device)
     out = args.out or Path(shards[0]).parent / "embeddings"
-    total = embed(shards, out, clip, args.tokens, args.size, args.batch, args.workers, args.background)
+    space = None if args.latents is None else load_decoder(args.latents, PartialState().device)
+    settings = (args.tokens, args.size, args.batch, args.workers, args.background, space)
+    total = embed(shards, out, clip, *settings)
     if total:
         print(
             f"{out}: {total['pictures']:,} pictures and {total['captions']:,} captions of "

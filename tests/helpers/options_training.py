@@ -84,13 +84,16 @@ SHARDS = Program(
 
 EMBED = Program(
     training.embed.main, {"shards": ["a/some.tar"], "clip": ["--clip", "c"]},
-    {"training.embed.load_clip": "a CLIP", "training.embed.expand": shards, "training.embed.embed": {}},
+    {"training.embed.load_clip": "a CLIP", "training.embed.expand": shards, "training.embed.embed": {},
+     "training.embed.load_decoder": "a decoder"},
     {"shards": (["b/x.tar", "b/y.tar"], {"expand.paths": ["b/x.tar", "b/y.tar"],
                                          "embed.shards": ["b/x.tar", "b/y.tar"],
                                          "embed.out": Path("b/embeddings")}),
      "clip": (["--clip", "d"], {"load_clip.source": "d"}),
      "out": (["--out", "x"], {"embed.out": Path("x")}),
      "tokens": (["--tokens"], {"embed.tokens": True}),
+     "latents": (["--latents", "d"], {"load_decoder.path": Path("d"), "embed.space": "a decoder",
+                                      "load_decoder.device": torch.device("cpu")}),
      "size": (["--size", "64"], {"embed.size": 64}),
      "background": (["--background", "red"], {"embed.background": "red"}),
      "batch": (["--batch", "6"], {"embed.batch": 6}),

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from unclip.config import Chance, Config, Count, CountOrNone, Factor, Together
 from unclip.guides.noised_clip import NoisedClipStageConfig
 
-from ..data.config import DataConfig
+from ..data.config import PictureData
 
 
 class TeacherConfig(Config):
@@ -30,7 +30,7 @@ class ClipRecipe(Config):
     start: str | None = None  # weights: as `load_clip` takes them; of `noised`, a file of one
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of pictures in [0, 1]; `start` has its own
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    data: DataConfig
+    data: PictureData
     augment: bool = True  # turn, shift and brighten the pictures a little
     distinct: Count | None = None  # pictures drawn once and kept in memory; None: new ones
     cache: str | None = None  # folder for what is computed once; None: that of the run

@@ -10,6 +10,7 @@ from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -18,7 +19,8 @@ from unclip.checkpoint import CheckpointError, read_header, save_checkpoint
 from unclip.clip import WEIGHTS, digest_of, load_clip, named, same_weights
 from unclip.config import ConfigError, looked_up
 from unclip.data.reading import ShardError, expand, spelled_out
-from unclip.files import parse_json, read_json
+from unclip.files import parse_json, read_json, written_aside
+from unclip.stages import Decoder
 
 MANIFEST, KIND = "embeddings.json", "embeddings"
 FACTS = {"clip": str, "dim": int, "tokens": bool, "files": dict, "mean": list, "std": list}  # of a manifest
@@ -33,6 +35,7 @@ class Rows:
     picture:  int64 [M], the row of each caption's picture.
     tokens:   float16 [T,W], the hidden states of all captions, one after the other; None if not kept.
     ends:     int64 [M+1], where the states of each caption begin, and end.
+    latents:  float16 [N,C,h,w] on the disk, of the pictures; None if not kept.
     """
 
     keys: list[str]
@@ -42,6 +45,7 @@ class Rows:
     picture: Tensor
     tokens: Tensor | None = None
     ends: Tensor | None = None
+    latents: np.ndarray | None = None
 
     @cached_property
     def row(self) -> dict[str, int]:
@@ -68,25 +72,46 @@ def save_rows(path: Path, rows: Rows, **facts: object) -> None:
     }
     if rows.tokens is not None:
         tensors |= {"tokens": rows.tokens, "ends": rows.ends}
+    latents_file(path).unlink(missing_ok=True)  # of another making
+    if rows.latents is not None:
+        with written_aside(latents_file(path)) as aside, open(aside, "wb") as file:
+            np.save(file, rows.latents)
     save_checkpoint(path, tensors, kind=KIND, config={}, tokens=rows.tokens is not None, **facts)
 
 
 def load_rows(path: Path) -> Rows:
     """Raises ``CheckpointError`` for what is no such file."""
-    read_header(path, KIND)
+    latents = read_header(path, KIND).get("latents")
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         text = tensors.pop("samples").numpy().tobytes()
         samples = parse_json(text, "its list of samples", keys=list, captions=list)
-        rows = Rows(samples["keys"], samples["captions"], **tensors)
-        _check(rows)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        kept = None if latents is None else np.load(latents_file(path), mmap_mode="r", allow_pickle=False)
+        rows = Rows(samples["keys"], samples["captions"], **tensors, latents=kept)
+        _check(rows, latents)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
     return rows
 
 
-def _check(rows: Rows) -> None:
+def latents_file(path: Path) -> Path:
+    """The file of a shard's latents, beside that of its embeddings: it is read a picture at a time."""
+    return path.with_suffix(".latents.npy")
+
+
+def space_of(stage: Decoder) -> dict[str, object]:
+    """What a stage's latents are of: the autoencoder's weights, and the shape of a picture's.
+
+    Raises ``ConfigError`` for a stage of pixels.
+    """
+    if stage.autoencoder is None:
+        raise ConfigError("that is a stage of pixels, which has no autoencoder")
+    weights = stage.autoencoder.state_dict()
+    return {"autoencoder": digest_of(weights, weights.__getitem__), "shape": list(stage.shape)}
+
+
+def _check(rows: Rows, latents: dict | None = None) -> None:
     """Refuse, by ``ValueError``, rows that do not belong together."""
     n, m = len(rows.keys), len(rows.captions)
     if not all(isinstance(text, str) for text in (*rows.keys, *rows.captions)):
@@ -96,6 +121,11 @@ def _check(rows: Rows) -> None:
     steps = rows.picture.diff()
     if m and (rows.picture[0] < 0 or rows.picture[-1] >= n or (steps < 0).any()):
         raise ValueError("captions of pictures that it does not hold")
+    if rows.latents is not None and (rows.latents.dtype, rows.latents.shape) != (
+        np.float16,
+        (n, *(latents or {}).get("shape", ())),
+    ):
+        raise ValueError(f"its latents are of {rows.latents.dtype} and {rows.latents.shape}")
     if rows.tokens is not None:
         lengths = rows.ends.diff()
         if (
@@ -111,7 +141,8 @@ class Embeddings:
     """A folder of ``training.embed``, file by file.
 
     clip: the identity of the CLIP. dim, text_dim: widths. tokens: whether hidden states are kept. mean, std:
-    float32 [D], of all image embeddings. files: {shard's name without its end: {"pictures", "captions"}}.
+    float32 [D], of all image embeddings. latents: ``space_of`` what those are of that are kept, or None.
+    files: {shard's name without its end: {"pictures", "captions"}}.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -119,7 +150,7 @@ class Embeddings:
         try:
             facts = read_json(self.folder / MANIFEST, "the list of embeddings", **FACTS)
             self.clip, self.dim, self.text_dim = facts["clip"], facts["dim"], facts.get("text_dim")
-            self.tokens, self.files = facts["tokens"], facts["files"]
+            self.tokens, self.files, self.latents = facts["tokens"], facts["files"], facts.get("latents")
             self.mean, self.std = torch.tensor(facts["mean"]), torch.tensor(facts["std"])
             counts = [entry[what] for entry in self.files.values() for what in ("pictures", "captions")]
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Example:
-    """A picture uint8 [3,S,S], one of its captions, its key, its class (-1 = none), and what was embedded of
-    it: its embedding [D], the caption's [D], and the caption's hidden states [L,W] (None if not kept).
+    """A picture uint8 [3,S,S] (without pixels where its latents stand in), one of its captions, its key, its
+    class (-1 = none), and what was embedded of it.
     """
 
     image: Tensor
@@ -59,13 +59,16 @@ class Reader:
                 picture = picture_of(sample)
                 texts = texts_of(sample)
                 captions, record = texts.captions, texts.record
-                image = open_picture(picture, least=GAP * config.size / side)
-            image = square(image, config.size, side, place, config.background)
+                image = None if config.latents else open_picture(picture, least=GAP * config.size / side)
+            if not config.latents:
+                image = square(image, config.size, side, place, config.background)
             which = rng.randrange(len(captions)) if len(captions) > 1 else 0
             embedded = self._look_up(sample.get("shard") or sample["__url__"], key, which, captions[which])
         except ValueError as error:
             return key, str(error)
         label = class_of(record, key)
+        if config.latents:
+            return Example(torch.zeros(3, 0, 0, dtype=torch.uint8), captions[which], key, label, embedded)
         image = turned(window(pixels(image), config.crop, rng), config.flip, config.rotate, rng)
         return Example(image.contiguous(), captions[which], key, label, embedded)
 
@@ -81,7 +84,8 @@ class Reader:
         if which >= len(texts) or rows.captions[texts[which]] != caption:
             raise ValueError(f"its caption is another than that in {self.embeddings.folder}")
         states = rows.states(texts[which]) if self.embeddings.tokens else None
-        return rows.image[row], rows.text[texts[which]], states
+        latents = torch.from_numpy(rows.latents[row].copy()) if self.config.latents else None
+        return Looked(rows.image[row], rows.text[texts[which]], states, latents)
 
     def embedded(self, samples: Sequence[dict]) -> Embedded:
         """What was embedded of samples, as ``read_shards`` yields them, with their first captions."""

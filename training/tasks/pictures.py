@@ -20,7 +20,7 @@ from unclip.pipeline.conditions import conditions_of
 from unclip.stages import Conditions, Decoder
 
 from ..data.config import DataConfig
-from ..data.embeddings import Embeddings
+from ..data.embeddings import Embeddings, space_of
 from ..data.source import Source
 from ..run.examples import Examples
 from ..run.settings import micro_batch
@@ -37,6 +37,7 @@ class PictureTask:
         self.recipe, self.stage, self.accelerator = recipe, stage, accelerator
         self.device = accelerator.device
         _check_size(recipe.data, stage)
+        _check_latents(recipe.data, stage)
         self.clip, identity = frozen_clip(recipe, stage, self.device)
         with accelerator.main_process_first():  # one process makes a pool
             self.source = Source(
@@ -83,6 +84,9 @@ class PictureTask:
 
     def examples(self, batch: Batch, source: Random = None) -> Examples:
         """One batch; with random numbers the low-resolution picture is corrupted, as in training."""
+        if self.recipe.data.latents and batch.embedded is not None and batch.embedded.latents is not None:
+            conditions = self.conditions(batch, None)
+            return Examples(batch.embedded.latents.to(self.device).float(), conditions, batch.key)
         picture = floats(batch.pixels.to(self.device))  # bytes are quicker to carry over
         low_res = None
         if self.stage.config.low_res is None:
@@ -130,6 +134,19 @@ class PictureTask:
         picture = grid(torch.cat(rows).float().cpu(), columns=columns)
         scale = max(1, 64 // rows[0].shape[-1])
         return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+
+
+def _check_latents(data: DataConfig, stage: Decoder) -> None:
+    """Refuse latents that are not those of the stage's own pictures."""
+    if not data.latents:
+        return
+    if stage.config.inpaint:
+        raise ConfigError("data.latents is not for a decoder that learns to fill holes: it is shown pictures")
+    wanted, kept = space_of(stage), Embeddings(data.embeddings).latents
+    if kept is None:
+        raise ConfigError(f"{data.embeddings} holds no latents; run training.embed again, with --latents")
+    if kept != wanted:
+        raise ConfigError(f"{data.embeddings} holds latents of {kept}, and the stage is of {wanted}")
 
 
 def _check_size(data: DataConfig, stage: Decoder) -> None:

@@ -6,14 +6,14 @@ from unclip.config import Config, Count
 from unclip.guides.classifier import ClassifierStageConfig
 from unclip.stages import AnyPriorConfig, DecoderStageConfig
 
-from ..data.config import DataConfig
+from ..data.config import DataConfig, PictureData
 from ..run.settings import Training
 
 
 class ClassifierRecipe(Config):
     """A classifier: its data, itself, its training."""
 
-    data: DataConfig
+    data: PictureData
     stage: ClassifierStageConfig
     train: Training
 
@@ -38,7 +38,7 @@ class PriorRecipe(Config):
 
     clip: str | None = None  # as ``unclip.clip.load_clip`` takes it; with data.embeddings
     # it need not be named
-    data: DataConfig
+    data: PictureData
     embeddings: Count = 50_000  # pictures embedded at the start, unless data.embeddings or
     # data.pool brings them
     start: str | None = None  # a checkpoint whose weights a new run begins with; None = chance

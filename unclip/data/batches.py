@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from random import Random
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -102,30 +103,42 @@ def shrink(picture: Tensor, size: int) -> Tensor:
     return F.interpolate(picture, size=(size, size), mode="area")
 
 
-Looked = tuple[Tensor, Tensor, Tensor | None]
+class Looked(NamedTuple):
+    """What was embedded of one sample: its picture [D], a caption [D], that one's hidden states [L,W], and
+    the picture's latents [C,h,w]; None of what is not kept.
+    """
+
+    image: Tensor
+    text: Tensor
+    states: Tensor | None = None
+    latents: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Embedded:
     """Of a batch: embeddings of pictures and captions [N,D], and the captions' hidden states [N,L,W] with
-    their mask [N,L], or None if these are not kept.
+    their mask [N,L], and the pictures' latents [N,C,h,w]; None of what is not kept.
     """
 
     image: Tensor
     text: Tensor | None = None  # a pool's captions are not embedded
     tokens: Tensor | None = None
     mask: Tensor | None = None
+    latents: Tensor | None = None
 
     def __getitem__(self, part: slice) -> Embedded:
-        text, tokens, mask = (None if x is None else x[part] for x in (self.text, self.tokens, self.mask))
-        return Embedded(self.image[part], text, tokens, mask)
+        rest = (self.text, self.tokens, self.mask, self.latents)
+        return Embedded(self.image[part], *(None if x is None else x[part] for x in rest))
 
 
 def gathered(embedded: Sequence[Looked]) -> Embedded:
     """What was embedded of single samples, as one batch."""
-    image, text = torch.stack([one for one, _, _ in embedded]), torch.stack([one for _, one, _ in embedded])
-    states = [one for _, _, one in embedded if one is not None]
-    return Embedded(image, text, *padded(states)) if len(states) == len(embedded) else Embedded(image, text)
+    image, text = torch.stack([one.image for one in embedded]), torch.stack([one.text for one in embedded])
+    states = [one.states for one in embedded if one.states is not None]
+    tokens, mask = padded(states) if len(states) == len(embedded) else (None, None)
+    latents = [one.latents for one in embedded if one.latents is not None]
+    kept = torch.stack(latents) if len(latents) == len(embedded) else None
+    return Embedded(image, text, tokens, mask, kept)
 
 
 def window(image: Tensor, side: int | None, rng: Random) -> Tensor:

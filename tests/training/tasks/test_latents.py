@@ -8,13 +8,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from shards import encoded, noise
 from tiny import randn
+from tiny_models import tiny_clip
 from training_programs import NET, PICTURES
 
 import unclip
 from inference.measure import likelihood
+from training import embed
+from training.data.embeddings import load_rows
 from training.decoder import main
-from unclip.config import ConfigError
+from training.tasks.pictures import PictureTask
+from training.tasks.recipes import PictureRecipe, PriorRecipe
+from unclip.checkpoint import CheckpointError
+from unclip.clip import save_clip
+from unclip.config import ConfigError, parse_config
+from unclip.data.writing import ShardWriter
 from unclip.guides.classifier import Classifier, ClassifierStageConfig
 from unclip.stages import Decoder, DecoderStageConfig
 
@@ -76,3 +86,78 @@ def test_without_the_autoencoder_or_with_another_it_does_not_begin(held, tmp_pat
     net = {**STAGE["net"], "in_channels": 7}
     with pytest.raises(ValueError, match="an upsampler draws pixels"):
         Decoder(DecoderStageConfig.model_validate({**STAGE, "net": net, "low_res": {"size": 4}}))
+
+
+@pytest.fixture
+def kept(held, tmp_path) -> Path:
+    """Shards with latents beside them, and the CLIP's embeddings, which this stage does not take."""
+    with ShardWriter(tmp_path / "data", "train", 6) as writer:
+        for number in range(11):
+            picture = encoded(noise(20, 16, number))
+            writer.write(f"p-{number}", {"png": picture, "txt": f"word {number}".encode()})
+    save_clip(tiny_clip(0), tmp_path / "clip")
+    embed.main(
+        [str(tmp_path / "data"), "--clip", str(tmp_path / "clip"), "--latents", str(held), "--batch", "4"]
+    )
+    return tmp_path / "data"
+
+
+@pytest.mark.usefixtures("float32")
+def test_latents_that_are_kept_are_those_that_are_made(held, kept, tmp_path, monkeypatch):
+    """Within half precision; pictures are then not decoded."""
+    data = {"shards": [str(kept / "*.tar")], "heldout": [str(kept / "*.tar")], "size": 16}
+    kinds = {"of pictures": {}, "kept": {"embeddings": str(kept / "embeddings"), "latents": True}}
+    batches, heldout = {}, {}
+    for name, more in kinds.items():
+        values = {
+            "data": {**data, **more},
+            "stage": STAGE,
+            "train": {"out": "x", "pictures": 8, "batch_size": 8},
+        }
+        task = PictureTask(PictureRecipe.model_validate(values), Decoder.load(held), Accelerator(cpu=True))
+        if name == "kept":
+            monkeypatch.setattr("training.data.reader.open_picture", None)
+        batches[name], heldout[name] = next(task.batches(0)), task.validation()
+    one, other = batches.values()
+    assert one.keys == other.keys and one.x0.shape == other.x0.shape == (8, 4, 8, 8)
+    torch.testing.assert_close(one.x0, other.x0, atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(heldout["of pictures"][0].x0, heldout["kept"][0].x0, atol=2e-3, rtol=2e-3)
+    more = {"data": {**data, **kinds["kept"]}, "autoencoder": str(held)}
+    assert main([recipe(tmp_path, **more)]) == 0
+    assert unclip.load(tmp_path / "run", device="cpu").generate().size == (16, 16)
+    mapped = load_rows(kept / "embeddings" / "train-000000.safetensors").latents
+    assert isinstance(mapped, np.memmap) and mapped.shape == (6, 4, 8, 8)  # read a picture at a time
+
+
+def test_latents_that_do_not_fit_are_refused(held, kept, tmp_path):
+    data = {
+        "shards": [str(kept / "*.tar")],
+        "size": 16,
+        "embeddings": str(kept / "embeddings"),
+        "latents": True,
+    }
+
+    def refused(words: str, stage: dict = STAGE, autoencoder: Path | None = held, **more: object) -> None:
+        path = recipe(
+            tmp_path, data={**data, **more}, stage=stage, autoencoder=autoencoder and str(autoencoder)
+        )
+        with pytest.raises(ConfigError, match=words):
+            main([path])
+
+    refused("training.embed --latents makes", embeddings=None)
+    refused("leave out crop and flip", crop=8, flip=0.5)
+    refused("stage of pixels, which has no autoencoder", {**STAGE, "net": NET, "autoencoder": None}, None)
+    large = {**STAGE, "net": {**STAGE["net"], "image_size": 16}}
+    refused("holds latents of .*'shape': .4, 8, 8.*the stage is of .*16, 16", large, size=32)
+    net = {**STAGE["net"], "in_channels": 9}
+    refused("learns to fill holes", {**STAGE, "net": net, "inpaint": True})
+    torch.manual_seed(4)
+    Decoder(DecoderStageConfig.model_validate(STAGE)).save(tmp_path / "other.safetensors")
+    refused("holds latents of {'autoencoder'", autoencoder=tmp_path / "other.safetensors")
+    (kept / "embeddings" / "train-000001.latents.npy").write_bytes(b"\x93NUMPY")
+    with pytest.raises(CheckpointError, match="train-000001.safetensors is damaged"):
+        load_rows(kept / "embeddings" / "train-000001.safetensors")
+    embed.main([str(kept), "--clip", str(tmp_path / "clip"), "--out", str(kept / "embeddings")])
+    refused("holds no latents; run training.embed again, with --latents")
+    with pytest.raises(ConfigError, match="latents are for the recipe of a decoder"):
+        parse_config(PriorRecipe, {"data": data}, source="it")
