@@ -3,10 +3,12 @@
     python -m inference.benchmark icons
     python -m inference.benchmark MODEL --batch-sizes 1 8 64 --device cuda
     python -m inference.benchmark icons --batch 64
+    python -m inference.benchmark --pictures photos/*.jpg --sizes 64 256
 
 Every stage runs with the model's own defaults. The last column is the speed as a multiple of the
 first row's: within one run of one machine it means something, seconds alone do not. With --batch it draws
-that many prompts as ``unclip batch`` does, files and all, and as ``generate`` does, in turns.
+that many prompts as ``unclip batch`` does, files and all, and as ``generate`` does, in turns. With
+--pictures it compares how training reads pictures with Lanczos from whole ones, in turns.
 """
 
 from __future__ import annotations
@@ -29,11 +31,15 @@ from unclip.batch.reading import Source
 from unclip.batch.work import run
 from unclip.command_line import Parser, check_numbers
 from unclip.diffusion.noise import Noise
+from unclip.files import read_whole
 from unclip.pipeline.pipeline import Pipeline
 from unclip.resources.devices import autocast
 from unclip.stages import Decoder
 
+from .measure import resizing
+
 PRECISIONS = {"fp32": False, "bf16": True}
+PICTURE_BYTES = 1 << 28  # of a file of --pictures
 PROMPT = "a tropical fish on a yellow background"
 
 
@@ -114,10 +120,19 @@ def table(rows: list[tuple[str, int, dict[str, float]]]) -> str:
 def parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m inference.benchmark", description=__doc__)
     add = parser.add_argument
-    add("model", help="a model's name or folder")
+    add("model", nargs="?", help="a model's name or folder")
     add("--batch-sizes", nargs="+", type=int, default=[1, 4, 16], metavar="B", help="default 1 4 16")
     add("--seconds", type=float, default=1.0, help="least time for each measurement (default 1)")
     add("--batch", type=int, metavar="N", help="compare unclip batch with generate, of N prompts")
+    add("--pictures", nargs="+", type=Path, metavar="FILE", help="compare ways to read pictures")
+    add(
+        "--sizes",
+        nargs="+",
+        type=int,
+        default=[64, 256],
+        metavar="S",
+        help="at so many pixels (default 64 256)",
+    )
     add_device(parser)
     return parser
 
@@ -130,6 +145,14 @@ def main(argv: list[str] | None = None) -> int:
         if min(args.batch_sizes) < 1:
             raise ValueError("batch sizes must be at least 1")
         check_numbers(args, seconds=(0, 3600))
+        if (args.model is None) == (args.pictures is None):
+            raise ValueError("name either a model or --pictures")
+        if args.pictures is not None:
+            if not all(1 <= size <= 4096 for size in args.sizes):
+                raise ValueError("--sizes must lie between 1 and 4096")
+            files = [read_whole(path, PICTURE_BYTES) for path in args.pictures]
+            print(resizing.table([(size, resizing.compare(files, size)) for size in args.sizes]))
+            return
         pipeline = load(args.model, args.device)
         if args.batch is not None:
             check_numbers(args, batch=(1, 100_000))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from random import Random
+
 import pytest
 import torch
 from clips import byte_pair_tokenizer
 from tiny_glide import tiny_files
 from tiny_models import tiny_clip
 
-from unclip.clip.public import byte_pairs
+from unclip.clip.byte_pairs import byte_pairs, mended
 from unclip.clip.towers import OpenClipTowers, TransformersTowers, spelling
 from unclip.stages.tokenizer import GlideTokenizer
 
@@ -97,3 +100,23 @@ def test_signs_that_are_tokens_too_stay_whole():
     """Some pad with "!": that a text ends with one is nothing to take apart."""
     assert spelling(["!", "<pad>"])("Hi! <PAD> </s>") == "Hi! < pad > </s>"
     assert spelling(["!"])("!") == "!"
+
+
+def test_plain_texts_need_no_mending_and_others_are_mended(monkeypatch):
+    """What ftfy does to texts is done to all it would change, and it is not imported for the rest."""
+    monkeypatch.delitem(sys.modules, "ftfy", raising=False)
+    assert byte_pairs.__wrapped__().encode("A goldfish, <1> of [2] ~ 3!")
+    assert "ftfy" not in sys.modules
+    import ftfy
+
+    rng = Random(0)
+    plain = ["".join(rng.choices([chr(code) for code in range(32, 127)], k=60)) for _ in range(200)]
+    for text in (
+        *plain,
+        "&lt;b&gt; &amp;",
+        "caf\u00c3\u00a9",
+        "\ufb01sh",
+        "a\r\nb\x1b[1m",
+        "\u201cone\u201d",
+    ):
+        assert mended(text) == ftfy.fix_text(text)

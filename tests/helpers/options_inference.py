@@ -10,7 +10,6 @@ from PIL import Image
 from programs import Program
 from tiny import decoder
 
-import inference.benchmark
 import inference.convert
 import inference.denoising
 import inference.evaluate
@@ -274,18 +273,6 @@ DENOISING = Program(
      "look.conditions": {"of": 2}, "look.noise": "noise", "film_strip.steps": ["a step"],
      "save_png.image": (4, 4)})
 
-BENCHMARK = Program(
-    inference.benchmark.main, {"model": ["some"], "batch_sizes": ["--batch-sizes", "1"]},
-    {"inference.benchmark.load": MODEL, "inference.benchmark.measure": {"decoder": 1.0},
-     "inference.benchmark.table": "", "inference.benchmark.overhead": [(1.0, 1.0)]},
-    {"batch_sizes": (["--batch-sizes", "2"], {
-        "measure.batch_size": 2, "measure'.batch_size": 2,
-        "table.rows": [("fp32", 2, {"decoder": 1.0}), ("bf16", 2, {"decoder": 1.0})]}),
-     "batch": (["--batch", "5"], {"overhead.pipeline": MODEL, "overhead.rows": 5, "overhead.batch_size": 1}),
-     "seconds": (["--seconds", "0.5"], {"measure.seconds": 0.5, "measure'.seconds": 0.5}),
-     **device("load"), **model(["other"])},
-    {"measure.pipeline": MODEL, "measure.bf16": False, "measure'.pipeline": MODEL, "measure'.bf16": True})
-
 CONVERT = Program(
     inference.convert.main, {"model": ["some"], "output": ["out"]},
     {"inference.convert.load": MODEL, "unclip.pipeline.pipeline.Pipeline.save": None,
@@ -304,6 +291,5 @@ PROGRAMS = {
     "inference/likelihood.py": [LIKELIHOOD],
     "inference/ladder.py": [LADDER],
     "inference/denoising.py": [DENOISING],
-    "inference/benchmark.py": [BENCHMARK],
     "inference/convert.py": [CONVERT],
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import options_benchmark
 import options_inference
 import options_serve
 import options_training
@@ -21,6 +22,7 @@ import unclip.app.verbs
 from unclip.options import Asked, Options
 
 PROGRAMS = {
+    **options_benchmark.PROGRAMS,
     **options_inference.PROGRAMS,
     **options_serve.PROGRAMS,
     **options_training.PROGRAMS,

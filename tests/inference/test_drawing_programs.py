@@ -6,11 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
+from shards import noise
 from tiny_glide import model as glide
 from tiny_models import tiny_pipeline
 
 from inference import benchmark, gallery
+from inference.measure import resizing
 from unclip.app import batch as command
 from unclip.batch import draw as batch
 from unclip.diffusion.noise import fold
@@ -175,3 +177,23 @@ def test_a_blind_sheet_hides_the_words_and_keeps_the_key():
     seen = [picture.getpixel((0, 0))[0] for row in shown for picture in row]
     assert [key[number] for number in range(1, 8)] == [prompts[k] for k in seen]
     assert sorted(seen) == list(range(7)) != seen
+
+
+def test_the_benchmark_reads_pictures_both_ways_in_turns(tmp_path, monkeypatch, capsys):
+    """And says how near they come, in decibels; a whole multiple of boxes of one colour is read exactly."""
+    picture = Image.new("RGB", (64, 32), (200, 20, 20))
+    picture.save(tmp_path / "plain.jpg", quality=95)
+    clock = iter(range(1000))
+    monkeypatch.setattr("time.perf_counter", lambda: float(next(clock)))
+    turns = []
+    ways = [
+        lambda data, size, way=way: turns.append(way.__name__) or way(data, size) for way in resizing.BOTH
+    ]
+    monkeypatch.setattr(resizing, "BOTH", ways)
+    assert benchmark.main(["--pictures", str(tmp_path / "plain.jpg"), "--sizes", "8"]) == 0
+    assert turns == ["whole", "least"] * 10
+    assert capsys.readouterr().out.split("\n")[2] == "| 8 | 1000.00 | 1000.00 | 1.00x | inf |"
+    noisy = noise(40, 24).filter(ImageFilter.BoxBlur(1))
+    noisy.save(tmp_path / "noise.png")
+    assert 40 < resizing.compare([(tmp_path / "noise.png").read_bytes()], 8, turns=1)[3] < 90
+    assert benchmark.main(["icons", "--pictures", "x"]) == benchmark.main([]) == 2

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from unclip.data.batches import Batch, Embedded, Looked, gathered, pixels, window
-from unclip.data.pictures import GAP, open_picture, square
+from unclip.data.pictures import open_picture, square
 from unclip.data.samples import class_of, picture_of, texts_of
 
 from ..streams import Purpose, seed_of
@@ -45,8 +45,9 @@ class Reader:
     def __call__(self, sample: dict[str, Any], number: int) -> Example | tuple[str, str]:
         """The example of a sample, undecoded or as ``read_shards`` yields it; (key, reason) if it is corrupt.
 
-        A JPEG that is shrunk is decoded at 1/2, 1/4 or 1/8 where what is left is still three times as long
-        as what is wanted, and then resized (see ``open_picture``). ``ConfigError`` for a class that is none.
+        A JPEG is decoded at the smallest of 1/2, 1/4 and 1/8 that is as large as what is wanted, and then
+        resized (see ``open_picture``); docs/benchmarks.md says what that gains, and how near it comes to the
+        whole picture resized. ``ConfigError`` for a class that is none.
         """
         config, rng = self.config, Random(seed_of(self.seed, Purpose.AUGMENT, number))
         side, place = framing(config.random_crop, rng)
@@ -59,7 +60,7 @@ class Reader:
                 picture = picture_of(sample)
                 texts = texts_of(sample)
                 captions, record = texts.captions, texts.record
-                image = None if config.latents else open_picture(picture, least=GAP * config.size / side)
+                image = None if config.latents else open_picture(picture, least=config.size / side)
             if not config.latents:
                 image = square(image, config.size, side, place, config.background)
             which = rng.randrange(len(captions)) if len(captions) > 1 else 0

@@ -21,18 +21,11 @@ from ..files import written_aside
 from ..nets.clip import ClipConfig
 from ..resources.devices import as_device
 from ..resources.weightless import weightless
+from .byte_pairs import byte_pairs
 from .description import MEAN, STD, plain_config, read_description, statistics_of, to_fetch
 from .encoders import Clip
 from .identity import digest_of, weights_of
-from .public import (
-    OTHER_CONFIG,
-    byte_pairs,
-    fresh_open_clip,
-    load_open_clip,
-    load_transformers,
-    named_config,
-    quiet,
-)
+from .public import OTHER_CONFIG, fresh_open_clip, load_open_clip, load_transformers, named_config, quiet
 from .towers import OpenClipTowers, PlainTowers, TransformersTowers
 
 if TYPE_CHECKING:

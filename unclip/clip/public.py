@@ -6,10 +6,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.machinery import SourceFileLoader
-from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,9 +16,10 @@ from ..checkpoint import CheckpointError, load_strictly, no_weights
 from ..config import ConfigError, parse_config
 from ..nets.clip import ClipConfig
 from ..resources.weightless import parameters, weightless
+from .byte_pairs import byte_pairs
 from .description import MEAN, STD, brief, local_only, read_description, transformers_config
 from .encoders import Clip
-from .towers import BytePairs, OpenClipTowers, PlainTowers, TransformersTowers, spelling_marks
+from .towers import OpenClipTowers, PlainTowers, TransformersTowers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -32,18 +30,6 @@ CLASSES = {"clip": "CLIPModel", "clip_text_model": "CLIPTextModelWithProjection"
 
 
 HALVES = {"clip_text_model": CLASSES["clip_text_model"], "clip_vision_model": "CLIPVisionModelWithProjection"}
-
-
-def byte_pairs() -> BytePairs:
-    """OpenCLIP's tokenizer, from its file alone: its package takes seconds to import."""
-    package = find_spec("open_clip")
-    if package is None or package.origin is None:
-        raise ImportError("OpenCLIP is not installed: pip install open_clip_torch")
-    loader = SourceFileLoader("_open_clip_tokenizer", str(Path(package.origin).with_name("tokenizer.py")))
-    module = ModuleType(loader.name)
-    module.__file__ = loader.path  # beside which it looks for its vocabulary
-    loader.exec_module(module)
-    return spelling_marks(module._tokenizer)
 
 
 def fresh_open_clip(model_cfg: dict, source: str) -> OpenClipTowers:

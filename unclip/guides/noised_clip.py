@@ -42,7 +42,7 @@ class NoisedClip(Saved):
 
     @cached_property
     def _byte_pairs(self) -> BytePairs:
-        from ..clip.public import byte_pairs
+        from ..clip.byte_pairs import byte_pairs
 
         return byte_pairs()
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image, ImageOps
-from shards import encoded, sample, smooth, uneven
+from PIL import Image, ImageChops, ImageFilter, ImageOps
+from shards import encoded, noise, sample, smooth, uneven
 from sources import first, source
 
 from training.data.config import DataConfig
 from unclip.config import ConfigError, parse_config
 from unclip.data.images import to_tensor
-from unclip.data.pictures import open_picture, square
+from unclip.data.pictures import open_picture, region, square
 from unclip.data.writing import ShardWriter
 
 
@@ -86,3 +86,38 @@ def test_a_jpeg_that_is_shrunk_while_it_is_decoded_differs_by_no_more_than_round
     exact, cheap = (to_tensor(square(image, size)) for image in (whole, least))
     difference = (exact - cheap).abs() * 127.5
     assert difference.mean() < 0.8 and difference.max() < 5
+
+
+@pytest.mark.parametrize("torchs", [True, False])
+@pytest.mark.parametrize("size, shape, side", [(24, (97, 64), 1), (24, (64, 97), 0.8), (40, (60, 50), 0.5)])
+def test_a_square_is_lanczos_of_its_region_but_for_rounding(size, shape, side, torchs, monkeypatch):
+    """Whether PyTorch has that filter or PIL's is taken, to smaller and to larger pictures."""
+    image, place = noise(*shape), (0.7, 0.3)
+    left, top, length, _ = region(image, size, side, place)
+    assert abs(left - 0.7 * (shape[0] - length)) < 3 and abs(top - 0.3 * (shape[1] - length)) < 3
+    part = image.crop((left, top, left + length, top + length))
+    if not torchs:
+        monkeypatch.delattr("torch._C._nn._upsample_lanczos2d_aa", raising=False)
+    found, wanted = square(image, size, side, place), part.resize((size, size), Image.Resampling.LANCZOS)
+    assert max(most for _, most in ImageChops.difference(found, wanted).getextrema()) <= 1
+
+
+@pytest.mark.parametrize("size, shape", [(64, (512, 512)), (208, (641, 427)), (96, (500, 831))])
+def test_a_jpeg_is_decoded_at_no_more_than_it_needs_and_nearer_to_lanczos_than_boxes(size, shape):
+    """Than halving by boxes and then a bicubic filter, as ADM's public loader shrinks pictures."""
+    data = encoded(
+        smooth(*shape).filter(ImageFilter.Kernel((3, 3), [-1, -2, 1, 2, 9, -3, 2, 1, -2], 7)), "JPEG"
+    )
+    whole, least = open_picture(data), open_picture(data, least=size)
+    left, top, length, _ = region(whole, size)
+    small = region(least, size)
+    assert [one * small[3] for one in small[:3]] == [left, top, length] and size <= small[2] < 2 * size
+    boxes = whole.crop((left, top, left + length, top + length))
+    exact = to_tensor(boxes.resize((size, size), Image.Resampling.LANCZOS))
+    while boxes.width >= 2 * size:
+        boxes = boxes.resize((boxes.width // 2,) * 2, Image.Resampling.BOX)
+    ours, theirs = (
+        (to_tensor(made) - exact).square().mean()
+        for made in (square(least, size), boxes.resize((size, size), Image.Resampling.BICUBIC))
+    )
+    assert ours < theirs and -10 * torch.log10(ours / 4) > 35
