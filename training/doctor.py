@@ -8,7 +8,9 @@ Every file is read and every picture decoded. The exit code is 1 if anything is 
 cut short or other than their manifest says, pictures or texts that cannot be read, pictures without a caption
 and captions without a picture, what is no caption or no class, keys that come twice, files that lead out of
 their folder or are too large, embeddings of other samples or of another CLIP. Long captions and small
-pictures are counted, but are not wrong.
+pictures are counted, but are not wrong; nor are captions that say little to a CLIP, of which is told what to
+do: in letters that it does not know or (with --clip) all alike to it, in several languages, file names, the
+same one for most pictures.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from tqdm import tqdm
 
 from unclip.command_line import WORKERS, Parser, check_numbers
 
+from .shards.captions import ENOUGH, Captions
 from .shards.examine import Examined, Problem, examine
 from .shards.parallel import ordered
 
@@ -55,6 +58,7 @@ class Report:
     tokens: list[int] = field(default_factory=list)
     truncated: int = 0  # captions that are longer than the text encoder reads
     context: int = 0  # tokens that it reads, start and end included
+    said: Captions = field(default_factory=Captions)
     problems: list[Problem] = field(default_factory=list)
 
     def add(self, shard: Examined) -> None:
@@ -63,6 +67,7 @@ class Report:
         self.pictures += len(shard.sizes)
         self.captions += len(shard.captions)
         self.several += shard.several
+        self.said.several, self.said.mixed = self.several, self.said.mixed + shard.mixed
         self.empty += sum(not caption for caption in shard.captions)
         self.sides += [min(size) for size in shard.sizes]
         self.aspects += [max(size) / max(min(size), 1) for size in shard.sizes]
@@ -93,10 +98,12 @@ def look(
     )
     for shard, content in tqdm(done, "looking", len(shards), unit=" shards", leave=False):
         report.add(content)
-        _count_tokens(report, tokenizer, content.captions)
+        _read_captions(report, tokenizer, content)
         report.problems += _twice(content, seen)
         if rows is not None:
             report.problems += _check_file(rows, shard, content.keys)
+    if clip is not None:
+        report.said.cosine = _likeness(clip, list(report.said.sample))
     return report
 
 
@@ -154,12 +161,22 @@ def _usual_clip() -> Clip:
     )
 
 
-def _count_tokens(report: Report, clip: Clip, captions: Iterable[str]) -> None:
+def _read_captions(report: Report, clip: Clip, content: Examined) -> None:
     room = clip.context_length - 2  # start and end of the text
-    for caption in captions:
+    for caption, named in zip(content.captions, content.named, strict=True):
         count = len(clip.towers.encode(caption))
         report.tokens.append(count + 2)
         report.truncated += count > room
+        report.said.add(caption, clip.towers, named)
+
+
+def _likeness(clip: Clip, captions: Sequence[str]) -> float | None:
+    """The mean cosine of the embeddings of different captions; None for too few."""
+    n = len(captions)
+    if n < ENOUGH:
+        return None
+    embed = clip.encode_text(captions).embed.double()
+    return float((embed.sum(0).square().sum() - n) / (n * (n - 1)))
 
 
 def _twice(content: Examined, seen: dict[str, str]) -> Iterable[Problem]:
@@ -187,6 +204,7 @@ def as_json(report: Report) -> dict:
         "aspect": _spread(report.aspects),
         "caption_letters": _spread(report.letters),
         "caption_tokens": _spread(report.tokens),
+        "advice": [advice._asdict() for advice in report.said.advice()],
         "wrong": dict(Counter(problem.kind for problem in report.problems)),
         "problems": [problem._asdict() for problem in report.problems[:LISTED]],
     }
@@ -226,9 +244,10 @@ def as_table(report: Report) -> str:
     ):
         spread = facts[name] or {}
         lines.append(f"{title:<22}" + "".join(f"{value:>10,.4g}" for value in spread.values()))
+    advice = [f"look: {kind}. {told}" for kind, told in report.said.advice()]
     if not report.problems:
-        return "\n".join([*lines, "", "nothing is wrong"])
-    lines += ["", "wrong:"]
+        return "\n".join([*lines, "", *(advice or ["nothing is wrong"])])
+    lines += ["", *advice, "wrong:"]
     for kind, count in sorted(facts["wrong"].items()):
         lines.append(f"{count:>8,}  {kind}")
         some = [problem for problem in report.problems if problem.kind == kind][:SHOWN]

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from clips import RESNET, TEXT, VIT, byte_pair_tokenizer, of_transformers, tiny
+from tiny_models import tiny_clip
 
 from unclip.checkpoint import CheckpointError
 from unclip.clip import MEAN, STD, Clip, load_clip, load_openai, load_transformers, save_clip
@@ -109,6 +110,20 @@ def test_what_does_not_fit_is_told():
     assert clip.truncated(" ".join(["dog"] * 14)) is None
     assert clip.truncated(" ".join(["dog"] * 14) + " and a cat") == "and a cat"
     assert clip.encode_text([" ".join(["dog"] * 40)]).mask.all()
+
+
+def test_texts_that_come_again_may_be_tokenised_once(monkeypatch):
+    clip, texts, read = tiny_clip(), ["a cat", "two dogs", "a cat"], []
+    tokenize, (ids, mask) = clip.towers.tokenize, clip.tokenize(["a cat", "two dogs", "a cat"])
+    monkeypatch.setattr(clip.towers, "tokenize", lambda some: read.extend(some) or tokenize(some))
+    clip.remember(2)
+    for _ in range(3):
+        again = clip.tokenize(texts)
+        assert torch.equal(again[0], ids) and torch.equal(again[1], mask)
+    assert read == ["a cat", "two dogs"]
+    clip.tokenize(["a fish"])  # more than are kept: the one that was asked for least lately is forgotten
+    clip.tokenize(["a cat"])
+    assert read == ["a cat", "two dogs", "a fish"]
 
 
 def test_image_embedding_has_a_gradient_and_nothing_else_has():

@@ -73,6 +73,7 @@ SHARDS = Program(
      "format": (["--format", "webp"], {"build.options.format": "webp"}),
      "quality": (["--quality", "50"], {"build.options.quality": 50}),
      "uncaptioned": (["--uncaptioned"], {"build.options.uncaptioned": True}),
+     "captions": (["--captions", "first"], {"build.options.first": True}),
      "picture": (["--picture", "path"], {"build.columns.picture": "path"}),
      "caption": (["--caption", "a", "--caption", "b"], {"build.columns.captions": ("a", "b")}),
      "root": (["--root", "r"], {"build.columns.root": Path("r")}),

@@ -42,9 +42,9 @@ def clip(tmp_path_factory) -> Path:
 
 
 def test_sound_shards_pass_and_are_counted(tmp_path, clip, capsys):
-    long = " ".join(["cat"] * 20)
     with ShardWriter(tmp_path, "train", 3) as writer:
-        for number in range(7):
+        for number, last in enumerate(("cat", "dog", "cow", "fox", "bat", "rat", "owl")):
+            long = " ".join([*["cat"] * 19, last])
             captions = [long, "a cat", ""][: 1 + number % 3]
             writer.write(
                 f"{number}",

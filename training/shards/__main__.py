@@ -46,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--quality", type=int, default=95, help="of jpg and webp that are written anew (default 95)")
     add("--uncaptioned", action="store_true", help="take pictures without a caption, too")
+    add("--captions", choices=("all", "first"), default="all", help="of several take all, or the first alone")
     add("--picture", help="the table's column of paths or bytes")
     add("--caption", action="append", default=[], help="the table's column of captions; may be repeated")
     add("--root", type=Path, help="where a table's relative paths begin (default: beside it)")
@@ -69,6 +70,7 @@ def main(argv: list[str] | None = None) -> None:
         args.format,
         args.quality,
         args.uncaptioned,
+        args.captions == "first",
     )
     columns = Columns(args.picture, tuple(args.caption), args.root)
     result = build(

@@ -14,6 +14,8 @@ from unclip.data.pictures import FULL, open_picture
 from unclip.data.samples import NoCaption, class_of, picture_of, texts_of
 from unclip.data.tars import index, read
 
+from .captions import is_file_name, is_mixed
+
 
 class Problem(NamedTuple):
     """What is wrong: its kind, and where."""
@@ -35,6 +37,8 @@ class Examined:
     sizes: list[tuple[int, int]] = field(default_factory=list)
     captions: list[str] = field(default_factory=list)
     several: int = 0  # samples with more than one caption
+    mixed: int = 0  # ... of several scripts
+    named: list[bool] = field(default_factory=list)  # whether each caption is a file's name
     problems: list[Problem] = field(default_factory=list)
 
     def note(self, kind: str, key: str, reason: str) -> None:
@@ -97,7 +101,9 @@ def _sample(sample: dict[str, Any], report: Examined) -> None:
         report.note("unreadable text", key, str(error))
         return
     report.captions += texts.captions
+    report.named += [is_file_name(one, key) for one in texts.captions]
     report.several += len(texts.captions) > 1
+    report.mixed += is_mixed(texts.captions)
     for reason in texts.unusable:
         report.note("unusable caption", key, reason)
     try:

@@ -31,6 +31,7 @@ class Options:
     format: str = "keep"  # "jpg", "png", "webp"; "keep": as they are, where a shard can hold that
     quality: int = 95  # of jpg and webp that are written anew
     uncaptioned: bool = False  # take pictures without a caption, too
+    first: bool = False  # of several captions take the first alone
     pixels: int = PIXELS  # larger pictures are not decoded
 
 
@@ -125,7 +126,7 @@ def _texts(item: Item, options: Options) -> tuple[list[str], dict, tuple[str, ..
     if not captions and not options.uncaptioned:
         raise Left("an empty caption")
     rest = {key: value for key, value in record.items() if key not in ("captions", "caption")}
-    return captions or [""], rest, texts.unusable
+    return captions[: 1 if options.first else None] or [""], rest, texts.unusable
 
 
 def _picture(data: bytes, options: Options) -> tuple[bytes, str, tuple[int, int]]:

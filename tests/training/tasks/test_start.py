@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import decoder, prior, upsampler
+from tiny import DIM, decoder, prior, upsampler
 
 from training import decoder as decoder_program
 from training import prior as prior_program
@@ -41,6 +41,34 @@ def test_other_networks_and_kinds_are_refused(tmp_path):
         begin(Decoder(decoder().config), str(tmp_path / "upsampler.safetensors"))
     with pytest.raises(ValueError, match="there is no checkpoint"):
         begin(Decoder(decoder().config), str(tmp_path / "missing.safetensors"))
+
+
+SEES = {"image_embed_dim": DIM, "image_tokens": 2, "context_channels": 8}
+READS = {**SEES, "text_dim": 5, "text_embed_dim": DIM}
+
+
+@torch.no_grad()
+def test_a_decoder_that_was_told_no_text_may_learn_to_read(tmp_path):
+    """What it knew is taken over, and what reads is new; nothing else may differ."""
+    old = decoder(net={"image_embed_dim": DIM})
+    old.save(tmp_path / "one.safetensors")
+    new = Decoder(decoder(net={**READS, "image_tokens": 0}).config)
+    fresh = {name: value.clone() for name, value in new.state_dict().items()}
+    begin(new, str(tmp_path / "one.safetensors"))
+    known = old.state_dict()
+    for name, value in new.state_dict().items():
+        assert torch.equal(value, known[name] if name in known else fresh[name]), name
+    assert any("text" in name for name in set(fresh) - set(known))
+    with pytest.raises(ConfigError, match="net.classes None -> 3"):  # text and nothing else
+        begin(Decoder(decoder(net={**READS, "classes": 3}).config), str(tmp_path / "one.safetensors"))
+    # One that has tokens already, or reads, is not turned into another.
+    for net, tokens, words in ((SEES, 2, "net.text_dim None -> 5"), (READS, 3, "net.image_tokens 2 -> 3")):
+        decoder(net=net).save(tmp_path / "two.safetensors")
+        with pytest.raises(ConfigError, match=f"another network than the recipe's: .*{words}"):
+            begin(
+                Decoder(decoder(net={**READS, "image_tokens": tokens}).config),
+                str(tmp_path / "two.safetensors"),
+            )
 
 
 @pytest.mark.parametrize(("program", "stage"), [(decoder_program, decoder), (prior_program, prior)])
