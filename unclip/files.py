@@ -122,6 +122,12 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def cache_folder() -> Path:
+    """What is kept between runs, such as public files: $UNCLIP_CACHE, or .cache/unclip at home."""
+    folder = os.environ.get("UNCLIP_CACHE")
+    return Path(folder).expanduser() if folder else Path.home() / ".cache" / "unclip"
+
+
 def write_json(path: str | Path, values: object) -> None:
     """Write ``values`` as JSON, all or nothing."""
     with written_aside(path) as aside:

@@ -8,8 +8,6 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from tqdm import tqdm
-
 from unclip.config import ConfigError
 from unclip.data.addresses import is_address
 from unclip.data.batches import Batch, stack
@@ -22,6 +20,7 @@ from unclip.diffusion.noise import fold
 
 from ..streams import numbers
 from .config import DataConfig
+from .counts import counts_of
 from .kinds import Pictures
 from .reader import Example, Reader, batch_of
 
@@ -78,8 +77,7 @@ class Numbered(FromShards):
 
     def _order(self) -> Order:
         """The order of the samples, which are counted first."""
-        bar = tqdm(self.paths, "counting", unit=" shards", leave=False, delay=2, disable=self.rank > 0)
-        counts = [self.samples.count(path) for path in bar]
+        counts = counts_of(self.paths, quiet=self.rank > 0)
         empty = [path for path, count in zip(self.paths, counts, strict=True) if not count]
         for path in empty if self.rank == 0 else ():
             reasons = "; ".join(reason for _, reason in self.samples.index(path).problems)

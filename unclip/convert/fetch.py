@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..checkpoint import CheckpointError
-from ..files import sha256_of, written_aside
+from ..files import cache_folder, sha256_of, written_aside
 from .catalogue import PublicFile, PublicModel
 
 TRIES = 3  # attempts in a row that bring nothing
@@ -24,12 +24,6 @@ PIECE = 1 << 16  # bytes; of a cut connection, less than that is lost
 
 class _CutError(Exception):
     """The connection ended too early; what came is kept."""
-
-
-def cache_folder() -> Path:
-    """Where public files are kept: $UNCLIP_CACHE, or .cache/unclip in the user's home."""
-    folder = os.environ.get("UNCLIP_CACHE")
-    return Path(folder).expanduser() if folder else Path.home() / ".cache" / "unclip"
 
 
 def place_of(model: PublicModel, file: PublicFile) -> Path:

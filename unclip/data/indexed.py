@@ -14,6 +14,8 @@ from .addresses import is_address
 from .tars import BLOCK, Index, index, read
 
 MANIFEST = "manifest.json"  # what ``training.shards`` writes beside its shards
+STATS = "_stats.json"  # what img2dataset writes beside each shard, after its name
+INDEXES = ("index.json", "shards.json")  # as webdataset's index of a folder is called
 INDICES = 16  # of shards, that stay in memory
 
 
@@ -26,6 +28,10 @@ def on_disk(path: str) -> bool:
     return not start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"))  # gz, bz2, xz, zstd
 
 
+class ShardIndexError(ValueError):
+    """What lists shards says something else than they hold, so that no order of samples can be relied on."""
+
+
 class Indexed:
     """Samples of tars on disk, by shard and number. Safe to use in several processes at once."""
 
@@ -36,16 +42,17 @@ class Indexed:
     def index(self, path: str) -> Index:
         """What lies where in a shard."""
         if path not in self._indices:
-            self._indices[path] = index(path)
+            self._indices[path] = content = index(path)
+            claimed = stated_count(path)
+            if claimed not in (None, len(content.entries)) and not content.problems:
+                raise ShardIndexError(
+                    f"{path} holds {len(content.entries):,} samples, and what lies beside it ({MANIFEST}, "
+                    f"{STATS} or {' or '.join(INDEXES)}) says {claimed:,}: make that anew, or remove it"
+                )
             if len(self._indices) > INDICES:
                 self._indices.popitem(last=False)
         self._indices.move_to_end(path)
         return self._indices[path]
-
-    def count(self, path: str) -> int:
-        """Samples in a shard: from the manifest beside it if that knows it, else by looking through."""
-        stated = stated_count(path)
-        return len(self.index(path).entries) if stated is None else stated
 
     def __getitem__(self, place: tuple[int, int]) -> dict[str, Any]:
         """The undecoded sample (shard, number in it), as webdataset yields it.
@@ -55,7 +62,9 @@ class Indexed:
         path, number = self.paths[place[0]], place[1]
         try:
             return read(path, self.index(path).entries[number])
-        except (OSError, IndexError) as error:
+        except ShardIndexError:
+            raise
+        except (OSError, ValueError, IndexError) as error:
             return {
                 "__key__": f"{path}#{number}",
                 "__url__": path,
@@ -64,12 +73,62 @@ class Indexed:
 
 
 def stated_count(path: str) -> int | None:
-    """How many samples the manifest beside a shard states; None where it does not know this file."""
-    entry = stated(path)
+    """How many samples a shard has by what lies beside it: our manifest, img2dataset's ``_stats.json`` or
+    webdataset's index; None where none of them knows this file as it is now.
+    """
     size = os.path.getsize(path)
-    if entry is None or entry["bytes"] != size or not 0 <= entry["samples"] <= size // BLOCK:
-        return None
-    return entry["samples"]
+    for counted in (_by_manifest, _by_stats, _by_index):
+        count = counted(path, size)
+        if type(count) is int and 0 <= count <= size // BLOCK:
+            return count
+    return None
+
+
+def _by_manifest(path: str, size: int) -> object:
+    entry = stated(path)
+    return None if entry is None or entry["bytes"] != size else entry["samples"]
+
+
+def _by_stats(path: str, size: int) -> object:
+    """img2dataset's: of the downloads those that succeeded are in the tar."""
+    stats = f"{path.removesuffix('.tar')}{STATS}"
+    return None if _is_newer(path, stats) else _json(stats).get("successes")
+
+
+def _by_index(path: str, size: int) -> object:
+    """webdataset's (wids): a list of all shards of a folder."""
+    folder, name = os.path.split(path)
+    for index_name in INDEXES:
+        entry = _shard_list(os.path.join(folder, index_name)).get(name, {})
+        if "filesize" in entry and entry["filesize"] == size:
+            return entry.get("nsamples")
+        if entry and "filesize" not in entry and not _is_newer(path, os.path.join(folder, index_name)):
+            return entry.get("nsamples")
+    return None
+
+
+def _is_newer(path: str, listing: str) -> bool:
+    """Whether a shard was written after what lists it, or that is not there."""
+    try:
+        return os.path.getmtime(path) > os.path.getmtime(listing)
+    except OSError:
+        return True
+
+
+def _json(path: str) -> dict:
+    """A small JSON object; {} for what is not there or not to be understood."""
+    try:
+        return read_json(Path(path), "the index")
+    except (OSError, ValueError):
+        return {}
+
+
+@lru_cache(64)
+def _shard_list(path: str) -> dict[str, dict]:
+    """The entries of webdataset's index by file name."""
+    shards = _json(path).get("shardlist")
+    entries = [one for one in shards if isinstance(one, dict)] if isinstance(shards, list) else []
+    return {os.path.basename(str(one.get("url"))): one for one in entries}
 
 
 def stated(path: str) -> dict | None:
