@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from .resources.allocator import keep_freed_memory
+
 
 class Parser(argparse.ArgumentParser):
     """A command line whose help stands as it is written, and whose flags are never abbreviated: what an
@@ -43,6 +45,7 @@ WORKERS = 1, 1024  # processes or threads of a program
 def ended(name: str, work: Callable[[], object]) -> int:
     """Call ``work``; returns the exit code: what it returns if that is one, else 0; 2 after a mistake, which
     is one message and no traceback, or 130 after Ctrl-C. A defect of ours is raised."""
+    keep_freed_memory()
     try:
         code = work()
     except KeyboardInterrupt:

@@ -27,7 +27,7 @@ LAW = {
         "unclip.files": "",
         "unclip.version": "",
         "unclip.provenance": "config files version",
-        "unclip.command_line": "",
+        "unclip.command_line": "resources.allocator",
         "unclip.resources": "",
         "unclip.diffusion": "",
         "unclip.degradation": "diffusion.noise",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unclip.nets import PriorConfig, PriorTransformer, TextConfig, TextTransformer
 from unclip.nets.attention import attend
-from unclip.nets.blocks import ResBlock, SpatialAttention, TransformerBlock, timestep_embedding
+from unclip.nets.blocks import ResBlock, SpatialAttention, TransformerBlock, group_norm, timestep_embedding
 
 
 def naive_attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -59,6 +59,27 @@ def test_bfloat16_attention_has_the_same_gradient():
         gradients.append([leaf.grad.float() for leaf in leaves])
     for low, high in zip(*gradients, strict=True):
         assert (low - high).abs().max() < 0.03 * high.abs().max()
+
+
+@pytest.mark.parametrize("channels", [64, 256])
+def test_bfloat16_norms_put_out_what_pytorchs_do_and_their_gradient(channels):
+    """Narrow groups, which are done in float32 in training, and wide ones."""
+    torch.manual_seed(0)
+    norm, plain = group_norm(channels, 4), torch.nn.GroupNorm(4, channels)
+    for parameter in norm.parameters():
+        torch.nn.init.normal_(parameter)
+    plain.load_state_dict(norm.state_dict())
+    x = torch.randn(2, channels, 6, 6).bfloat16().contiguous(memory_format=torch.channels_last)
+    ours, theirs, exact = (x.detach().clone().requires_grad_() for _ in range(3))
+    made = norm(ours)
+    assert made.dtype == torch.bfloat16 and torch.equal(made, plain(theirs)) and torch.equal(made, norm(x))
+    weight = torch.randn(2, channels, 6, 6)
+    (made * weight).sum().backward()
+    (plain(exact.float()) * weight).sum().backward()
+    assert ours.grad.dtype == torch.bfloat16
+    assert (ours.grad - exact.grad).abs().max() < 0.03 * exact.grad.abs().max()
+    for mine, other in zip(norm.parameters(), plain.parameters(), strict=True):
+        assert (mine.grad - other.grad).abs().max() < 0.02 * other.grad.abs().max()
 
 
 def test_xformers_is_imported_only_when_chosen(monkeypatch):
