@@ -10,6 +10,7 @@ from pictures import apart, pixels
 from tiny_models import WIDTH, lone_decoder, tiny_clip
 
 import unclip
+from unclip.diffusion.noise import Noise, fold
 from unclip.options import Options
 from unclip.pipeline.pipeline import Pipeline
 from unclip.pipeline.request import Wish
@@ -180,10 +181,13 @@ def test_a_negative_prompt_reaches_both(pipeline, monkeypatch):
 def test_the_prior_keeps_the_candidate_nearest_to_the_text(pipeline, monkeypatch):
     text = pipeline.encode_text(["a cat", "a dog"])
     drawn = F.normalize(torch.randn(6, WIDTH, generator=torch.Generator().manual_seed(0)))
-    monkeypatch.setattr(pipeline.prior, "sample", lambda conditions, noise, sampling, null: drawn)
+    noises = []
+    monkeypatch.setattr(pipeline.prior, "sample", lambda _, noise, *__: noises.append(noise((4,))) or drawn)
     sampling = pipeline.prior.config.sampling.model_copy(update={"candidates": 3})
     monkeypatch.setattr("unclip.pipeline.drawing.override", lambda *_, **__: sampling)
     chosen = pipeline.sample_prior(text, [0, 1])
+    own = Noise([fold(seed, k) for seed in (0, 1) for k in range(3)])((4,))
+    assert torch.equal(noises[0], own) and len(own.unique(dim=0)) == 6  # each of its own noise
     for k in range(2):
         mine = drawn[3 * k : 3 * k + 3]
         assert torch.equal(chosen[k], mine[(mine @ text.clip.embed[k]).argmax()])
