@@ -43,7 +43,7 @@ from unclip.files import make_folder, read_json, write_json
 from unclip.stages import Decoder, load_decoder
 
 from .data.embeddings import KIND, MANIFEST, Rows, latents_file, load_rows, name_of, save_rows, space_of
-from .programs import run
+from .programs import PATIENCE, run
 
 
 def embed(
@@ -277,9 +277,10 @@ def main(argv: list[str] | None = None) -> None:
     shards = expand(args.shards)
     if args.out is None and "://" in shards[0]:
         raise ConfigError("these shards are URLs; say where the embeddings go with --out")
-    clip = load_clip(args.clip, PartialState().device)
+    device = PartialState(timeout=PATIENCE).device
+    clip = load_clip(args.clip, device)
     out = args.out or Path(shards[0]).parent / "embeddings"
-    space = None if args.latents is None else load_decoder(args.latents, PartialState().device)
+    space = None if args.latents is None else load_decoder(args.latents, device)
     settings = (args.tokens, args.size, args.batch, args.workers, args.background, space)
     total = embed(shards, out, clip, *settings)
     if total:

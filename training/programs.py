@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -17,6 +18,8 @@ from unclip.resources.devices import default_device, has_fast_bf16
 
 C = TypeVar("C", bound=Config)
 STOPPED, INTERRUPTED = 75, 130  # exit codes: EX_TEMPFAIL of sysexits.h, and a shell's for Ctrl-C
+# Processes wait for one that saves, draws or makes a pool; one that dies is noticed by their launcher.
+PATIENCE = timedelta(hours=12)
 CODES = f"""exit status: 0 the run is finished; 2 it cannot go on, and says why; {STOPPED} it was told to
 end (SIGTERM, SIGHUP), {INTERRUPTED} it was interrupted (Ctrl-C), before its end: it is saved, and the same
 command goes on"""

@@ -9,14 +9,19 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, broadcast_object_list, parse_flag_from_env
+from accelerate.utils import (
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+    broadcast_object_list,
+    parse_flag_from_env,
+)
 from pydantic import Field
 
 from unclip.config import Config, ConfigError, Count, CountOrNone, Factor, Together
 from unclip.files import make_folder
 from unclip.resources.devices import default_device
 
-from ..programs import wants_bf16
+from ..programs import PATIENCE, wants_bf16
 
 T = TypeVar("T")
 
@@ -99,7 +104,11 @@ def joined(precision: str, **options: object) -> Accelerator:
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started > 1 and default_device().type in ("cpu", "mps"):
         os.environ["ACCELERATE_USE_CPU"] = "true"
-    accelerator = Accelerator(mixed_precision="bf16" if wants_bf16(precision) else "no", **options)
+    accelerator = Accelerator(
+        mixed_precision="bf16" if wants_bf16(precision) else "no",
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+        **options,
+    )
     if accelerator.num_processes < started:
         raise ConfigError(
             f"the launcher started {started} processes, which do not find each other (accelerate sees "

@@ -40,6 +40,8 @@ def shard(stage: nn.Module, device: torch.device, bf16: bool = False) -> None:
     for network in stage.children():
         fully_shard(network, mesh=mesh)
     fully_shard(stage, mesh=mesh)
+    # Who is called first counts as the root for good. Sampling calls a network, which must not be it.
+    stage._get_fsdp_state()._lazy_init()
 
 
 def whole(value: object, keep: bool = True) -> object:

@@ -30,6 +30,7 @@ HARD = {
     "pictures": 48,
     "log_every": 16,
     "validate_every": 16,
+    "sample_every": 8,  # so that the average draws before it is validated
     "timesteps": 2,
     "warmup": 16,
     "decay": "none",

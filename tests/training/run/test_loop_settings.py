@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
@@ -79,6 +80,8 @@ def test_an_accelerator_is_what_the_settings_ask_for(settings, asked, shared, tm
     made = make_accelerator(Training(**{**SETTINGS, "out": str(tmp_path), **settings}))
     assert told["mixed_precision"] == asked and made.shards is shared
     assert told["log_with"] == (settings.get("trackers") or None)
+    (group,) = told["kwargs_handlers"]  # a save or a pool of one process may take long
+    assert group.timeout > timedelta(hours=2)
     assert told["project_config"].logging_dir == str(tmp_path / "curves")
 
 
