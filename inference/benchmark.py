@@ -4,11 +4,13 @@
     python -m inference.benchmark MODEL --batch-sizes 1 8 64 --device cuda
     python -m inference.benchmark icons --batch 64
     python -m inference.benchmark --pictures photos/*.jpg --sizes 64 256
+    python -m inference.benchmark --parts
 
 Every stage runs with the model's own defaults. The last column is the speed as a multiple of the
 first row's: within one run of one machine it means something, seconds alone do not. With --batch it draws
 that many prompts as ``unclip batch`` does, files and all, and as ``generate`` does, in turns. With
---pictures it compares how training reads pictures with Lanczos from whole ones, in turns.
+--pictures it compares how training reads pictures with Lanczos from whole ones, in turns; with
+--parts, on the CPU, layouts, norms and linear layers in the ways between which was chosen.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from unclip.pipeline.pipeline import Pipeline
 from unclip.resources.devices import autocast
 from unclip.stages import Decoder
 
-from .measure import resizing
+from .measure import parts, resizing
 
 PRECISIONS = {"fp32": False, "bf16": True}
 PICTURE_BYTES = 1 << 28  # of a file of --pictures
@@ -133,6 +135,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="S",
         help="at so many pixels (default 64 256)",
     )
+    add("--parts", action="store_true", help="compare ways to do parts of a step on this CPU")
     add_device(parser)
     return parser
 
@@ -145,8 +148,11 @@ def main(argv: list[str] | None = None) -> int:
         if min(args.batch_sizes) < 1:
             raise ValueError("batch sizes must be at least 1")
         check_numbers(args, seconds=(0, 3600))
-        if (args.model is None) == (args.pictures is None):
-            raise ValueError("name either a model or --pictures")
+        if sum((args.model is not None, args.pictures is not None, args.parts)) != 1:
+            raise ValueError("name either a model, --pictures or --parts")
+        if args.parts:
+            print(parts.table())
+            return
         if args.pictures is not None:
             if not all(1 <= size <= 4096 for size in args.sizes):
                 raise ValueError("--sizes must lie between 1 and 4096")

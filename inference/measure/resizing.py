@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-import statistics
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from PIL import Image
 
 from unclip.data.pictures import flatten, open_picture, region, square
+
+from .parts import in_turns
 
 
 def whole(data: bytes, size: int) -> Image.Image:
@@ -35,17 +36,15 @@ def compare(files: Sequence[bytes], size: int, turns: int = 9) -> tuple[float, f
     """
     made = [[np.asarray(way(data, size), dtype=np.float64) for data in files] for way in BOTH]
     error = float(np.mean([((a - b) ** 2).mean() for a, b in zip(*made, strict=True)]))
-    seconds = [[_seconds(way, files, size) for way in BOTH] for _ in range(turns)]
-    whole_s, least_s = (statistics.median(column) for column in zip(*seconds, strict=True))
     psnr = 10 * math.log10(255**2 / error) if error else math.inf
-    return whole_s, least_s, statistics.median(a / b for a, b in seconds), psnr
+    first, second = (partial(_all, way, files, size) for way in BOTH)
+    before, now, ratio = in_turns(first, second, turns)
+    return before / len(files), now / len(files), ratio, psnr
 
 
-def _seconds(way: Callable[[bytes, int], Image.Image], files: Sequence[bytes], size: int) -> float:
-    begun = time.perf_counter()
+def _all(way: Callable[[bytes, int], Image.Image], files: Sequence[bytes], size: int) -> None:
     for data in files:
         way(data, size)
-    return (time.perf_counter() - begun) / len(files)
 
 
 def table(rows: Sequence[tuple[int, tuple[float, float, float, float]]]) -> str:

@@ -33,4 +33,10 @@ PICTURES = Program(
                                          "compare'.files": [Path("i.png")]})},
     {"read_whole.most": 1 << 28})
 
-PROGRAMS = {"inference/benchmark.py": [BENCHMARK, PICTURES]}
+PARTS = Program(
+    inference.benchmark.main, {"parts": ["--parts"]}, {"inference.measure.parts.table": ""},
+    {"parts": (["--pictures", "i.png", "--parts"],
+               {"said": "inference.benchmark: name either a model, --pictures or --parts", "table": None})},
+    {"table": "called"})
+
+PROGRAMS = {"inference/benchmark.py": [BENCHMARK, PICTURES, PARTS]}

@@ -12,7 +12,7 @@ from tiny_glide import model as glide
 from tiny_models import tiny_pipeline
 
 from inference import benchmark, gallery
-from inference.measure import resizing
+from inference.measure import parts, resizing
 from unclip.app import batch as command
 from unclip.batch import draw as batch
 from unclip.diffusion.noise import fold
@@ -191,9 +191,24 @@ def test_the_benchmark_reads_pictures_both_ways_in_turns(tmp_path, monkeypatch, 
     ]
     monkeypatch.setattr(resizing, "BOTH", ways)
     assert benchmark.main(["--pictures", str(tmp_path / "plain.jpg"), "--sizes", "8"]) == 0
-    assert turns == ["whole", "least"] * 10
+    assert turns == ["whole", "least"] * 11
     assert capsys.readouterr().out.split("\n")[2] == "| 8 | 1000.00 | 1000.00 | 1.00x | inf |"
     noisy = noise(40, 24).filter(ImageFilter.BoxBlur(1))
     noisy.save(tmp_path / "noise.png")
     assert 40 < resizing.compare([(tmp_path / "noise.png").read_bytes()], 8, turns=1)[3] < 90
     assert benchmark.main(["icons", "--pictures", "x"]) == benchmark.main([]) == 2
+
+
+def test_parts_are_timed_in_turns_and_both_ways_do_the_same(monkeypatch):
+    """The second way is no other work: layouts, norms and linear layers put out what the first does."""
+    clock, told = iter([0, 9, 9, 9, *(x for k in range(3) for x in (0, 4 + k, 0, 2))]), []
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    found = parts.in_turns(lambda: told.append("a"), lambda: told.append("b"), turns=3)
+    assert found == (5, 2, 2.5) and told == ["a", "b"] * 4
+    names = []
+    for name, *ways in parts.parts():
+        names.append(name.partition(" ")[0])
+        if names[-1] != "norm":  # whose gradients test_nets compares
+            first, second = (way() for way in ways)
+            assert (first - second).abs().max() <= 1e-5 * first.abs().max().clamp_min(1)
+    assert names == ["a", *["norm"] * 5, *["linear"] * 5]
