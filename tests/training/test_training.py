@@ -277,22 +277,21 @@ def test_mistakes_are_one_message(name, overrides, said, write, tmp_path, capsys
     assert not [path for path in tmp_path.glob("run/*") if path.name != ".lock"]
 
 
-def test_a_launcher_starts_two_processes(write, tmp_path):
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+ACCELERATE = ["accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1",
+              "--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [TORCHRUN, [*ACCELERATE, "--multi_gpu"], [*ACCELERATE, "--use_fsdp"]],
+    ids=["torchrun", "accelerate", "accelerate-fsdp"],
+)
+def test_a_launcher_starts_two_processes(launcher, write, tmp_path):
     """They learn what one does: from the same pictures, read by one more process each."""
     settings = ["stage.net.dropout=0", "data.workers=1"]
     path = write("ddpm", "two", pictures=16, save_every=8)
-    start = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        "-m",
-        "training.decoder",
-        str(path),
-        *settings,
-    ]
+    start = [sys.executable, "-m", *launcher, "-m", "training.decoder", str(path), *settings]
     done = subprocess.run(
         start,
         capture_output=True,
