@@ -75,7 +75,7 @@ def padded(states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 def pixels(image: Image.Image) -> Tensor:
     """An RGB picture as uint8 [3,H,W]."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    return torch.from_numpy(np.array(np.asarray(image).transpose(2, 0, 1), order="C"))
 
 
 def floats(images: Tensor) -> Tensor:
