@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         recipe.precision,
         log_with="tensorboard",
         project_config=ProjectConfiguration(recipe.out, logging_dir=recipe.out),
-        kwargs_handlers=[unused],
+        handlers=[unused],
     )
     with folder.held(out, accelerator):
         alone(accelerator, lambda: folder.write_recipe(out, recipe))

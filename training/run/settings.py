@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from accelerate import Accelerator
 from accelerate.utils import (
     InitProcessGroupKwargs,
+    KwargsHandler,
     ProjectConfiguration,
     broadcast_object_list,
     parse_flag_from_env,
@@ -95,7 +96,7 @@ def make_accelerator(settings: Training) -> Accelerator:
     return accelerator
 
 
-def joined(precision: str, **options: object) -> Accelerator:
+def joined(precision: str, handlers: Sequence[KwargsHandler] = (), **options: object) -> Accelerator:
     """An ``Accelerator`` of all the processes that a launcher started, on CPUs too (gloo).
 
     Without a GPU accelerate takes each process for the only one unless it is told to use the CPU; all of them
@@ -106,7 +107,7 @@ def joined(precision: str, **options: object) -> Accelerator:
         os.environ["ACCELERATE_USE_CPU"] = "true"
     accelerator = Accelerator(
         mixed_precision="bf16" if wants_bf16(precision) else "no",
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE), *handlers],
         **options,
     )
     if accelerator.num_processes < started:
