@@ -19,6 +19,7 @@ from unclip.app.command import main
 from unclip.data.images import save_png
 from unclip.pipeline.pipeline import Pipeline
 from unclip.provenance import Record, record_of
+from unclip.stages import DecoderStageConfig
 
 
 @pytest.fixture(autouse=True)
@@ -138,6 +139,17 @@ def test_the_digest_is_of_weights_and_configurations(pipeline, tiny_model):
     assert other.digest() != pipeline.digest()
     bare = Pipeline(pipeline.decoder, pipeline.prior, [], pipeline.clip, pipeline.name)
     assert bare.digest() != pipeline.digest()
+
+
+def test_a_setting_that_a_later_version_adds_changes_the_digest_only_where_it_is_used(tiny_model):
+    class Later(DecoderStageConfig):
+        new: int = 0
+
+    now = unclip.load(tiny_model).digest()
+    for value in (0, 1):
+        other = unclip.load(tiny_model)
+        other.decoder.config = Later(**other.decoder.config.model_dump(), new=value)
+        assert (other.digest() == now) == (value == 0)
 
 
 REFUSED = {  # what is done to the picture or its record, and what is said then

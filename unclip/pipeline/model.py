@@ -238,7 +238,8 @@ class Model(nn.Module):
         if self._digest is None or self._digest[0] != state:
             total = hashlib.sha256()
             for stage in (self.prior, *self.picture_stages):
-                total.update(b"" if stage is None else stage.config.model_dump_json().encode())
+                if stage is not None:  # without defaults: settings that a later version adds change nothing
+                    total.update(stage.config.model_dump_json(exclude_defaults=True).encode())
             for name, value in values.items():
                 total.update(name.encode())
                 total.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
