@@ -6,7 +6,7 @@ import itertools
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -106,15 +106,26 @@ def train(out: Path, settings: dict) -> None:
     fit(out, **settings)
 
 
+def ended(folder: Path, function: Callable, *args: object) -> Processes:
+    """Two processes that came to an end of their own. What gloo aborts now and then, when shards are gathered
+    on a busy CPU, goes on by the same command, as every run does.
+    """
+    for number in range(3):
+        both = Processes(folder / str(number), 2, function, *args)
+        if -signal.SIGABRT not in both.wait():
+            break
+    return both
+
+
 @pytest.mark.bitwise
 @pytest.mark.parametrize("how", [{}, {"shard": True}], ids=["ddp", "fsdp"])
 def test_where_one_process_has_no_data_all_end_with_a_save(how, tmp_path):
     settings = {**HARD, **how}
-    Processes(tmp_path / "0", 2, train, tmp_path / "whole", settings).succeed()
-    both = Processes(tmp_path / "1", 2, shortened, tmp_path / "run", settings)
+    ended(tmp_path / "0", train, tmp_path / "whole", settings).succeed()
+    both = ended(tmp_path / "1", shortened, tmp_path / "run", settings)
     assert both.wait() == [1, 1]
     assert "OSError: the disk is gone" in both.log(1) and "to another process, which says why" in both.log(0)
     assert saved(tmp_path / "run")["step"] == 3
-    Processes(tmp_path / "2", 2, train, tmp_path / "run", settings).succeed()
+    ended(tmp_path / "2", train, tmp_path / "run", settings).succeed()
     assert same(tmp_path / "whole", tmp_path / "run")
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "run")
