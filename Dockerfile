@@ -9,7 +9,7 @@ FROM python:${PYTHON}-slim
 # cpu, or a CUDA as PyTorch names its wheels (cu126, cu128): they bring it along, the host has the driver.
 ARG TORCH=cpu
 # hadolint ignore=DL3013
-RUN pip install --no-cache-dir "torch>=2.6" --index-url "https://download.pytorch.org/whl/${TORCH}"
+RUN PIP_INDEX_URL="https://download.pytorch.org/whl/${TORCH}" pip install --no-cache-dir "torch>=2.6"
 
 COPY pyproject.toml README.md LICENSE NOTICE /src/
 COPY unclip /src/unclip
