@@ -201,7 +201,7 @@ def test_memory_that_runs_out_costs_no_picture(tmp_path, pipeline, monkeypatch):
     assert [(row["row"], row["k"]) for row in drawn] == [(row, k) for row in (0, 1) for k in range(5)]
     assert sizes == [5, 2, 2, 1, 2, 2, 1]
     monkeypatch.setattr(batch, "drawn", real)
-    for row, picture in zip(drawn, pipeline.generate(["a cat", "a cat"], n=5)[:5], strict=False):
+    for row, picture in zip(drawn[:5], pipeline.generate("a cat", n=5), strict=True):
         assert np.abs(np.asarray(row["picture"], dtype=int) - np.asarray(picture, dtype=int)).max() <= 1
     with pytest.raises(RuntimeError, match="something else"):
         monkeypatch.setattr(batch, "drawn", lambda *_: (_ for _ in ()).throw(RuntimeError("something else")))

@@ -98,6 +98,12 @@ class Processes:
     def log(self, rank: int = 0) -> str:
         return self.path(rank).read_text()
 
+    def end(self, rank: int) -> str:
+        """How a log ends; of a process that was aborted from what was said before that on."""
+        log = self.log(rank)
+        at = log.find("Fatal Python error")
+        return log[-3000:] if at < 0 else log[max(0, at - 1500) : at + 2000]
+
     def kill(self, number: int, rank: int = 0) -> None:
         """Send a signal to one of them, if it has not ended by itself."""
         with suppress(ProcessLookupError):
@@ -115,5 +121,5 @@ class Processes:
     def succeed(self) -> None:
         codes = self.wait()
         ends = enumerate(codes)
-        told = [f"rank {rank} ended with {code}:\n{self.log(rank)[-3000:]}" for rank, code in ends]
+        told = [f"rank {rank} ended with {code}:\n{self.end(rank)}" for rank, code in ends]
         assert codes == [0] * self.n, "\n".join(told)

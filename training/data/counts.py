@@ -48,7 +48,7 @@ def _kept(folder: str, paths: Sequence[str], bar: tqdm) -> dict[str, int]:
     except (OSError, ValueError):
         known = {}
     marks = {path: _mark(path) for path in paths}
-    counts = {path: known[mark] for path, mark in marks.items() if type(known.get(mark)) is int}
+    counts = {path: known[mark] for path, mark in marks.items() if _is_count(known.get(mark))}
     bar.update(len(counts))
     new = [path for path in paths if path not in counts]
     with ExitStack() as stack:
@@ -61,7 +61,10 @@ def _kept(folder: str, paths: Sequence[str], bar: tqdm) -> dict[str, int]:
             bar.update()
     if new:
         try:
-            write_json(kept, {"folder": folder, "shards": {marks[path]: counts[path] for path in paths}})
+            names = {os.path.basename(path) for path in paths}  # of the others what is known stays
+            others = {mark: count for mark, count in known.items() if mark.rsplit(" ", 2)[0] not in names}
+            now = {marks[path]: counts[path] for path in paths}
+            write_json(kept, {"folder": folder, "shards": others | now})
         except OSError:  # a cache that cannot be written costs time, and nothing else
             pass
     return counts
@@ -71,6 +74,10 @@ def _mark(path: str) -> str:
     """A file as it is now."""
     facts = os.stat(path)
     return f"{os.path.basename(path)} {facts.st_size} {facts.st_mtime_ns}"
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
 
 
 def _count(path: str) -> int:

@@ -42,13 +42,14 @@ class Indexed:
     def index(self, path: str) -> Index:
         """What lies where in a shard."""
         if path not in self._indices:
-            self._indices[path] = content = index(path)
+            content = index(path)
             claimed = stated_count(path)
             if claimed not in (None, len(content.entries)) and not content.problems:
                 raise ShardIndexError(
                     f"{path} holds {len(content.entries):,} samples, and what lies beside it ({MANIFEST}, "
                     f"{STATS} or {' or '.join(INDEXES)}) says {claimed:,}: make that anew, or remove it"
                 )
+            self._indices[path] = content
             if len(self._indices) > INDICES:
                 self._indices.popitem(last=False)
         self._indices.move_to_end(path)

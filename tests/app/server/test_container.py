@@ -52,7 +52,7 @@ def test_without_a_key_the_container_does_not_begin(monkeypatch):
 
 def test_the_service_of_the_document_starts_what_there_is():
     document = (ROOT / "docs/serve.md").read_text()
-    unit = RawConfigParser(strict=False)
+    unit = RawConfigParser()
     unit.read_string(re.search(r"```ini\n(.*?)```", document, re.S)[1])
     program, verb, *options = shlex.split(unit["Service"]["ExecStart"])
     assert fnmatch(program, "*/unclip") and verb == "serve"

@@ -91,6 +91,11 @@ def test_what_was_counted_is_kept_until_a_file_changes(shards, tmp_path, monkeyp
     assert counts.counts_of(shards) == list(COUNTS) and counted == []
     shutil.copy(shards[2], shards[1])
     assert counts.counts_of(shards) == [3, 2, 2] and counted == [shards[1]]
+    shutil.copy(shards[0], shards[2])
+    assert counts.counts_of(shards[2:]) == [3] and counts.counts_of(shards[:2]) == [3, 2]
+    assert counted == [shards[1], shards[2]]  # what is known of others is kept
+    shutil.copy(shards[1], shards[2])
+    assert counts.counts_of(shards) == [3, 2, 2]
     odd = json.dumps({"shards": dict.fromkeys(map(counts._mark, shards), "3")})
     for text in ("", "[]", '{"shards": 1}', odd):
         kept.write_text(text)
@@ -110,6 +115,10 @@ def test_an_index_that_says_something_else_is_told_and_not_followed(shards, coun
     state(shards[0], "img2dataset", count)
     with pytest.raises(ShardIndexError, match=f"holds 3 samples, and .*says {count}: make that anew"):
         Indexed(shards)[0, 0]
+    samples = Indexed(shards)
+    for _ in range(2):  # nor once it was looked through
+        with pytest.raises(ShardIndexError):
+            samples[0, 0]
     config = DataConfig(shards=shards[:1], size=8)
     with pytest.raises(ValueError, match="make that anew, or remove it"):
         next(Source(config).batches(2))

@@ -6,6 +6,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -107,13 +108,14 @@ def train(out: Path, settings: dict) -> None:
 
 
 def ended(folder: Path, function: Callable, *args: object) -> Processes:
-    """Two processes that came to an end of their own. What gloo aborts now and then, when shards are gathered
-    on a busy CPU, goes on by the same command, as every run does.
+    """Two processes that came to an end of their own. Now and then one aborts in a collective of gloo's, when
+    shards are gathered on a busy CPU; it is not known why. That is told, and goes on by the same command.
     """
     for number in range(3):
         both = Processes(folder / str(number), 2, function, *args)
         if -signal.SIGABRT not in both.wait():
             break
+        warnings.warn("aborted:\n" + "\n".join(map(both.end, range(2))), stacklevel=2)
     return both
 
 
